@@ -1,0 +1,31 @@
+# Everything a newcomer needs: `make quickstart`, `make test`, `make lint`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.PHONY: quickstart test lint format clean
+.DELETE_ON_ERROR:
+
+quickstart: $(READY)            ## train, dial, measure, generate, report; prints the report's path last
+	$(BIN)/python -m experiments.launch --config=experiments/configs/quickstart.py --workdir=runs/quickstart --fresh
+
+test: $(READY)                  ## the whole suite; ARGS="-k dial" narrows it
+	$(BIN)/python -m pytest -n 2 --dist=worksteal $(ARGS)
+
+lint: $(READY)                  ## style, imports, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(READY): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

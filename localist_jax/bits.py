@@ -1,0 +1,98 @@
+"""The one currency: every number in bits comes from here.
+
+Entropies and divergences of attention are *attention bits*; losses and description lengths are
+*code-length bits*. They are different accounts (THEORY, preamble): never add them up.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LN2 = math.log(2.0)
+RISSANEN_LOG_C = math.log2(2.865064)  # makes the universal integer code satisfy Kraft's equality
+
+
+def from_nats(nats):
+    """Nats → bits (divides by ln 2); works on numbers and arrays."""
+    return nats / LN2
+
+
+def to_nats(bits):
+    """Bits → nats (multiplies by ln 2); works on numbers and arrays."""
+    return bits * LN2
+
+
+def plogp(p: Float[Array, "..."]) -> Float[Array, "..."]:
+    """p·log₂ p with 0·log 0 = 0, and a finite derivative there."""
+    positive = p > 0
+    return jnp.where(positive, p * jnp.log2(jnp.where(positive, p, 1.0)), 0.0)
+
+
+def entropy(p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
+    """Shannon entropy −Σ p log₂ p in bits of distributions on the last axis.
+
+    >>> float(entropy(jnp.array([0.25, 0.25, 0.5])))
+    1.5
+    """
+    return -plogp(p).sum(-1)
+
+
+def binary_entropy(p: Float[Array, "..."]) -> Float[Array, "..."]:
+    """h(p) in bits."""
+    return -plogp(p) - plogp(1 - p)
+
+
+def kl(q: Float[Array, "*batch n"], p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
+    """KL(q‖p) in bits on the last axis; +∞ where q puts mass that p does not."""
+    mass = q > 0
+    ratio = jnp.where(mass, q, 1.0) / jnp.where(mass, p, 1.0)
+    return jnp.where(mass, q * jnp.log2(ratio), 0.0).sum(-1)
+
+
+def binary_kl(q: Float[Array, "..."], p: Float[Array, "..."]) -> Float[Array, "..."]:
+    """d(q‖p) in bits between two coins."""
+    return kl(jnp.stack([q, 1 - q], -1), jnp.stack([p, 1 - p], -1))
+
+
+def mutual_information(joint: Float[Array, "*batch x y"]) -> Float[Array, "*batch"]:
+    """I(X; Y) in bits of a joint distribution (or of counts, normalised here).
+
+    >>> float(mutual_information(jnp.array([[2.0, 0.0], [0.0, 2.0]])))
+    1.0
+    """
+    total = joint.sum((-2, -1), keepdims=True)
+    p = joint / jnp.where(total > 0, total, 1.0)
+    rows, columns = entropy(p.sum(-1)), entropy(p.sum(-2))
+    return rows + columns - entropy(p.reshape(*p.shape[:-2], -1))
+
+
+def code_length(
+    logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Bits needed to code each target under softmax(logits); float32 whatever the input's dtype."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return from_nats(jax.nn.logsumexp(logits, -1) - chosen)
+
+
+def integer_code_length(n: int) -> float:
+    """Rissanen's universal code for n ≥ 1 in bits: log₂ 2.865 + log₂ n + log₂ log₂ n + … (positive terms).
+
+    Σ_n 2^−length ≤ 1 (Kraft), so it may price a trial's number or a block count without a prior.
+
+    Raises:
+      ValueError: n < 1.
+
+    >>> round(integer_code_length(1), 3)
+    1.519
+    """
+    if n < 1:
+        raise ValueError(f"integer_code_length: n must be ≥ 1, got {n}")
+    length, term = RISSANEN_LOG_C, math.log2(n)
+    while term > 0:
+        length, term = length + term, math.log2(term)
+    return length

@@ -1,0 +1,45 @@
+"""The axis glossary: the only place where axis letters are defined.
+
+======  =====================================  ======  =====================================
+letter  axis                                   letter  axis
+======  =====================================  ======  =====================================
+B       batch (requests, rows)                 D       model width
+T       query time                             F       hidden width of the shared feed-forward
+S       key time                               U       localist units of one block
+N       query heads                            V       vocabulary
+G       key/value heads (N = G·group)          L       layers
+H       head size                              K       semantic blocks (capacity)
+A       anchors of one block                   M       specialist LLMs
+======  =====================================  ======  =====================================
+
+Inside the maths a suffix names the axes (``q_BTNH``); on public signatures jaxtyping's strings do
+(``Float[Array, "B T N H"]``), which the test suite checks at run time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+PyTree = Any
+Key = jax.Array  # a typed key from `jax.random.key`
+Numeric = float | int | jax.Array
+
+Tokens = Int[Array, "B T"]
+BlockIds = Int[Array, "B T"]
+Gates = Float[Array, "N K K"]
+
+__all__ = [
+    "Array",
+    "BlockIds",
+    "Bool",
+    "Float",
+    "Gates",
+    "Int",
+    "Key",
+    "Numeric",
+    "PyTree",
+    "Tokens",
+]

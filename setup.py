@@ -1,0 +1,49 @@
+"""Packaging of localist_jax; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+JAX = "jax>=0.10.2"
+
+setup(
+    name="localist_jax",
+    version="0.1.0",
+    description="Localist language models with recruitment learning, in JAX and Flax",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["localist_jax*", "experiments*", "proofs_check*"]),
+    package_data={"localist_jax": ["py.typed"]},
+    install_requires=[
+        JAX,
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "chex>=0.1.92",
+        "ml-collections>=1.1.0",
+        "tensorboard>=2.21",
+        "tensorboardX>=2.6.5",  # writes TensorBoard files without TensorFlow
+        "absl-py>=2.1",
+        "grain>=0.2.18",
+        "tokenizers>=0.23",
+        "jaxtyping>=0.3.11",
+        "numpy>=2.0",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "cuda": [f"jax[cuda12]{JAX.removeprefix('jax')}"],
+        "tpu": [f"jax[tpu]{JAX.removeprefix('jax')}"],
+        "hub": ["datasets>=3.0"],
+        "dev": [
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "pytest-timeout>=2.3",
+            "beartype>=0.23",
+            "ruff>=0.15",
+            "mypy>=1.18",
+        ],
+    },
+    entry_points={"console_scripts": ["localist=localist_jax.__main__:main"]},
+)
