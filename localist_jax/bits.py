@@ -70,9 +70,7 @@ def mutual_information(joint: Float[Array, "*batch x y"]) -> Float[Array, "*batc
     return rows + columns - entropy(p.reshape(*p.shape[:-2], -1))
 
 
-def code_length(
-    logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+def code_length(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Bits needed to code each target under softmax(logits); float32 whatever the input's dtype."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]

@@ -1,0 +1,288 @@
+"""Configuration: `ml_collections` at the edge, validated frozen dataclasses inside.
+
+The dataclasses below are the only place where a default stands. `default()` turns them into a
+locked `ConfigDict` for config files and flags; `resolve()` turns one back, once, at the edge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from typing import Any, Self
+
+from ml_collections import ConfigDict
+
+
+def _require(ok: bool, field: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ValueError(f"config.{field}: expected {expected}, got {got!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read, and how it is cut into tokens and batches."""
+
+    corpus: str = "python-docs"  # a known name (see data.corpora), or a file or folder
+    path: str = ""  # where the named corpus lies; empty: $LOCALIST_DATA/<corpus>
+    field: str = "text"  # the JSONL field that holds the text
+    vocab_size: int = 4096  # of the byte-level BPE trained on the corpus, specials included
+    context: int = 256  # tokens per row
+    batch: int = 16  # rows per step, over all devices
+    valid_fraction: float = 0.05  # held out where the corpus has no split of its own
+    valid_rows: int = 128  # rows used by an evaluation; 0: all of them
+
+    def __post_init__(self):
+        _require(
+            self.vocab_size >= 260, "data.vocab_size", "at least 260 (256 bytes + specials)", self.vocab_size
+        )
+        _require(self.context >= 8, "data.context", "at least 8 tokens", self.context)
+        _require(self.batch >= 1, "data.batch", "at least 1", self.batch)
+        _require(0 < self.valid_fraction < 1, "data.valid_fraction", "a share in (0, 1)", self.valid_fraction)
+        _require(self.valid_rows >= 0, "data.valid_rows", "0 (all) or more", self.valid_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Shape of the transformer; letters as in `types`."""
+
+    layers: int = 4  # L
+    width: int = 192  # D
+    heads: int = 6  # N
+    kv_heads: int = 6  # G
+    head_size: int = 32  # H
+    feed_forward: int = 512  # F
+    router_layer: int = 1  # layers below it are perception, the others are localist
+    blocks: int = 16  # blocks in use at the start, block 0 (sink and background) included
+    block_capacity: int = 16  # K: blocks allocated
+    block_units: int = 32  # U; 0: no localist units
+    anchor_capacity: int = 16  # anchor tokens per block
+    background: bool = False  # may the router send positions to block 0, which everyone sees?
+    window: int = 8  # always-open local window of localist layers; 1: the position itself
+    perception_window: int = 0  # the same for perception layers, closed beyond by the dial; 0: dense
+    qk_norm: bool = True
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-6
+    dtype: str = "float32"  # of activations; parameters are float32
+    remat: bool = False  # recompute activations in the backward pass
+
+    def __post_init__(self):
+        _require(self.layers >= 1, "model.layers", "at least 1", self.layers)
+        _require(
+            1 <= self.router_layer < self.layers or self.layers == self.router_layer == 1,
+            "model.router_layer",
+            f"1 … layers-1 = {self.layers - 1}",
+            self.router_layer,
+        )
+        _require(
+            self.heads % self.kv_heads == 0,
+            "model.kv_heads",
+            f"a divisor of heads = {self.heads}",
+            self.kv_heads,
+        )
+        _require(self.head_size % 2 == 0, "model.head_size", "an even number (rotary pairs)", self.head_size)
+        _require(
+            2 <= self.blocks <= self.block_capacity,
+            "model.blocks",
+            f"2 … block_capacity = {self.block_capacity}",
+            self.blocks,
+        )
+        _require(self.window >= 1, "model.window", "at least 1 (the position itself)", self.window)
+        _require(
+            self.perception_window >= 0,
+            "model.perception_window",
+            "0 (dense) or more",
+            self.perception_window,
+        )
+        _require(self.dtype in ("float32", "bfloat16"), "model.dtype", "float32 or bfloat16", self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dial:
+    """How λ is set in training."""
+
+    mode: str = "any"  # any: sampled per step; fixed: `locality`; schedule: 0 → `locality`
+    locality: float = 1.0  # λ of `fixed`, end of `schedule`
+    power: float = (
+        1.0  # progressive over the layers: layer ℓ of L gets λ·((ℓ+1)/L)^power; 0: the same λ everywhere
+    )
+    share_distributed: float = 0.2  # share of steps at exactly λ=0 under `any`
+    share_localist: float = 0.4  # share of steps at exactly λ=1 under `any`
+    max_log_odds: float = 7.0  # the steps between draw β uniformly from [0, max_log_odds]
+
+    def __post_init__(self):
+        _require(self.mode in ("any", "fixed", "schedule"), "dial.mode", "any, fixed or schedule", self.mode)
+        _require(0 <= self.locality <= 1, "dial.locality", "λ in [0, 1]", self.locality)
+        _require(self.power >= 0, "dial.power", "0 or more", self.power)
+        _require(
+            min(self.share_distributed, self.share_localist) >= 0
+            and self.share_distributed + self.share_localist <= 1,
+            "dial.share_distributed + dial.share_localist",
+            "shares with a sum in [0, 1]",
+            (self.share_distributed, self.share_localist),
+        )
+        _require(self.max_log_odds > 0, "dial.max_log_odds", "above 0", self.max_log_odds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """How attention gates are priced. One of the two targets sets the price; the other is 0."""
+
+    open_share_target: float = 0.2  # open causal pairs at λ=1 over all layers; μ by dual ascent
+    gate_bits: float = 0.0  # or: description length of one gate over the training tokens, bits
+    step_travel: float = 6.0  # how often a useless gate could travel 1 → 0 in the price phase
+    flat_tolerance: float = 0.01  # the price phase opens when the loss falls slower than this
+    flat_window: int = 100  # steps of the two running means that are compared
+    open_at_least: float = 0.2  # … but not before this share of the steps
+    open_at_most: float = 0.5  # … and at the latest after this share
+    ramp: float = 0.5  # share of the price phase over which μ rises
+
+    def __post_init__(self):
+        _require(
+            (self.open_share_target > 0) != (self.gate_bits > 0),
+            "gates",
+            "exactly one of open_share_target and gate_bits above 0",
+            (self.open_share_target, self.gate_bits),
+        )
+        _require(
+            0 <= self.open_share_target <= 1,
+            "gates.open_share_target",
+            "a share in [0, 1]",
+            self.open_share_target,
+        )
+        _require(self.step_travel >= 3, "gates.step_travel", "at least 3", self.step_travel)
+        _require(
+            0 <= self.open_at_least <= self.open_at_most <= 1,
+            "gates.open_at_least",
+            "0 ≤ open_at_least ≤ open_at_most ≤ 1",
+            (self.open_at_least, self.open_at_most),
+        )
+        _require(0 < self.ramp <= 1, "gates.ramp", "a share in (0, 1]", self.ramp)
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """What the router itself is trained on, beside the model's loss."""
+
+    noise: float = 1.0  # scale of the Gumbel noise on its logits in training
+    usage_floor: float = 0.2  # a block's share may fall to this part of 1/K free of charge
+    usage_weight: float = 1.0  # nats per token and unit of log-usage below the floor
+
+    def __post_init__(self):
+        _require(self.noise >= 0, "router.noise", "0 or more", self.noise)
+        _require(0 <= self.usage_floor <= 1, "router.usage_floor", "a share in [0, 1]", self.usage_floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up and cosine decay for everything but the gates."""
+
+    learning_rate: float = 3e-3
+    warmup: float = 0.05  # share of the steps
+    final: float = 0.1  # last learning rate as a share of the first
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    clip_norm: float = 1.0
+    unit_price: float = 0.0  # nats per token: group penalty ‖·‖₂ on each localist unit
+
+    def __post_init__(self):
+        _require(self.learning_rate > 0, "optimizer.learning_rate", "above 0", self.learning_rate)
+        _require(0 <= self.warmup < 1, "optimizer.warmup", "a share in [0, 1)", self.warmup)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Length of a run, and what it leaves behind."""
+
+    steps: int = 1000
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 250
+    save_every: int = 250
+    keep: int = 2  # checkpoints kept
+
+    def __post_init__(self):
+        _require(self.steps >= 1, "train.steps", "at least 1", self.steps)
+        for name in ("log_every", "eval_every", "save_every", "keep"):
+            _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Sizes of the mesh axes; −1 takes the devices that are left."""
+
+    data: int = -1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for name, size in dataclasses.asdict(self).items():
+            _require(size >= 1 or size == -1, f"mesh.{name}", "a size of at least 1, or -1", size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that defines a run."""
+
+    data: Data = Data()
+    model: Model = Model()
+    dial: Dial = Dial()
+    gates: Gates = Gates()
+    router: Router = Router()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def replace(self, **sections: dict[str, Any]) -> Self:
+        """A copy with some fields of some sections changed: `config.replace(train={"steps": 3})`."""
+        changed = {k: dataclasses.replace(getattr(self, k), **v) for k, v in sections.items()}
+        return dataclasses.replace(self, **changed)
+
+
+def default() -> ConfigDict:
+    """The defaults as a locked `ConfigDict`: the start of every config file."""
+    return ConfigDict(Config().to_dict()).lock()
+
+
+def resolve(raw: ConfigDict | dict[str, Any]) -> Config:
+    """Validates a config and freezes it.
+
+    Args:
+      raw: nested mapping; sections and fields that are left out take their defaults.
+
+    Raises:
+      ValueError: unknown key (with the nearest known one), wrong type, or value out of range.
+
+    >>> resolve({"model": {"layer": 3}})
+    Traceback (most recent call last):
+    ...
+    ValueError: config.model.layer: unknown key; did you mean 'layers'?
+    """
+    mapping = raw.to_dict() if isinstance(raw, ConfigDict) else raw
+    return _build(Config, mapping, "config")
+
+
+def _build(cls: type, mapping: Any, path: str) -> Any:
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{path}: expected a section with keys, got {mapping!r}")
+    hints = typing.get_type_hints(cls)
+    for key in mapping:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            known = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+            raise ValueError(f"{path}.{key}: unknown key; {known}")
+    return cls(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
+
+
+def _convert(wanted: type, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(wanted):
+        return _build(wanted, value, path)
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise ValueError(f"{path}: expected {wanted.__name__}, got {value!r}")
+    return value
