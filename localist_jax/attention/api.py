@@ -1,0 +1,112 @@
+"""The signature of dialled attention, its statistics, and the choice of an implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import chex
+from jaxtyping import Array, Bool, Float, Int
+
+Stats = Literal["none", "open", "dense"]
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class AttentionStats:
+    """Statistics of each query's attention, float32 [B, N, T].
+
+    Attributes:
+      lse: log-sum-exp of the dialled logits s + ln ω, nats; −∞ where nothing is visible.
+      entropy_bits: H of the dialled attention (T4).
+      fidelity: mass on relevant keys, self and window included (T3).
+      gated_mass: mass on relevant keys that a gate opened: without self, window and block 0.
+      price_bits: KL(dialled ‖ dense attention), the price of locality (T2); None unless asked for,
+        since it needs the closed keys too.
+    """
+
+    lse: chex.Array
+    entropy_bits: chex.Array
+    fidelity: chex.Array
+    gated_mass: chex.Array
+    price_bits: chex.Array | None = None
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S G H"],
+    v: Float[Array, "B S G Hv"],
+    *,
+    q_block: Int[Array, "B T"],
+    k_block: Int[Array, "B S"],
+    q_pos: Int[Array, "B T"],
+    k_pos: Int[Array, "B S"],
+    q_seg: Int[Array, "B T"],
+    k_seg: Int[Array, "B S"],
+    odds: Float[Array, "#B N Kq K"],
+    relevant: Bool[Array, "#B N Kq K"],
+    route: Float[Array, "B T K"] | None = None,
+    window: int = 1,
+    stats: Stats = "none",
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T N Hv"], AttentionStats | None]:
+    """Causal attention whose weights are multiplied by odds between semantic blocks.
+
+    α_ij = e^{s_ij} ω_ij / Σ_j' e^{s_ij'} ω_ij' with s = ⟨q_i, k_j⟩/√H and ω_ij = odds[c_i, c_j], over the
+    keys j that i sees: same segment, k_pos ≤ q_pos. Keys nearer than `window` positions have ω = 1.
+    Query head n reads key/value head n // (N/G).
+
+    Args:
+      q, k, v: inputs; logits and sums are float32 whatever their dtype.
+      q_block, k_block: block of each position; q_block may name one of Kq ≥ K rows of the odds.
+      q_pos, k_pos: position within the segment.
+      q_seg, k_seg: segment; 0 marks padding, which sees nothing and is seen by nothing.
+      odds: ω ∈ [0, 1] with the dial already in it; exactly 0 closes a pair.
+      relevant: what counts as R in the statistics.
+      route: straight-through one-hot of the blocks (T = S, Kq = K); carries the gradient to the router.
+      window: 1 is the position itself.
+      stats: "none"; "open" all but the price; "dense" also the price.
+      implementation: a name from `implementations()`; None picks the fastest one that supports the call.
+
+    Returns:
+      The attended values (0 where a query sees nothing) and the statistics.
+      The gradient with respect to odds of exactly 0 is defined as 0.
+
+    Raises:
+      ValueError: sizes that do not fit, or an unknown or unsuitable implementation.
+    """
+    _check(q, k, odds, route, window, stats)
+    call: dict[str, Any] = dict(
+        q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg,
+        odds=odds, relevant=relevant, route=route, window=window, stats=stats,
+    )  # fmt: skip
+    return _implementation(implementation)(q, k, v, **call)
+
+
+def implementations() -> dict[str, Callable]:
+    """Implementations by name, the fastest first."""
+    from localist_jax.attention.reference import reference
+
+    return {"reference": reference}
+
+
+def _implementation(name: str | None) -> Callable:
+    known = implementations()
+    if name is None:
+        return next(iter(known.values()))
+    if name not in known:
+        raise ValueError(f"attend: unknown implementation {name!r}; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def _check(q, k, odds, route, window, stats) -> None:
+    heads, groups = q.shape[2], k.shape[2]
+    if heads % groups:
+        raise ValueError(f"attend: {heads} query heads do not divide into {groups} key/value heads")
+    if odds.shape[1] != heads:
+        raise ValueError(f"attend: odds have {odds.shape[1]} heads, the queries {heads}")
+    if window < 1:
+        raise ValueError(f"attend: window must be at least 1 (the position itself), got {window}")
+    if stats not in get_args(Stats):
+        raise ValueError(f"attend: stats must be one of {', '.join(get_args(Stats))}, got {stats!r}")
+    if route is not None and (q.shape[1] != k.shape[1] or route.shape[-1] != odds.shape[-2]):
+        raise ValueError("attend: route needs one query per key and as many blocks as the odds have rows")

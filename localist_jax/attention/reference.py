@@ -1,0 +1,80 @@
+"""The reference implementation of `attend`: the definition, and the fallback everywhere.
+
+Materialises [B, N, T, S] arrays; every other implementation is tested against it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+
+from localist_jax.attention.api import AttentionStats
+from localist_jax.locality import measures
+
+
+def reference(
+    q_BTNH, k_BSGH, v_BSGH, *, q_block, k_block, q_pos, k_pos, q_seg, k_seg, odds, relevant, route, window, stats
+):
+    """See `attend`."""
+    group = q_BTNH.shape[2] // k_BSGH.shape[2]
+    k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) if group > 1 else x for x in (k_BSGH, v_BSGH))
+    gap_BTS = q_pos[:, :, None] - k_pos[:, None, :]
+    visible_BTS = (q_seg[:, :, None] == k_seg[:, None, :]) & (k_seg > 0)[:, None, :] & (gap_BTS >= 0)
+    near_BTS = visible_BTS & (gap_BTS < window)
+
+    with jax.named_scope("logits"):
+        s_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
+        s_BNTS = s_BNTS * q_BTNH.shape[-1] ** -0.5
+    with jax.named_scope("odds"):
+        omega_BNTS = _pairwise(odds, q_block, k_block, route)
+        omega_BNTS = jnp.where(near_BTS[:, None], 1.0, jnp.where(visible_BTS[:, None], omega_BNTS, 0.0))
+        open_BNTS = omega_BNTS > 0
+        z_BNTS = s_BNTS + jnp.log(jnp.where(open_BNTS, omega_BNTS, 1.0))
+    with jax.named_scope("softmax"):
+        alpha_BNTS, lse_BNT = _softmax(z_BNTS, open_BNTS)
+        out_BTNH = jnp.einsum("BNTS,BSNH->BTNH", alpha_BNTS.astype(v_BSNH.dtype), v_BSNH)
+    if stats == "none":
+        return out_BTNH, None
+
+    with jax.named_scope("statistics"):
+        index = (jnp.arange(relevant.shape[0])[:, None, None, None], jnp.arange(relevant.shape[1])[:, None, None])
+        relevant_BNTS = relevant[(*index, q_block[:, None, :, None], k_block[:, None, None, :])]
+        gated_BNTS = relevant_BNTS & ~near_BTS[:, None] & (k_block > 0)[:, None, None, :]
+        relevant_BNTS = relevant_BNTS | near_BTS[:, None]
+        price = None
+        if stats == "dense":
+            _, dense_lse = _softmax(s_BNTS, jnp.broadcast_to(visible_BTS[:, None], s_BNTS.shape))
+            sees = visible_BTS.any(-1)[:, None]
+            ratio = jnp.where(sees, lse_BNT, 0.0) - jnp.where(sees, dense_lse, 0.0)
+            price = measures.price_of_locality(alpha_BNTS, omega_BNTS, ratio)
+        return out_BTNH, AttentionStats(
+            lse=lse_BNT,
+            entropy_bits=measures.attention_entropy(alpha_BNTS),
+            fidelity=measures.pointer_fidelity(alpha_BNTS, relevant_BNTS),
+            gated_mass=measures.pointer_fidelity(alpha_BNTS, gated_BNTS),
+            price_bits=price,
+        )
+
+
+def _pairwise(odds_BNkl, q_block, k_block, route_BTK):
+    """ω[c_i, c_j] as a bilinear form in one-hot rows and columns, so that `route` gets its gradient.
+
+    Exact: products with 0 and 1. Highest precision keeps accelerators from rounding the odds.
+    """
+    rows = jax.nn.one_hot(q_block, odds_BNkl.shape[-2]) if route_BTK is None else route_BTK
+    columns = jax.nn.one_hot(k_block, odds_BNkl.shape[-1]) if route_BTK is None else route_BTK
+    odds_BNkl = jnp.broadcast_to(odds_BNkl, (rows.shape[0], *odds_BNkl.shape[1:])).astype(jnp.float32)
+    by_query = jnp.einsum("BTk,BNkl->BNTl", rows, odds_BNkl, precision=Precision.HIGHEST)
+    return jnp.einsum("BNTl,BSl->BNTS", by_query, columns, precision=Precision.HIGHEST)
+
+
+def _softmax(z, mask):
+    """Softmax over the masked-in entries and its log-sum-exp: zeros and −∞ where there are none."""
+    top = jnp.max(jnp.where(mask, z, -jnp.inf), -1, keepdims=True)
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
+    weight = jnp.where(mask, jnp.exp(jnp.where(mask, z - top, 0.0)), 0.0)
+    total = weight.sum(-1, keepdims=True)
+    some = total > 0
+    lse = jnp.where(some, top + jnp.log(jnp.where(some, total, 1.0)), -jnp.inf)
+    return weight / jnp.where(some, total, 1.0), lse[..., 0]

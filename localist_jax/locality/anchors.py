@@ -1,0 +1,66 @@
+"""Blocks at run time: which of the allocated blocks are in use, and which tokens anchor them.
+
+Anchors pin a block to a concept: each is a token with log-odds (nats) added to the router's logit of
+that block where the token stands. Both are traced inputs of the model, of fixed capacity, so that
+anchoring, recruiting and retiring a block recompile nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+EMPTY = -1  # no anchor in this place
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Blocks:
+    """The blocks of one model. K is the capacity, A the anchor capacity of a block.
+
+    Attributes:
+      active: bool [K]; block 0 (sink, background) is always active.
+      anchor_tokens: int32 [K, A]; `EMPTY` where there is none.
+      anchor_log_odds: float32 [K, A]; nats.
+    """
+
+    active: chex.Array
+    anchor_tokens: chex.Array
+    anchor_log_odds: chex.Array
+
+    @classmethod
+    def create(cls, blocks: int, capacity: int, anchors: int) -> Self:
+        """The first `blocks` of `capacity` blocks in use, without anchors."""
+        return cls(
+            active=jnp.arange(capacity) < blocks,
+            anchor_tokens=jnp.full((capacity, anchors), EMPTY, jnp.int32),
+            anchor_log_odds=jnp.zeros((capacity, anchors), jnp.float32),
+        )
+
+    def anchored(self, block: int, tokens: Mapping[int, float]) -> Self:
+        """A copy in which `tokens` (token id → log-odds in nats) are the anchors of `block`.
+
+        Raises:
+          ValueError: block 0 or a block that is not active, or more anchors than the capacity.
+        """
+        capacity = self.anchor_tokens.shape[1]
+        if not 0 < block < self.active.size or not bool(self.active[block]):
+            raise ValueError(f"anchors: block {block} is not an active block other than 0")
+        if len(tokens) > capacity:
+            raise ValueError(f"anchors: {len(tokens)} anchors for block {block}, capacity is {capacity}")
+        ids, weights = np.full(capacity, EMPTY, np.int32), np.zeros(capacity, np.float32)
+        ids[: len(tokens)], weights[: len(tokens)] = list(tokens), list(tokens.values())
+        return self.replace(  # type: ignore[attr-defined]
+            anchor_tokens=self.anchor_tokens.at[block].set(ids),
+            anchor_log_odds=self.anchor_log_odds.at[block].set(weights),
+        )
+
+
+def prior(blocks: Blocks, tokens: Int[Array, "B T"]) -> Float[Array, "B T K"]:
+    """Log-odds in nats that the token at each position adds to the router's logits."""
+    hit = tokens[..., None, None] == blocks.anchor_tokens
+    return jnp.where(hit, blocks.anchor_log_odds, 0.0).sum(-1)

@@ -1,0 +1,78 @@
+"""Certificates: bounds on fidelity and entropy that hold for every input (T3, T4, T5).
+
+Host-side, float64, rounded outward: a bound is never better on paper than in the arithmetic that
+runs the model. `slack` is the share by which computed logits may exceed exact ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SLACK = {"float32": 1e-5, "bfloat16": 2e-2}  # relative error of logits in the arithmetic used
+
+
+def logit_bound(q_gain: np.ndarray, k_gain: np.ndarray, dtype: str = "float32") -> np.ndarray:
+    """S with |s_ij| ≤ S for every input of a head with QK-norm and rotary positions (T5).
+
+    S = √H · max over rotary pairs of (max|γ_q| · max|γ_k| within the pair): RMS-normalised vectors have
+    length at most √H, the gains scale them, a rotation mixes the two channels of a pair, and logits carry
+    the factor 1/√H.
+
+    Args:
+      q_gain, k_gain: gains γ_q, γ_k, [..., H]; channels h and h + H/2 form a rotary pair.
+      dtype: arithmetic of the logits, for the slack.
+
+    Returns:
+      S in nats, [...], rounded up.
+    """
+    pairs = [np.abs(np.asarray(gain, np.float64)) for gain in (q_gain, k_gain)]
+    halves = [gain.reshape(*gain.shape[:-1], 2, -1).max(-2) for gain in pairs]
+    bound = np.sqrt(pairs[0].shape[-1]) * (halves[0] * halves[1]).max(-1)
+    return np.nextafter(bound * (1 + SLACK[dtype]), np.inf)
+
+
+def fidelity_bound(beta, margin, relevant, irrelevant) -> np.ndarray:
+    """F ≥ 1/(1 + (u/b)·e^{−β−δ}) for b relevant and u irrelevant keys with margin δ in nats (T3).
+
+    With δ = −2S this holds for every input (T5). Rounded down; 1 where u = 0 or β = ∞.
+    """
+    beta, margin = np.asarray(beta, np.float64), np.asarray(margin, np.float64)
+    leak = np.asarray(irrelevant, np.float64) / np.asarray(relevant, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        closed = np.where(leak > 0, leak * np.exp(-beta - margin), 0.0)
+    return np.where(closed == 0, 1.0, np.nextafter(1 / (1 + closed), 0.0))
+
+
+def entropy_bound(epsilon, relevant, irrelevant) -> np.ndarray:
+    """H ≤ h(ε) + (1−ε)·log b + ε·log u bits when at most ε ≤ u/(b+u) lies outside R (T4).
+
+    Above u/(b+u) the bound is log₂(b+u), that of uniform attention. Rounded up.
+    """
+    eps, b, u = (np.asarray(x, np.float64) for x in (epsilon, relevant, irrelevant))
+    eps = np.clip(np.where(u > 0, eps, 0.0), 0.0, u / (b + u))
+
+    def weigh(p, log_inverse_of):
+        return np.where(p > 0, p * np.log2(np.where(p > 0, log_inverse_of / np.where(p > 0, p, 1), 1)), 0.0)
+
+    return np.nextafter(weigh(1 - eps, b) + weigh(eps, u), np.inf)
+
+
+def log_odds_for_fidelity(epsilon: float, bound, relevant, irrelevant) -> np.ndarray:
+    """β ≥ max(0, 2S + ln(u/b) + ln((1−ε)/ε)): guarantees F ≥ 1−ε for every input (T5). Rounded up.
+
+    Raises:
+      ValueError: ε outside (0, 1), b < 1 or u < 0.
+
+    >>> beta = log_odds_for_fidelity(0.01, 2.0, relevant=8, irrelevant=248)
+    >>> bool(fidelity_bound(beta, -4.0, 8, 248) >= 0.99)
+    True
+    """
+    b, u = np.asarray(relevant, np.float64), np.asarray(irrelevant, np.float64)
+    if not 0 < epsilon < 1:
+        raise ValueError(f"certificate: ε must lie in (0, 1), got {epsilon}")
+    if np.any(b < 1) or np.any(u < 0):
+        raise ValueError(f"certificate: needs b ≥ 1 and u ≥ 0, got b={relevant}, u={irrelevant}")
+    with np.errstate(divide="ignore"):
+        beta = 2 * np.asarray(bound, np.float64) + np.log(u / b) + np.log((1 - epsilon) / epsilon)
+    up = np.maximum(0.0, beta) * (1 + 1e-6) + 1e-6  # survives the cast to float32
+    return np.where(u > 0, up, 0.0)

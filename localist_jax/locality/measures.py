@@ -1,0 +1,112 @@
+"""What a dialled attention costs and shows: entropy, fidelity, price, open share, information.
+
+The functions on rows take attention weights α over the last axis and define what every fused
+implementation must report. Attention bits and code-length bits are different accounts.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from localist_jax import bits
+
+
+def attention_entropy(alpha: Float[Array, "*rows S"]) -> Float[Array, "*rows"]:
+    """H(α) in bits (T4)."""
+    return bits.entropy(alpha)
+
+
+def pointer_fidelity(
+    alpha: Float[Array, "*rows S"], relevant: Bool[Array, "*rows S"]
+) -> Float[Array, "*rows"]:
+    """F = mass on the relevant keys (T3)."""
+    return jnp.where(relevant, alpha, 0.0).sum(-1)
+
+
+def price_of_locality(
+    alpha: Float[Array, "*rows S"], omega: Float[Array, "*rows S"], log_partition_ratio: Float[Array, "*rows"]
+) -> Float[Array, "*rows"]:
+    """KL(α(λ) ‖ α(0)) = E_{α(λ)} log ω − log E_{α(0)} ω in bits (T2).
+
+    Args:
+      alpha: dialled attention α(λ).
+      omega: odds ω of each key.
+      log_partition_ratio: ln E_{α(0)} ω = lse(s + ln ω) − lse(s), nats.
+    """
+    inside = jnp.where(alpha > 0, alpha * jnp.log2(jnp.where(alpha > 0, omega, 1.0)), 0.0)
+    return inside.sum(-1) - bits.from_nats(log_partition_ratio)
+
+
+def block_joint(
+    mass: Float[Array, "B T N K"], blocks: Int[Array, "B T"], valid: Bool[Array, "B T"]
+) -> Float[Array, "N K K"]:
+    """P(query block, key block) under attention, from the mass each query puts on each block.
+
+    `bits.mutual_information` of it is what a query's block tells about where attention goes.
+    """
+    query = jnp.where(valid[..., None], jax.nn.one_hot(blocks, mass.shape[-1]), 0.0)
+    joint = jnp.einsum("BTk,BTNl->Nkl", query, mass)
+    return joint / jnp.maximum(1, valid.sum())
+
+
+def pair_counts(
+    blocks: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    window: int,
+    capacity: int,
+) -> tuple[Float[Array, "K K"], Float[Array, ""], Float[Array, ""]]:
+    """Counts causal query–key pairs by block without a [T, T] array.
+
+    Args:
+      blocks, positions, segments: of the T positions; positions count from 0 in each segment (0 is the
+        sink), segments are contiguous, segment 0 is padding.
+      window: keys nearer than this are always open.
+
+    Returns:
+      gated: pairs that a gate decides, by (query block, key block): beyond the window, not the sink.
+      always: pairs that are open whatever the gates are (self, window, block 0).
+      total: all causal pairs.
+    """
+    valid = segments > 0
+    one_hot = jnp.where(valid[..., None], jax.nn.one_hot(blocks, capacity), 0.0)
+    seen = jnp.cumsum(one_hot, 1)
+    padded = jnp.pad(seen, ((0, 0), (1, 0), (0, 0)))
+    index = jnp.arange(blocks.shape[1])
+    start = index - positions  # where the segment begins
+    end = jnp.maximum(index - window + 1, start)  # keys in [start, end) lie beyond the window
+    take = jax.vmap(lambda rows, at: rows[at])
+    far = take(padded, end) - take(padded, start)
+    by_block = jnp.einsum("BTk,BTl->kl", one_hot, far)
+    total = jnp.where(valid, positions + 1, 0).sum().astype(jnp.float32)
+    gated = by_block.at[:, 0].set(0.0)
+    return gated, total - gated.sum(), total
+
+
+def open_share(
+    gates: Float[Array, "L N K K"],
+    gated_pairs: Float[Array, "K K"],
+    always: Float[Array, ""],
+    total: Float[Array, ""],
+    perception: Float[Array, " P"],
+) -> Float[Array, ""]:
+    """Share of causal pairs with non-zero odds at λ=1, over *all* layers and heads.
+
+    Args:
+      gates: of the localist layers.
+      gated_pairs, always, total: from `pair_counts`.
+      perception: open share of each perception layer (1 where dense).
+    """
+    open_pairs = jnp.einsum("LNkl,kl->L", (gates > 0).astype(jnp.float32), gated_pairs) / gates.shape[1]
+    localist = (always + open_pairs) / jnp.maximum(total, 1.0)
+    return jnp.concatenate([perception, localist]).mean()
+
+
+def pointwise_information(joint: Float[Array, "x y"]) -> Float[Array, "x y"]:
+    """log₂ P(x,y)/(P(x)P(y)) in bits from counts; 0 where nothing was counted."""
+    p = joint / jnp.maximum(joint.sum(), 1e-30)
+    independent = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
+    seen = p > 0
+    return jnp.where(seen, jnp.log2(jnp.where(seen, p, 1.0) / jnp.where(seen, independent, 1.0)), 0.0)

@@ -1,0 +1,144 @@
+"""The price of a gate: when it starts, how it rises, and how far it rises.
+
+Two phases. **Open**: gates stay at 1 and cost nothing until the loss has flattened, so that circuits
+can form before anything is closed (pruning from the start loses associative recall). **Price**: μ ramps
+up, either to a fixed value (`gate_bits`) or until the open share meets its target (dual ascent on the
+constraint open share ≤ target, whose multiplier is μ).
+
+A gate's price is scaled by the share of causal pairs that it decides, w (mean 1 over the priced gates), and
+its step by 1/w: a gate that decides twice the pairs costs twice, all useless gates travel equally fast,
+and splitting a block changes neither the penalty nor its gradient (T15). T6 holds per gate with threshold μ·w.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from localist_jax import bits, config
+from localist_jax.types import Numeric
+
+PAIR_MEMORY = 0.98  # of the running means of pairs and gate gradients
+FIRST_PRICE = 1e-7  # nats per token: below the pull of any gate that matters
+PRICE_DECADES = 4.0  # how far one ramp of dual ascent may raise the price, in powers of ten
+SMALLEST_WEIGHT = 0.05  # w from below: bounds the step of gates that hardly any pair uses
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Pricing:
+    """State of the price. All scalars but the two running means.
+
+    Attributes:
+      price: μ, nats per token of a gate with average use.
+      opened_at: step at which the price phase began; −1 before.
+      fast, slow: running means of the loss, nats per token.
+      pairs: float32 [K, K], running share of causal pairs by (query block, key block).
+      always: running share of causal pairs that no gate decides.
+      gradient: float32 [L, N, K, K], running mean of ∂loss/∂gate, nats per token.
+    """
+
+    price: chex.Array
+    opened_at: chex.Array
+    fast: chex.Array
+    slow: chex.Array
+    pairs: chex.Array
+    always: chex.Array
+    gradient: chex.Array
+
+    @classmethod
+    def create(cls, gates: Float[Array, "L N K K"]) -> Self:
+        """The state before the first step."""
+        capacity = gates.shape[-1]
+        return cls(
+            price=jnp.zeros(()),
+            opened_at=jnp.full((), -1, jnp.int32),
+            fast=jnp.zeros(()),
+            slow=jnp.zeros(()),
+            pairs=jnp.zeros((capacity, capacity)),
+            always=jnp.ones(()),
+            gradient=jnp.zeros(gates.shape),
+        )
+
+    @property
+    def priced(self) -> Bool[Array, ""]:
+        """Whether the price phase has begun."""
+        return self.opened_at >= 0
+
+
+def weights(pairs: Float[Array, "K K"], active: Bool[Array, " K"]) -> Float[Array, "K K"]:
+    """w: the share of pairs a gate decides, over the mean of the priced gates; 1 before anything was seen."""
+    count = active.sum() * jnp.maximum(1, active.sum() - 1)
+    mean = pairs.sum() / count
+    return jnp.where(mean > 0, jnp.maximum(pairs / jnp.where(mean > 0, mean, 1.0), SMALLEST_WEIGHT), 1.0)
+
+
+def step_size(settings: config.Gates, price: Numeric, steps: int) -> jax.Array:
+    """η of the proximal step: a useless gate travels `step_travel` times 1 → 0 in the shortest price phase.
+
+    η·μ is kept constant while μ rises, so gates close in the order of their worth: those that nothing
+    pulls on close at the very first price, the others when μ passes their pull.
+    """
+    return settings.step_travel / (steps * (1 - settings.open_at_most) * jnp.maximum(price, FIRST_PRICE))
+
+
+def observe(
+    state: Pricing,
+    loss: Float[Array, ""],
+    gradient: Float[Array, "L N K K"],
+    pairs: tuple[Float[Array, "K K"], Float[Array, ""], Float[Array, ""]],
+    window: int,
+) -> Pricing:
+    """Updates the running means with one step's loss (nats/token), gate gradient and pair counts."""
+    gated, always, total = pairs
+    total = jnp.maximum(total, 1.0)
+    first = state.slow == 0
+
+    def mean(old, new, memory):
+        return jnp.where(first, new, memory * old + (1 - memory) * new)
+
+    return state.replace(  # type: ignore[attr-defined]
+        fast=mean(state.fast, loss, 1 - 2 / window),
+        slow=mean(state.slow, loss, 1 - 0.5 / window),
+        pairs=mean(state.pairs, gated / total, PAIR_MEMORY),
+        always=mean(state.always, always / total, PAIR_MEMORY),
+        gradient=PAIR_MEMORY * state.gradient + (1 - PAIR_MEMORY) * gradient,
+    )
+
+
+def advance(
+    state: Pricing,
+    settings: config.Gates,
+    step: Numeric,
+    steps: int,
+    open_share: Float[Array, ""],
+    tokens: int,
+) -> Pricing:
+    """Opens the price phase when the loss is flat, and sets μ for this step.
+
+    Args:
+      step, steps: steps done, and steps in all.
+      open_share: open causal pairs at λ=1 now.
+      tokens: training tokens in all, over which `gate_bits` are spread.
+    """
+    progress = step / steps
+    # The slow mean lags the fast one by about 1.5 windows: their relative gap is the fall per that stretch.
+    flat = (state.slow - state.fast) < settings.flat_tolerance * state.slow
+    begin = (flat & (progress >= settings.open_at_least)) | (progress >= settings.open_at_most)
+    opened_at = jnp.where(state.priced, state.opened_at, jnp.where(begin, step, -1)).astype(jnp.int32)
+    length = jnp.maximum(1.0, settings.ramp * (steps - opened_at))
+    ramp = jnp.clip((step - opened_at) / length, 0.0, 1.0)
+    if settings.gate_bits:
+        price = ramp * bits.to_nats(settings.gate_bits) / tokens
+    else:
+        price = _dual_ascent(state.price, open_share - settings.open_share_target, length)
+    return state.replace(price=jnp.where(opened_at >= 0, price, 0.0), opened_at=opened_at)  # type: ignore[attr-defined]
+
+
+def _dual_ascent(price, excess, length):
+    """Multiplicative dual ascent: ln μ moves with the excess, at most `PRICE_DECADES` per ramp."""
+    rate = PRICE_DECADES * jnp.log(10.0) / length
+    return jnp.maximum(price, FIRST_PRICE) * jnp.exp(rate * jnp.clip(excess * 10, -1.0, 1.0))

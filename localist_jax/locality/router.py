@@ -1,0 +1,78 @@
+"""The semantic router's mathematics: from logits to one block per position.
+
+Hard assignment in the forward pass, the gradient of the soft one in the backward pass
+(straight-through), Gumbel noise in training, argmax at evaluation. The learned map from states to
+logits lives in the model.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from localist_jax.types import Key
+
+FORBIDDEN = -1e9  # logit of a block that may not be chosen; its probability is exactly 0 in float32
+
+
+def allowed_blocks(active: Bool[Array, " K"], background: bool) -> Bool[Array, " K"]:
+    """Blocks the router may choose: the active ones; block 0 only where it serves as background."""
+    return active & (background | (jnp.arange(active.size) > 0))
+
+
+def assign(
+    logits: Float[Array, "B T K"],
+    allowed: Bool[Array, " K"],
+    *,
+    key: Key | None = None,
+    noise: float = 1.0,
+) -> tuple[Int[Array, "B T"], Float[Array, "B T K"], Float[Array, "B T K"]]:
+    """Assigns every position a block.
+
+    Args:
+      logits: router logits, nats.
+      allowed: blocks that may be chosen.
+      key: adds noise·Gumbel to the logits; None takes the argmax.
+
+    Returns:
+      ids: int32 block of each position.
+      route: one-hot of `ids` whose gradient is that of the soft probabilities.
+      probs: softmax of the logits without noise, for usage terms and reports.
+    """
+    logits = jnp.where(allowed, logits.astype(jnp.float32), FORBIDDEN)
+    probs = jax.nn.softmax(logits)
+    noisy = logits if key is None else logits + noise * jax.random.gumbel(key, logits.shape)
+    ids = jnp.argmax(noisy, -1).astype(jnp.int32)
+    soft = jax.nn.softmax(noisy)
+    hard = jax.nn.one_hot(ids, logits.shape[-1])
+    return ids, hard + (soft - jax.lax.stop_gradient(soft)), probs
+
+
+def with_sink(
+    ids: Int[Array, "B T"], route: Float[Array, "B T K"], is_sink: Bool[Array, "B T"]
+) -> tuple[Int[Array, "B T"], Float[Array, "B T K"]]:
+    """Puts the positions of the sink (BOS) into block 0, beyond the router's reach."""
+    sink = jax.nn.one_hot(0, route.shape[-1])
+    return jnp.where(is_sink, 0, ids), jnp.where(is_sink[..., None], sink, route)
+
+
+def usage(probs: Float[Array, "B T K"], valid: Bool[Array, "B T"]) -> Float[Array, " K"]:
+    """Mean probability of each block over the valid positions."""
+    total = jnp.where(valid[..., None], probs, 0.0).sum((0, 1))
+    return total / jnp.maximum(1, valid.sum())
+
+
+def usage_penalty(
+    share: Float[Array, " K"], allowed: Bool[Array, " K"], floor: float
+) -> Float[Array, ""]:
+    """Mean of max(0, ln(floor/K) − ln usage_k) over the K allowed blocks.
+
+    Zero as soon as every block has its floor: a *minimum*, since balancing all blocks uniformly would
+    fight concepts of unequal frequency.
+    """
+    if floor == 0:
+        return jnp.zeros(())
+    count = allowed.sum()
+    lack = jnp.log(floor / count) - jnp.log(jnp.where(allowed, share, 1.0) + 1e-6)
+    return jnp.where(allowed, jnp.maximum(lack, 0.0), 0.0).sum() / count

@@ -1,0 +1,6 @@
+"""The localist transformer and generation with it."""
+
+from localist_jax.model.cache import Cache
+from localist_jax.model.transformer import Output, Transformer
+
+__all__ = ["Cache", "Output", "Transformer"]

@@ -1,0 +1,196 @@
+"""Layers of the transformer: norm, rotary positions, dialled attention, feed-forward, localist units.
+
+Every parameter carries logical axis names; `parallel.rules` maps them to mesh axes, and growth widens
+the block axes by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from localist_jax import config
+from localist_jax.attention import AttentionStats, attend
+from localist_jax.attention.api import Stats
+from localist_jax.locality import gates as gating
+from localist_jax.model import units
+from localist_jax.model.cache import LayerCache
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Placement:
+    """Where the positions of a batch stand: shared by all layers of a stack.
+
+    Attributes:
+      block, positions, segments: int32 [B, T] of the queries.
+      k_block, k_positions, k_segments: int32 [B, S] of the keys (the cache's, if there is one).
+      route: float32 [B, T, K] straight-through one-hot, or None at inference.
+      units: the localist units' dispatch, or None.
+    """
+
+    block: chex.Array
+    positions: chex.Array
+    segments: chex.Array
+    k_block: chex.Array
+    k_positions: chex.Array
+    k_segments: chex.Array
+    route: chex.Array | None = None
+    units: units.Dispatch | None = None
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain=1.0):
+    """A parameter drawn from a normal distribution of standard deviation gain/√fan_in."""
+    init = nn.initializers.normal(gain * fan_in**-0.5)
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+class Norm(nn.Module):
+    """RMSNorm with a gain per channel: γ·x/√(mean x² + ε), in float32."""
+
+    epsilon: float
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """Normalises the last axis."""
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        gain = self.param("gain", init, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
+        return (wide * scale * gain).astype(x.dtype)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float
+) -> Float[Array, "B T N H"]:
+    """Rotary positions; channels h and h + H/2 form a pair that turns by position·base^(−2h/H)."""
+    half = x.shape[-1] // 2
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Dialled attention of one layer. Localist: gates between blocks; perception: one block and a window.
+
+    The perception layer's window is closed beyond by the dial alone (its single gate is 0), so that λ=0 is
+    ordinary attention in every layer; with `perception_window` 0 it is dense at every dial.
+    """
+
+    config: config.Model
+    localist: bool
+    stats: Stats = "none"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], beta: Float[Array, "B N"], at: Placement, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B T D"], AttentionStats | None, LayerCache | None]:
+        """Attends, writing keys and values into the cache first if there is one."""
+        c = self.config
+        D, N, G, H = x.shape[-1], c.heads, c.kv_heads, c.head_size
+        wq = weight(self, "query", (D, N, H), ("embed", "heads", "head"), D)
+        wk = weight(self, "key", (D, G, H), ("embed", "kv_heads", "head"), D)
+        wv = weight(self, "value", (D, G, H), ("embed", "kv_heads", "head"), D)
+        wo = weight(self, "out", (N, H, D), ("heads", "head", "embed"), N * H, (2 * c.layers) ** -0.5)
+        q, k, v = (jnp.einsum("BTD,DNH->BTNH", x, w.astype(x.dtype)) for w in (wq, wk, wv))
+        if c.qk_norm:
+            q = Norm(c.norm_eps, "head", name="query_norm")(q)
+            k = Norm(c.norm_eps, "head", name="key_norm")(k)
+        q, k = rotate(q, at.positions, c.rope_base), rotate(k, at.positions, c.rope_base)
+        if cache is not None:
+            cache = cache.write(k, v, at.positions, at.segments)
+            k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
+
+        odds, relevant, window = self._odds(beta)
+        call: dict[str, Any] = dict(
+            q_block=at.block, k_block=at.k_block, q_pos=at.positions, k_pos=at.k_positions,
+            q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, window=window,
+        )  # fmt: skip
+        route = at.route if self.localist else None
+        out, stats = attend(q, k, v, **call, route=route, stats=self.stats)
+        if self.is_mutable_collection("intermediates"):
+            # The full attention, read through `attend` itself: each key's value is its own unit vector.
+            eye = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=q.dtype)[:, None], (*k.shape[:3], k.shape[1]))
+            self.sow("intermediates", "attention", attend(q, k, eye, **call)[0])
+        return jnp.einsum("BTNH,NHD->BTD", out, wo.astype(x.dtype)), stats, cache
+
+    def _odds(self, beta):
+        c = self.config
+        if self.localist:
+            K = c.block_capacity
+            axes = ("heads", "block_q", "block_k")
+            init = nn.with_logical_partitioning(nn.initializers.ones, axes)
+            gates = self.param("gates", init, (c.heads, K, K), jnp.float32)
+            window = c.window
+        else:
+            gates = jnp.full((c.heads, 2, 2), 0.0 if c.perception_window else 1.0)
+            window = max(1, c.perception_window)
+        return gating.odds(gates, beta), gating.relevant(gates)[None], window
+
+
+class FeedForward(nn.Module):
+    """SwiGLU, shared by all positions."""
+
+    config: config.Model
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """W_down (silu(W_gate x) ⊙ W_up x)."""
+        c, D = self.config, x.shape[-1]
+        w_gate = weight(self, "gate", (D, c.feed_forward), ("embed", "mlp"), D).astype(x.dtype)
+        w_up = weight(self, "up", (D, c.feed_forward), ("embed", "mlp"), D).astype(x.dtype)
+        shape, gain = (c.feed_forward, D), (2 * c.layers) ** -0.5
+        w_down = weight(self, "down", shape, ("mlp", "embed"), c.feed_forward, gain).astype(x.dtype)
+        return (jax.nn.silu(x @ w_gate) * (x @ w_up)) @ w_down
+
+
+class LocalistUnits(nn.Module):
+    """Each block's own units, weighted by the straight-through route: their worth trains the router."""
+
+    config: config.Model
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], at: Placement) -> Float[Array, "B T D"]:
+        """Adds nothing at positions whose block's units are zero."""
+        c, D = self.config, x.shape[-1]
+        K, U = c.block_capacity, c.block_units
+        w_in = weight(self, "in", (K, D, U), ("block", "embed", "unit"), D)
+        w_out = weight(self, "out", (K, U, D), ("block", "unit", "embed"), U, (2 * c.layers) ** -0.5)
+        assert at.units is not None
+        y = units.apply_units(x, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units)
+        if at.route is None:
+            return y
+        chosen = jnp.take_along_axis(at.route, at.block[..., None], -1)  # 1, with the router's gradient
+        return y * chosen.astype(y.dtype)
+
+
+class Layer(nn.Module):
+    """One transformer layer, in the form that `nn.scan` wants: carry, per-layer inputs, shared inputs."""
+
+    config: config.Model
+    localist: bool
+    stats: Stats = "none"
+
+    @nn.compact
+    def __call__(self, x, per_layer: tuple[jax.Array, LayerCache | None], at: Placement):
+        """x → x + attention, then + feed-forward + localist units."""
+        beta, cache = per_layer
+        eps = self.config.norm_eps
+        with jax.named_scope("attention"):
+            attention = Attention(self.config, self.localist, self.stats, name="attention")
+            y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache)
+            x = x + y
+        with jax.named_scope("feed_forward"):
+            h = Norm(eps, name="feed_forward_norm")(x)
+            y = FeedForward(self.config, name="feed_forward")(h)
+            if self.localist and self.config.block_units:
+                y = y + LocalistUnits(self.config, name="units")(h, at)
+        return x + y, (stats, cache)

@@ -1,0 +1,178 @@
+"""The localist transformer: perception layers, one semantic router, localist layers.
+
+Llama/Qwen3 family (RMSNorm, rotary positions, grouped-query attention, QK-norm, SwiGLU, tied
+embeddings) with a router that assigns every position a block, and attention that a dial moves from
+distributed to localist. Used functionally: `init` gives a parameter pytree, `apply` reads it.
+"""
+
+from __future__ import annotations
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from localist_jax import config
+from localist_jax.attention import AttentionStats
+from localist_jax.attention.api import Stats
+from localist_jax.locality import anchors, router
+from localist_jax.locality.anchors import Blocks
+from localist_jax.locality.dial import Dial
+from localist_jax.model.cache import Cache
+from localist_jax.model.layers import Layer, Norm, Placement, weight
+from localist_jax.model.units import dispatch
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Output:
+    """What the model returns.
+
+    Attributes:
+      logits: float32 [B, T, V].
+      blocks: int32 [B, T]; the semantic block of each position.
+      block_probs: float32 [B, T, K]; the router's probabilities, without noise.
+      stats: attention statistics with a leading layer axis, [L, B, N, T]; None unless asked for.
+      cache: the cache with these tokens in it, if one was given.
+    """
+
+    logits: chex.Array
+    blocks: chex.Array
+    block_probs: chex.Array
+    stats: AttentionStats | None = None
+    cache: Cache | None = None
+
+
+class Router(nn.Module):
+    """Router logits of each position: W_r·norm(h), plus the anchors' log-odds. Nats."""
+
+    config: config.Model
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], tokens: Int[Array, "B T"], blocks: Blocks):
+        """Logits [B, T, K]."""
+        c = self.config
+        h = Norm(c.norm_eps, name="norm")(x)
+        w = weight(self, "kernel", (c.width, c.block_capacity), ("embed", "router_block"), c.width)
+        return h.astype(jnp.float32) @ w + anchors.prior(blocks, tokens)
+
+
+class Transformer(nn.Module):
+    """The language model.
+
+    Attributes:
+      config: sizes.
+      vocab_size: V.
+      data_shards: shards of the batch axis; localist units keep them apart.
+    """
+
+    config: config.Model
+    vocab_size: int
+    data_shards: int = 1
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        dial: Dial,
+        blocks: Blocks,
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+        stats: Stats = "none",
+        noise: float = 0.0,
+    ) -> Output:
+        """Next-token logits, blocks and statistics.
+
+        Args:
+          tokens: ids; position 0 of every segment holds the BOS token (the sink).
+          dial: traced; broadcastable to [B, L, N].
+          blocks: traced; active blocks and their anchors.
+          positions, segments: of packed rows; default: one segment that fills the row.
+          cache: keys and values read so far; the tokens are written at their positions.
+          stats: see `attend`.
+          noise: Gumbel noise of the router (training; needs the rng stream "router").
+        """
+        c, (B, T) = self.config, tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(T), (B, T)) if positions is None else positions
+        segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
+        beta_LBN = jnp.moveaxis(dial.broadcast(B, c.layers, c.heads).beta, 1, 0)
+        sink = positions == 0
+
+        embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
+            (self.vocab_size, c.width),
+            jnp.float32,
+        )
+        with jax.named_scope("embed"):
+            x = embedding[tokens].astype(c.dtype)
+
+        at, _ = _place(jnp.where(sink, 0, 1), positions, segments, cache, perception=True)
+        x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, False), at)
+
+        with jax.named_scope("router"):
+            logits = Router(c, name="router")(x, tokens, blocks)
+            allowed = router.allowed_blocks(blocks.active, c.background)
+            key = self.make_rng("router") if noise else None
+            ids, route, probs = router.assign(logits, allowed, key=key, noise=noise)
+            ids, route = router.with_sink(ids, route, sink)
+
+        shards = self.data_shards if B % self.data_shards == 0 else 1
+        at, cache = _place(ids, positions, segments, cache)
+        at = at.replace(
+            route=route if noise else None,
+            units=dispatch(ids, c.block_capacity, shards) if c.block_units else None,
+        )
+        read = [seen]
+        if c.layers > c.router_layer:
+            x, more = self._stack("localist", True, stats)(x, self._inputs(beta_LBN, cache, True), at)
+            read.append(more)
+
+        with jax.named_scope("logits"):
+            x = Norm(c.norm_eps, name="final_norm")(x)
+            logits = jnp.einsum(
+                "BTD,VD->BTV", x, embedding.astype(x.dtype), preferred_element_type=jnp.float32
+            )
+        all_stats, layers = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
+        if cache is not None:
+            cache = cache.replace(layers=layers)
+        return Output(logits=logits, blocks=ids, block_probs=probs, stats=all_stats, cache=cache)
+
+    def _stack(self, name: str, localist: bool, stats: Stats):
+        """Scanned layers: one compiled body, parameters stacked on a leading `layers` axis."""
+        c = self.config
+        layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers - c.router_layer if localist else c.router_layer,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scanned(c, localist, stats, name=name)
+
+    def _inputs(self, beta_LBN, cache, localist):
+        first = self.config.router_layer
+        part = slice(first, None) if localist else slice(None, first)
+        return beta_LBN[part], jax.tree.map(lambda leaf: leaf[part], cache.layers) if cache else None
+
+
+def _place(block, positions, segments, cache: Cache | None, perception: bool = False):
+    """Queries' and keys' places: the keys are the queries themselves, or all that the cache holds."""
+    if cache is None:
+        at = Placement(
+            block=block, positions=positions, segments=segments,
+            k_block=block, k_positions=positions, k_segments=segments,
+        )  # fmt: skip
+        return at, None
+    cache = cache.place(block, positions, segments)
+    slots = jnp.broadcast_to(jnp.arange(cache.block.shape[1]), cache.block.shape)
+    k_block = jnp.minimum(slots, 1) if perception else cache.block  # perception: sink or not
+    at = Placement(
+        block=block, positions=positions, segments=segments,
+        k_block=k_block, k_positions=slots, k_segments=cache.segment,
+    )  # fmt: skip
+    return at, cache
