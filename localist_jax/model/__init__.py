@@ -1,6 +1,7 @@
 """The localist transformer and generation with it."""
 
 from localist_jax.model.cache import Cache
+from localist_jax.model.generate import Generation, generate
 from localist_jax.model.transformer import Output, Transformer
 
-__all__ = ["Cache", "Output", "Transformer"]
+__all__ = ["Cache", "Generation", "Output", "Transformer", "generate"]

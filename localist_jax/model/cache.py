@@ -56,9 +56,12 @@ class Cache:
     def create(cls, model: config.Model, batch: int, capacity: int) -> Self:
         """An empty cache for `batch` requests of at most `capacity` positions."""
         shape = (model.layers, batch, capacity, model.kv_heads, model.head_size)
-        empty = jnp.zeros(shape, model.dtype)
-        ids = jnp.zeros((batch, capacity), jnp.int32)
-        return cls(layers=LayerCache(k=empty, v=empty), block=ids, segment=ids)
+
+        def ids():  # buffers of their own, so that the whole cache can be donated
+            return jnp.zeros((batch, capacity), jnp.int32)
+
+        layers = LayerCache(k=jnp.zeros(shape, model.dtype), v=jnp.zeros(shape, model.dtype))
+        return cls(layers=layers, block=ids(), segment=ids())
 
     def place(self, block: Int[Array, "B T"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Self:
         """A cache that also knows the blocks of these positions."""

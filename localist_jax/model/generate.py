@@ -1,0 +1,174 @@
+"""Generation with a KV cache and a dial per request, any mix of dials in one batch.
+
+The loop over tokens runs on the host, so that dials, rules and requests may change between two steps;
+each step is one compiled function whose dial is traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from localist_jax import bits
+from localist_jax.locality import Blocks, Dial
+from localist_jax.model.cache import Cache
+from localist_jax.model.transformer import Transformer
+from localist_jax.types import Numeric, PyTree
+
+BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are ever compiled
+PAD, BOS = 0, 1  # never sampled
+
+Constraint = Callable[[jax.Array, Sequence[Sequence[int]]], jax.Array]
+
+
+@dataclasses.dataclass
+class Generation:
+    """What one request got.
+
+    Attributes:
+      tokens: new token ids.
+      bits: code length of each under the model, before temperature, nucleus and constraint.
+      price_bits, fidelity: attention statistics of the step that chose each token, mean over layers and heads.
+      finish: "length" (all that was asked for) or "context" (the context is full).
+    """
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    bits: list[float] = dataclasses.field(default_factory=list)
+    price_bits: list[float] = dataclasses.field(default_factory=list)
+    fidelity: list[float] = dataclasses.field(default_factory=list)
+    finish: str = "length"
+
+
+def generate(
+    model: Transformer,
+    params: PyTree,
+    blocks: Blocks,
+    prompts: Sequence[Sequence[int]],
+    dial: Dial | Sequence[float | Dial],
+    *,
+    context: int,
+    max_new: int = 64,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+    constraint: Constraint | None = None,
+    on_tokens: Callable[[Sequence[int]], None] | None = None,
+) -> list[Generation]:
+    """Continues every prompt.
+
+    Args:
+      model, params, blocks: the network.
+      prompts: token ids without BOS; may be empty.
+      dial: one for all, or one per request.
+      context: positions of the cache, BOS included.
+      max_new: tokens per request at the most.
+      temperature: 0 takes the likeliest token.
+      top_p: samples from the smallest set of tokens with at least this mass.
+      seed: request r draws from its own stream (seed, r), whatever else is in the batch.
+      constraint: (logits [B, V], tokens so far by request) → logits; the door for rules.
+      on_tokens: called with the new token of every request after each step.
+
+    Raises:
+      ValueError: no prompts, a prompt that does not fit the context, settings out of range, or a number of
+        dials that is neither 1 nor the number of prompts.
+    """
+    _check(prompts, context, max_new, temperature, top_p)
+    B = len(prompts)
+    if not isinstance(dial, Dial):
+        dial = Dial.for_requests(dial)
+    dial = dial.broadcast(B, model.config.layers, model.config.heads)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
+
+    done = [Generation() for _ in prompts]
+    lengths = np.array([len(prompt) + 1 for prompt in prompts])
+    tokens, positions, segments = _pad(prompts, context)
+    cache = Cache.create(model.config, B, context)
+    at = lengths - 1
+    for step in range(max_new):
+        logits, figures, cache = _read(model, params, blocks, cache, tokens, positions, segments, at, dial)
+        free = logits if constraint is None else constraint(logits, [g.tokens for g in done])
+        chosen, code = _sample(free, logits, keys, step, temperature, top_p)
+        chosen, code, price, fidelity = map(np.asarray, (chosen, code, *figures))
+        running = lengths + step <= context
+        for r, generation in enumerate(done):
+            if running[r]:
+                generation.tokens.append(int(chosen[r]))
+                generation.bits.append(float(code[r]))
+                generation.price_bits.append(float(price[r]))
+                generation.fidelity.append(float(fidelity[r]))
+        if on_tokens is not None:
+            on_tokens(chosen.tolist())
+        next_position = lengths + step
+        tokens, positions = chosen[:, None].astype(np.int32), next_position[:, None].astype(np.int32)
+        segments = (next_position < context).astype(np.int32)[:, None]
+        at = np.zeros(B, np.int32)
+        if not segments.any():
+            break
+    for generation in done:
+        generation.finish = "length" if len(generation.tokens) == max_new else "context"
+    return done
+
+
+def _check(prompts, context, max_new, temperature, top_p) -> None:
+    if not prompts:
+        raise ValueError("generate: no prompts were given")
+    for r, prompt in enumerate(prompts):
+        if len(prompt) + 1 > context:
+            raise ValueError(
+                f"generate: prompt {r} has {len(prompt)} tokens, but the context holds {context - 1} after BOS; "
+                "shorten the prompt, or train with a larger config.data.context"
+            )
+    if max_new < 1:
+        raise ValueError(f"generate: max_new must be at least 1, got {max_new}")
+    if temperature < 0:
+        raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
+
+
+def _pad(prompts, context):
+    """BOS and prompt of every request, padded to a common bucket: tokens, positions, segments [B, T]."""
+    longest = max(len(prompt) for prompt in prompts) + 1
+    width = min(context, -(-longest // BUCKET) * BUCKET)
+    tokens = np.full((len(prompts), width), PAD, np.int32)
+    segments = np.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt) + 1] = [BOS, *prompt]
+        segments[row, : len(prompt) + 1] = 1
+    return tokens, np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape), segments
+
+
+@partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def _read(model: Transformer, params, blocks, cache, tokens, positions, segments, at, dial):
+    """Reads tokens into the cache; returns each request's logits and statistics at its position `at`."""
+    out = model.apply(
+        {"params": params}, tokens, dial, blocks,
+        positions=positions, segments=segments, cache=cache, stats="dense",
+    )  # fmt: skip
+    rows = jnp.arange(tokens.shape[0])
+    price, fidelity = (x.mean((0, 2))[rows, at] for x in (out.stats.price_bits, out.stats.fidelity))
+    return out.logits[rows, at], (price, fidelity), out.cache
+
+
+@jax.jit
+def _sample(
+    free: Float[Array, "B V"], logits: Float[Array, "B V"], keys, step: Numeric, temperature: Numeric, top_p: Numeric
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """Draws from the nucleus of softmax(free/temperature); code length under softmax(logits)."""
+    special = jnp.arange(free.shape[-1]) <= BOS
+    free = jnp.where(special, -jnp.inf, free)
+    scaled = free / jnp.maximum(temperature, 1e-6)
+    by_rank = jnp.sort(jax.nn.softmax(scaled), descending=True)
+    before = jnp.cumsum(by_rank, -1) - by_rank
+    smallest = jnp.min(jnp.where(before < top_p, by_rank, jnp.inf), -1, keepdims=True)
+    nucleus = jnp.where(jax.nn.softmax(scaled) >= smallest, scaled, -jnp.inf)
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    drawn = jax.vmap(jax.random.categorical)(step_keys, nucleus)
+    chosen = jnp.where(temperature > 0, drawn, jnp.argmax(free, -1)).astype(jnp.int32)
+    return chosen, bits.code_length(logits, chosen)

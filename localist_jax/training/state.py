@@ -1,0 +1,119 @@
+"""The training state, and which optimizer rule each parameter falls under."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from localist_jax import config
+from localist_jax.locality import Blocks, Dial
+from localist_jax.locality.pricing import Pricing
+from localist_jax.model import Transformer
+from localist_jax.types import Key, PyTree
+
+GATES = ("localist", "attention", "gates")
+UNITS = ("localist", "units", "out")
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class TrainState:
+    """Everything that a step reads and writes.
+
+    Attributes:
+      step: int32, steps done.
+      params: the model's parameter pytree.
+      opt_state: of AdamW (gates have none: they take proximal steps).
+      blocks: active blocks and anchors.
+      pricing: price of a gate and what it is set by.
+      key: of the run; each step folds its number in.
+    """
+
+    step: chex.Array
+    params: PyTree
+    opt_state: PyTree
+    blocks: Blocks
+    pricing: Pricing
+    key: chex.PRNGKey
+
+
+def at_path(params: PyTree, path: tuple[str, ...]) -> Any:
+    """The leaf of a nested dictionary at `path`."""
+    for name in path:
+        params = params[name]
+    return params
+
+
+def with_leaf(params: PyTree, path: tuple[str, ...], leaf: Any) -> PyTree:
+    """A copy of a nested dictionary with another leaf at `path`."""
+    head, *rest = path
+    return {**params, head: with_leaf(params[head], tuple(rest), leaf) if rest else leaf}
+
+
+def create(model: Transformer, settings: config.Config, key: Key) -> TrainState:
+    """A fresh state; parameters are still boxed with their logical axis names."""
+    init_key, run_key = jax.random.split(key)
+    c = settings.model
+    blocks = Blocks.create(c.blocks, c.block_capacity, c.anchor_capacity)
+    # Shapes of parameters do not depend on the batch; its size keeps the data shards apart.
+    tokens = jnp.zeros((model.data_shards, 2), jnp.int32)
+    params = model.init(init_key, tokens, Dial(0.0), blocks)["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer(settings).init(params),
+        blocks=blocks,
+        pricing=Pricing.create(at_path(nn.unbox(params), GATES)),
+        key=run_key,
+    )
+
+
+def learning_rate(settings: config.Config) -> optax.Schedule:
+    """Linear warm-up, then a cosine down to `final` of the peak."""
+    o, steps = settings.optimizer, settings.train.steps
+    warmup = max(1, round(o.warmup * steps))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, o.learning_rate, warmup, max(steps, warmup + 1), o.final * o.learning_rate
+    )
+
+
+def optimizer(settings: config.Config) -> optax.GradientTransformation:
+    """AdamW with clipping for everything but the gates; vectors (gains) are not decayed."""
+    o = settings.optimizer
+
+    def adam(decay: float) -> optax.GradientTransformation:
+        return optax.adamw(learning_rate(settings), b1=o.b1, b2=o.b2, weight_decay=decay)
+
+    none = optax.set_to_zero()
+    rules = {"matrix": adam(o.weight_decay), "vector": adam(0.0), "gate": none}
+    clip = optax.masked(optax.clip_by_global_norm(o.clip_norm), lambda p: _mask(p, lambda rule: rule != "gate"))
+    return optax.chain(clip, optax.partition(rules, rule_of))
+
+
+RULES = {  # by the last name on a parameter's path; every parameter must be here
+    "gates": "gate",
+    "gain": "vector",
+    **dict.fromkeys(("embedding", "kernel", "query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"),
+}
+
+
+def rule_of(params: PyTree) -> PyTree:
+    """The optimizer rule of every parameter.
+
+    Raises:
+      ValueError: a parameter that no rule covers, by its path.
+    """
+    flat = traverse_util.flatten_dict(params)
+    for path in flat:
+        if path[-1] not in RULES:
+            raise ValueError(f"optimizer: no rule covers parameter {'/'.join(path)}; add it to training.state.RULES")
+    return traverse_util.unflatten_dict({path: RULES[path[-1]] for path in flat})
+
+
+def _mask(params: PyTree, wanted) -> PyTree:
+    return jax.tree.map(wanted, rule_of(params))

@@ -1,0 +1,128 @@
+"""One training step: loss in bits, an AdamW update, then the proximal step on the gates.
+
+`train_step(state, batch) → (state, metrics)` is jitted once, donates its state, and does no Python
+branching on arrays: dial, price, active blocks and anchors are all traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from localist_jax import bits, config
+from localist_jax.data import Batch
+from localist_jax.locality import gates as gating
+from localist_jax.locality import measures, pricing, router
+from localist_jax.model import Output, Transformer
+from localist_jax.training.dials import training_dial
+from localist_jax.training.state import GATES, UNITS, TrainState, at_path, learning_rate, optimizer, with_leaf
+
+Metrics = dict[str, jax.Array]
+
+
+def perception_share(batch: Batch, model: config.Model) -> Float[Array, " P"]:
+    """Open share of each perception layer at λ=1: its window and the sink, or 1 where dense."""
+    if not model.perception_window:
+        return jnp.ones(model.router_layer)
+    block = jnp.where(batch.positions == 0, 0, 1)
+    _, always, total = measures.pair_counts(block, batch.positions, batch.segments, model.perception_window, 2)
+    return jnp.full(model.router_layer, always / jnp.maximum(total, 1.0))
+
+
+def pairs_of(output: Output, batch: Batch, model: config.Model):
+    """Causal pairs of a batch by (query block, key block): see `measures.pair_counts`."""
+    return measures.pair_counts(
+        output.blocks, batch.positions, batch.segments, model.window, model.block_capacity
+    )
+
+
+def make_train_step(
+    model: Transformer, settings: config.Config, byte_lengths: np.ndarray
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The pure step function of a run, ready for `jax.jit(…, donate_argnums=0)`.
+
+    Args:
+      model: the network.
+      settings: the run's configuration.
+      byte_lengths: int [V], bytes that each token stands for.
+    """
+    c, steps = settings.model, settings.train.steps
+    tokens_in_all = steps * settings.data.batch * settings.data.context
+    tx, rate = optimizer(settings), learning_rate(settings)
+
+    def loss_fn(params, state: TrainState, batch: Batch, dial, key):
+        out = model.apply(
+            {"params": params}, batch.tokens, dial, state.blocks,
+            positions=batch.positions, segments=batch.segments,
+            noise=settings.router.noise, rngs={"router": key},
+        )  # fmt: skip
+        valid = batch.segments > 0
+        code = jnp.where(valid, bits.code_length(out.logits, batch.targets), 0.0).sum()
+        allowed = router.allowed_blocks(state.blocks.active, c.background)
+        usage = router.usage(out.block_probs, valid & (batch.positions > 0))
+        penalty = router.usage_penalty(usage, allowed, settings.router.usage_floor)
+        nats = bits.to_nats(code) / jnp.maximum(1, valid.sum())
+        loss = nats + settings.router.usage_weight * penalty
+        return loss, (out, code, usage, nats)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        dial_key, router_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        dial = training_dial(dial_key, settings.dial, state.step / steps, c.layers)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (out, code, usage, nats)), grads = grad_fn(state.params, state, batch, dial, router_key)
+
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("gates"):
+            pairs = pairs_of(out, batch, c)
+            gates = at_path(state.params, GATES)
+            price = pricing.observe(
+                state.pricing, nats, at_path(grads, GATES), pairs, settings.gates.flat_window
+            )
+            gated, always, total = pairs
+            opened = measures.open_share(gates, gated, always, total, perception_share(batch, c))
+            price = pricing.advance(price, settings.gates, state.step, steps, opened, tokens_in_all)
+            weight = pricing.weights(price.pairs, state.blocks.active)
+            stepped = gating.proximal_step(
+                gates,
+                price.gradient / weight,
+                pricing.step_size(settings.gates, price.price, steps),
+                price.price,
+            )
+            moves = price.priced & state.blocks.active[:, None] & state.blocks.active
+            new_gates = jnp.where(moves, stepped, gates)
+            params = with_leaf(params, GATES, new_gates)
+        if settings.optimizer.unit_price and c.block_units:
+            with jax.named_scope("unit_groups"):
+                units = at_path(params, UNITS)  # [L, K, U, D]: one group per unit
+                amount = rate(state.step) * settings.optimizer.unit_price
+                params = with_leaf(params, UNITS, gating.group_soft_threshold(units, amount, axes=(3,)))
+
+        residual = gating.kkt_residual(new_gates, price.gradient / weight, price.price)
+        sizes = jnp.asarray(byte_lengths)[batch.targets]
+        metrics = {
+            "bits_per_token": bits.from_nats(nats),
+            "bits_per_byte": code / jnp.maximum(1, jnp.where(batch.segments > 0, sizes, 0).sum()),
+            "locality": dial.locality.mean(),
+            "learning_rate": rate(state.step),
+            "gradient_norm": optax.tree.norm(with_leaf(grads, GATES, jnp.zeros(()))),
+            "phase": price.priced.astype(jnp.float32),
+            "gate_price": price.price,
+            "gates_closed": gating.closed_share(new_gates, state.blocks.active),
+            "open_share": opened,
+            "kkt_residual": jnp.where(moves, residual, 0.0)[..., 1:].mean(),
+            "usage_min": jnp.where(usage > 0, usage, 1.0).min(),
+            "usage_entropy_bits": bits.entropy(usage),
+        }
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1, params=params, opt_state=opt_state, pricing=price
+        )
+        return new, metrics
+
+    return train_step

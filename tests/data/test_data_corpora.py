@@ -1,0 +1,357 @@
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from localist_jax.config import Data
+from localist_jax.data import corpora
+from localist_jax.data.corpora import Corpus, CorpusError, load
+
+WIKI = " \n = First = \n \n Words . \n \n = = Section = = \n \n More words . \n \n = Second = \n \n End . \n"
+
+
+@pytest.fixture(autouse=True)
+def _no_local_data(monkeypatch, request):
+    if "real_data" not in request.fixturenames:
+        monkeypatch.delenv(corpora.ROOT_VARIABLE, raising=False)
+        monkeypatch.setitem(sys.modules, "datasets", None)  # as if not installed: tests stay offline
+
+
+@pytest.fixture
+def real_data(request) -> Path:
+    """Folder of a real corpus, or a skip that says what is missing."""
+    try:
+        load(Data(corpus=request.param))
+    except CorpusError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+def write(path: Path, *records: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def one_line_error(**config) -> str:
+    with pytest.raises(CorpusError) as caught:
+        load(Data(**config))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- embedded ---
+
+
+@pytest.fixture(scope="module")
+def python_docs() -> Corpus:
+    return load(Data())
+
+
+def test_python_docs_are_a_few_megabytes_of_distinct_documents(python_docs):
+    total = sum(python_docs.byte_counts.values())
+    assert 1e6 < total < 8e6
+    documents = python_docs.train + python_docs.valid
+    assert len(set(documents)) == len(documents) > 300
+
+
+def test_python_docs_hold_topics_and_docstrings(python_docs):
+    from pydoc_data.topics import topics
+
+    text = "\n".join(python_docs.train + python_docs.valid)
+    assert topics["while"] in text
+    assert (
+        "textwrap.dedent(text)\n    Remove any common leading whitespace from every line in `text`." in text
+    )
+
+
+def test_python_docs_are_parsed_without_importing(python_docs):
+    text = "\n".join(python_docs.train + python_docs.valid)
+    assert "turtle.Turtle" in text
+    assert "turtle" not in sys.modules
+    assert not any(name in text for name in ("test.support", "idlelib."))
+
+
+def test_docstrings_are_read_from_sources_in_order_without_copies(tmp_path, monkeypatch):
+    sources = {
+        "b.py": '"""Module b."""\nclass A(int, x.Y):\n    """A."""\n    def f(self, n=1): "Shared."\n',
+        "a/__init__.py": 'raise RuntimeError("imported")\nasync def g(*args): "Shared."\n'
+        'def h():\n    """First\n\n      rest."""\n',
+        "a/test/t.py": '"""A test."""',
+        "site-packages/p.py": '"""A package."""',
+        "broken.py": "def (",
+        "silent.py": "x = 1",
+    }
+    for name, source in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source, encoding="utf-8")
+    monkeypatch.setattr(corpora.python_docs.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    *_, b, a = corpora.python_docs.documents.__wrapped__()
+    assert b == "b\nModule b.\n\nb.A(int, x.Y)\n    A.\n\nb.A.f(self, n=1)\n    Shared."
+    assert a == "a.h()\n    First\n\n    rest."
+
+
+def test_python_docs_hold_out_the_asked_share_of_bytes(python_docs):
+    sizes = python_docs.byte_counts
+    assert sizes["valid"] / sum(sizes.values()) == pytest.approx(0.05, abs=0.005)
+    assert not set(python_docs.train) & set(python_docs.valid)
+
+
+def test_generated_corpora_refuse_a_path(tmp_path):
+    assert "config.data.path" in one_line_error(corpus="python-docs", path=str(tmp_path))
+
+
+def test_synthetic_has_three_splits_of_words():
+    corpus = load(Data(corpus="synthetic"))
+    assert [len(s) for s in (corpus.train, corpus.valid, corpus.test)] == [600, 30, 30]
+    assert all(len(document.split()) == 500 for document in corpus.valid)
+    assert load(Data(corpus="synthetic")) == corpus
+
+
+# --- formats ---
+
+
+def test_text_folder_reads_each_file_as_a_document(tmp_path):
+    for name in ("b.txt", "a.md", "sub/c.rst"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}\n" * 20, encoding="utf-8")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
+    corpus = load(Data(corpus=str(tmp_path), valid_fraction=0.4))
+    assert corpus.name == tmp_path.name
+    assert sorted(d.split("\n")[0] for d in corpus.train + corpus.valid) == [
+        "text of a.md",
+        "text of b.txt",
+        "text of sub/c.rst",
+    ]
+
+
+def test_a_single_file_gives_its_tail_at_a_line_end(tmp_path):
+    path = tmp_path / "book.txt"
+    text = "".join(f"line {i}\n" for i in range(1000))
+    path.write_text(text, encoding="utf-8")
+    corpus = load(Data(corpus=str(path), valid_fraction=0.1))
+    (train,), (valid,) = corpus.train, corpus.valid
+    assert train + valid == text
+    assert valid.startswith("line ")
+    assert len(valid) / len(text) == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_split_like_name_alone_does_not_make_a_split(tmp_path):
+    for name in ("test.md", "guide.md"):
+        (tmp_path / name).write_text(f"{name} " * 50, encoding="utf-8")
+    corpus = load(Data(corpus=str(tmp_path), valid_fraction=0.5))
+    assert not corpus.test
+    assert len(corpus.train) + len(corpus.valid) >= 2
+
+
+@pytest.mark.parametrize("pattern", ["{}.txt", "wiki.{}.tokens", "wiki.{}.raw"])
+def test_wikitext_keeps_its_splits_and_splits_at_titles_only(tmp_path, pattern):
+    for split in ("train", "valid", "test"):
+        (tmp_path / pattern.format(split)).write_text(WIKI.replace("End", split), encoding="utf-8")
+    (tmp_path / "README.md").write_text("not a part", encoding="utf-8")
+    corpus = load(Data(corpus="wikitext-2", path=str(tmp_path)))
+    assert corpus.name == "wikitext-2"
+    for split in ("train", "valid", "test"):
+        documents = getattr(corpus, split)
+        assert len(documents) == 2
+        assert "".join(documents) == WIKI.replace("End", split)
+        assert documents[1].startswith(" \n = Second = \n")
+
+
+def test_jsonl_reads_the_field_and_honours_split(tmp_path):
+    path = write(
+        tmp_path / "book.jsonl",
+        {"body": "one", "split": "train"},
+        {"body": "two", "split": "validation"},
+        {"body": "three", "split": "test"},
+        {"body": "four"},
+    )
+    corpus = load(Data(corpus=str(path), field="body"))
+    assert corpus == Corpus("book.jsonl", ("one", "four"), ("two",), ("three",))
+
+
+def test_jsonl_folder_reads_files_in_order_and_ignores_other_kinds(tmp_path):
+    write(tmp_path / "b.jsonl", {"text": "second", "split": "train"})
+    write(tmp_path / "a.jsonl", {"text": "first", "split": "train"}, {"text": "v", "split": "valid"})
+    (tmp_path / "README.md").write_text("about", encoding="utf-8")
+    assert load(Data(corpus="openstax", path=str(tmp_path))).train == ("first", "second")
+
+
+def test_jsonl_files_may_be_named_after_splits(tmp_path):
+    write(tmp_path / "train.jsonl", {"text": "a"})
+    write(tmp_path / "valid.jsonl", {"text": "b"})
+    corpus = load(Data(corpus=str(tmp_path)))
+    assert (corpus.train, corpus.valid) == (("a",), ("b",))
+
+
+def test_line_separators_inside_json_strings_do_not_end_the_record(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a\u2028b"}\n{"text": "c", "split": "valid"}\n', encoding="utf-8")
+    assert load(Data(corpus=str(path))).train == ("a\u2028b",)
+
+
+def test_lone_surrogates_become_encodable(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a\\ud800b"}\n{"text": "c", "split": "valid"}\n', encoding="utf-8")
+    assert load(Data(corpus=str(path))).train == ("a?b",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('{"text": "a"}\n{"body": "b", "id": 1}\n', ["x.jsonl:2", "'text' is missing", "body, id", "field"]),
+        ('{"text": 3}\n', ["x.jsonl:1", "is 3, not text"]),
+        ('{"text": "a"}\n\n{"text": \n', ["x.jsonl:3", "not JSON"]),
+        ('["a"]\n', ["x.jsonl:1", "object"]),
+        ('{"text": "a", "split": "hold"}\n', ["x.jsonl:1", "unknown split 'hold'"]),
+        ('{"text": "a", "split": ["x"]}\n', ["x.jsonl:1", "unknown split"]),
+        ('{"text": "a", "split": "valid"}\n', ["no training text"]),
+        ('{"text": " \\n"}\n', ["no training text"]),
+        ('{"text": "a"}\n', ["too small", "valid_fraction"]),
+    ],
+)
+def test_malformed_jsonl_is_refused_by_file_and_line(tmp_path, lines, expected):
+    (tmp_path / "x.jsonl").write_text(lines, encoding="utf-8")
+    message = one_line_error(corpus=str(tmp_path))
+    assert all(part in message for part in expected), message
+
+
+def test_non_utf8_names_the_file(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    message = one_line_error(corpus=str(tmp_path))
+    assert "latin.txt" in message
+    assert "UTF-8 (byte 3)" in message
+
+
+def test_a_folder_without_known_kinds_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert "no file of a known kind" in one_line_error(corpus=str(tmp_path))
+
+
+# --- where it is looked for ---
+
+
+def test_named_corpus_is_found_below_the_root_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv(corpora.ROOT_VARIABLE, str(tmp_path))
+    for name in ("tinyshakespeare", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "input.txt").write_text("To be, or not to be.\n" * 50, encoding="utf-8")
+        (tmp_path / name / "README.md").write_text("About this. \n" * 9, encoding="utf-8")
+    assert not any("About" in d for d in load(Data(corpus="tinyshakespeare")).train)
+    assert any("About" in d for d in load(Data(corpus="mine", valid_fraction=0.3)).train)
+
+
+def test_path_wins_over_the_root_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv(corpora.ROOT_VARIABLE, str(tmp_path))
+    write(tmp_path / "openstax" / "a.jsonl", {"text": "root " * 50})
+    chosen = write(tmp_path / "other.jsonl", {"text": "path " * 50})
+    assert load(Data(corpus="openstax", path=str(chosen))).train[0].startswith("path")
+
+
+@pytest.mark.parametrize("name", sorted(corpora.KNOWN))
+def test_a_missing_known_corpus_says_where_to_put_it(name):
+    message = one_line_error(corpus=name)
+    assert "config.data.path" in message
+    assert f"$LOCALIST_DATA/{name}" in message
+    assert ("pip install datasets" in message) == (name == "wikitext-2")
+
+
+@pytest.mark.parametrize(
+    ("config", "hint"),
+    [
+        ({"corpus": "wikitext2"}, "did you mean 'wikitext-2'?"),
+        ({"corpus": "zzz"}, "known: python-docs"),
+        ({"corpus": "openstax", "path": "/nowhere/at/all"}, "config.data.path: no file or folder"),
+    ],
+)
+def test_a_wrong_name_or_path_says_so(config, hint):
+    assert hint in one_line_error(**config)
+
+
+def test_the_hub_is_the_last_resort(monkeypatch):
+    rows = {"text": WIKI.splitlines(keepends=True)}
+    asked = []
+
+    def load_dataset(*name):
+        asked.append(name)
+        return {"train": rows, "validation": rows, "test": rows}
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    corpus = load(Data(corpus="wikitext-2"))
+    assert asked == [("Salesforce/wikitext", "wikitext-2-v1")]
+    assert [len(s) for s in (corpus.train, corpus.valid, corpus.test)] == [2, 2, 2]
+
+
+def test_a_failed_download_is_one_line(monkeypatch):
+    def load_dataset(*name):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert "ConnectionError: no route to host" in one_line_error(corpus="wikitext-2")
+
+
+# --- holding out ---
+
+
+def corpus_of(tmp_path, documents, fraction=0.2) -> Corpus:
+    path = write(tmp_path / "c.jsonl", *({"text": d} for d in documents))
+    return load(Data(corpus=str(path), valid_fraction=fraction))
+
+
+def test_held_out_documents_depend_on_content_not_on_order(tmp_path):
+    documents = [f"document {i} " * 5 for i in range(50)]
+    forward = corpus_of(tmp_path, documents)
+    backward = corpus_of(tmp_path, documents[::-1])
+    assert set(forward.valid) == set(backward.valid)
+    assert forward.train == backward.train[::-1]
+    assert 5 <= len(forward.valid) <= 10
+
+
+def test_copies_of_a_document_stay_on_one_side(tmp_path):
+    corpus = corpus_of(tmp_path, [f"document {i % 10}" for i in range(100)])
+    assert not set(corpus.train) & set(corpus.valid)
+    assert len(corpus.valid) == 20
+    assert len(corpus.train) == 80
+
+
+def test_few_large_documents_give_their_tails(tmp_path):
+    documents = ["a " * 5000, "b " * 5000, "c"]
+    corpus = corpus_of(tmp_path, documents, fraction=0.1)
+    assert [d[0] for d in corpus.valid][:2] == ["a", "b"]
+    assert sum(map(len, corpus.valid)) == pytest.approx(2000, rel=0.02)
+
+
+# --- real data, where it is at hand ---
+
+needs_data = pytest.mark.skipif(
+    corpora.ROOT_VARIABLE not in os.environ, reason="set LOCALIST_DATA to a folder with real corpora"
+)
+
+
+@needs_data
+@pytest.mark.parametrize("real_data", ["wikitext-2"], indirect=True)
+def test_real_wikitext(real_data):
+    corpus = load(Data(corpus=real_data))
+    assert len(corpus.valid) == pytest.approx(60, abs=6)
+    assert len(corpus.train) == pytest.approx(600, abs=60)
+    assert corpus.byte_counts["valid"] == 1_121_681
+    assert corpus.byte_counts["test"] == 1_256_449
+
+
+@needs_data
+@pytest.mark.parametrize("real_data", ["tinyshakespeare"], indirect=True)
+def test_real_tinyshakespeare(real_data):
+    corpus = load(Data(corpus=real_data))
+    assert sum(corpus.byte_counts.values()) == 1_115_394
+    assert corpus.train[0].startswith("First Citizen:")
+
+
+@needs_data
+@pytest.mark.parametrize("real_data", ["openstax"], indirect=True)
+def test_real_openstax(real_data):
+    corpus = load(Data(corpus=real_data))
+    assert len(corpus.train) > 5 * len(corpus.valid) > 0
+    assert len(corpus.test) > 0
