@@ -164,7 +164,7 @@ class Gates:
 class Router:
     """What the router itself is trained on, beside the model's loss."""
 
-    noise: float = 1.0  # scale of the Gumbel noise on its logits in training
+    noise: float = 0.3  # scale of the Gumbel noise on its logits in training
     usage_floor: float = 0.2  # a block's share may fall to this part of 1/K free of charge
     usage_weight: float = 1.0  # nats per token and unit of log-usage below the floor
 
@@ -182,7 +182,7 @@ class Optimizer:
     final: float = 0.1  # last learning rate as a share of the first
     weight_decay: float = 0.1
     b1: float = 0.9
-    b2: float = 0.95
+    b2: float = 0.99
     clip_norm: float = 1.0
     unit_price: float = 0.0  # nats per token: group penalty ‖·‖₂ on each localist unit
 

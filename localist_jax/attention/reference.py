@@ -14,7 +14,21 @@ from localist_jax.locality import measures
 
 
 def reference(
-    q_BTNH, k_BSGH, v_BSGH, *, q_block, k_block, q_pos, k_pos, q_seg, k_seg, odds, relevant, route, window, stats
+    q_BTNH,
+    k_BSGH,
+    v_BSGH,
+    *,
+    q_block,
+    k_block,
+    q_pos,
+    k_pos,
+    q_seg,
+    k_seg,
+    odds,
+    relevant,
+    route,
+    window,
+    stats,
 ):
     """See `attend`."""
     group = q_BTNH.shape[2] // k_BSGH.shape[2]
@@ -38,7 +52,10 @@ def reference(
         return out_BTNH, None
 
     with jax.named_scope("statistics"):
-        index = (jnp.arange(relevant.shape[0])[:, None, None, None], jnp.arange(relevant.shape[1])[:, None, None])
+        index = (
+            jnp.arange(relevant.shape[0])[:, None, None, None],
+            jnp.arange(relevant.shape[1])[:, None, None],
+        )
         relevant_BNTS = relevant[(*index, q_block[:, None, :, None], k_block[:, None, None, :])]
         gated_BNTS = relevant_BNTS & ~near_BTS[:, None] & (k_block > 0)[:, None, None, :]
         relevant_BNTS = relevant_BNTS | near_BTS[:, None]

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tokenizers
@@ -94,9 +94,15 @@ class Tokenizer:
         """`encode` of each text, in parallel threads."""
         return [np.array(e.ids, np.int32) for e in self._inner.encode_batch_fast(list(texts))]
 
-    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """Text of `ids`; specials are skipped, bytes that are not UTF-8 become U+FFFD."""
-        return b"".join(self._bytes[self._checked(i)] for i in ids).decode("utf-8", "replace")
+    def decode(self, ids: Iterable[Any]) -> str:
+        """Text of `ids` (integers, a NumPy or a JAX array).
+
+        Specials are skipped; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+          ValueError: an id outside the vocabulary.
+        """
+        return b"".join(self._bytes[self._checked(i)] for i in map(int, ids)).decode("utf-8", "replace")
 
     def token_text(self, token: int | np.integer) -> str:
         r"""One token for the eye: `' the'`, `'⏎'` for a line end, `'\xe2'` for a part of a character."""

@@ -63,9 +63,7 @@ def usage(probs: Float[Array, "B T K"], valid: Bool[Array, "B T"]) -> Float[Arra
     return total / jnp.maximum(1, valid.sum())
 
 
-def usage_penalty(
-    share: Float[Array, " K"], allowed: Bool[Array, " K"], floor: float
-) -> Float[Array, ""]:
+def usage_penalty(share: Float[Array, " K"], allowed: Bool[Array, " K"], floor: float) -> Float[Array, ""]:
     """Mean of max(0, ln(floor/K) − ln usage_k) over the K allowed blocks.
 
     Zero as soon as every block has its floor: a *minimum*, since balancing all blocks uniformly would

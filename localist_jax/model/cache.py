@@ -63,7 +63,9 @@ class Cache:
         layers = LayerCache(k=jnp.zeros(shape, model.dtype), v=jnp.zeros(shape, model.dtype))
         return cls(layers=layers, block=ids(), segment=ids())
 
-    def place(self, block: Int[Array, "B T"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Self:
+    def place(
+        self, block: Int[Array, "B T"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]
+    ) -> Self:
         """A cache that also knows the blocks of these positions."""
         return self.replace(  # type: ignore[attr-defined]
             block=_put(self.block, block, positions, segments),

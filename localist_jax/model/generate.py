@@ -158,7 +158,12 @@ def _read(model: Transformer, params, blocks, cache, tokens, positions, segments
 
 @jax.jit
 def _sample(
-    free: Float[Array, "B V"], logits: Float[Array, "B V"], keys, step: Numeric, temperature: Numeric, top_p: Numeric
+    free: Float[Array, "B V"],
+    logits: Float[Array, "B V"],
+    keys,
+    step: Numeric,
+    temperature: Numeric,
+    top_p: Numeric,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws from the nucleus of softmax(free/temperature); code length under softmax(logits)."""
     special = jnp.arange(free.shape[-1]) <= BOS

@@ -43,7 +43,9 @@ class Placement:
     units: units.Dispatch | None = None
 
 
-def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain=1.0):
+def weight(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain=1.0
+):
     """A parameter drawn from a normal distribution of standard deviation gain/√fan_in."""
     init = nn.initializers.normal(gain * fan_in**-0.5)
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
@@ -65,9 +67,7 @@ class Norm(nn.Module):
         return (wide * scale * gain).astype(x.dtype)
 
 
-def rotate(
-    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float
-) -> Float[Array, "B T N H"]:
+def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
     """Rotary positions; channels h and h + H/2 form a pair that turns by position·base^(−2h/H)."""
     half = x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)

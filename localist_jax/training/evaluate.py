@@ -88,7 +88,8 @@ def _sums(model: Transformer, byte_lengths, stats, params, blocks: Blocks, batch
     if stats == "none":
         return sums
     per_layer = {
-        name: jnp.where(valid[:, None], getattr(out.stats, name), 0.0).mean(2).sum((1, 2)) for name in STATISTICS
+        name: jnp.where(valid[:, None], getattr(out.stats, name), 0.0).mean(2).sum((1, 2))
+        for name in STATISTICS
     }
     gated, always, total = pairs_of(out, batch, model.config)
     gates = at_path(params, GATES)

@@ -91,14 +91,18 @@ def optimizer(settings: config.Config) -> optax.GradientTransformation:
 
     none = optax.set_to_zero()
     rules = {"matrix": adam(o.weight_decay), "vector": adam(0.0), "gate": none}
-    clip = optax.masked(optax.clip_by_global_norm(o.clip_norm), lambda p: _mask(p, lambda rule: rule != "gate"))
+    clip = optax.masked(
+        optax.clip_by_global_norm(o.clip_norm), lambda p: _mask(p, lambda rule: rule != "gate")
+    )
     return optax.chain(clip, optax.partition(rules, rule_of))
 
 
 RULES = {  # by the last name on a parameter's path; every parameter must be here
     "gates": "gate",
     "gain": "vector",
-    **dict.fromkeys(("embedding", "kernel", "query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"),
+    **dict.fromkeys(
+        ("embedding", "kernel", "query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"
+    ),
 }
 
 
@@ -111,7 +115,9 @@ def rule_of(params: PyTree) -> PyTree:
     flat = traverse_util.flatten_dict(params)
     for path in flat:
         if path[-1] not in RULES:
-            raise ValueError(f"optimizer: no rule covers parameter {'/'.join(path)}; add it to training.state.RULES")
+            raise ValueError(
+                f"optimizer: no rule covers parameter {'/'.join(path)}; add it to training.state.RULES"
+            )
     return traverse_util.unflatten_dict({path: RULES[path[-1]] for path in flat})
 
 

@@ -30,7 +30,9 @@ def perception_share(batch: Batch, model: config.Model) -> Float[Array, " P"]:
     if not model.perception_window:
         return jnp.ones(model.router_layer)
     block = jnp.where(batch.positions == 0, 0, 1)
-    _, always, total = measures.pair_counts(block, batch.positions, batch.segments, model.perception_window, 2)
+    _, always, total = measures.pair_counts(
+        block, batch.positions, batch.segments, model.perception_window, 2
+    )
     return jnp.full(model.router_layer, always / jnp.maximum(total, 1.0))
 
 
@@ -109,7 +111,7 @@ def make_train_step(
         metrics = {
             "bits_per_token": bits.from_nats(nats),
             "bits_per_byte": code / jnp.maximum(1, jnp.where(batch.segments > 0, sizes, 0).sum()),
-            "locality": dial.locality.mean(),
+            "locality": jnp.abs(dial.locality.mean()),
             "learning_rate": rate(state.step),
             "gradient_norm": optax.tree.norm(with_leaf(grads, GATES, jnp.zeros(()))),
             "phase": price.priced.astype(jnp.float32),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,6 +98,7 @@ def test_too_small_a_vocabulary_is_refused():
 def test_decode_skips_specials_and_replaces_broken_utf8(tokenizer):
     euro = tokenizer.encode("€")
     assert tokenizer.decode([Tokenizer.BOS, *euro, Tokenizer.PAD]) == "€"
+    assert tokenizer.decode(jnp.asarray(euro)) == "€"
     assert tokenizer.decode(euro[:1]) == "\ufffd"
 
 

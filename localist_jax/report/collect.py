@@ -1,0 +1,173 @@
+"""Everything a report needs, measured on a trained run and left in its folder as JSON and arrays.
+
+One function per file: `sweep.json`, `samples.json`, `blocks.json` with `gates.npz`, `inspect.json`
+with `inspect.npz`. Other programs may read them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localist_jax import bits
+from localist_jax.locality import Dial, measures
+from localist_jax.model.generate import BOS
+from localist_jax.training.evaluate import SWEEP
+from localist_jax.training.run import Run, write_json
+from localist_jax.training.state import GATES, at_path
+
+SAMPLED = (0.0, 0.9, 1.0)
+NAMED_BY = 8  # most informative tokens that describe a block
+SEEN_AT_LEAST = 5  # occurrences in a block before a token may describe it
+
+
+def collect(run: Run, prompt: str | None = None) -> None:
+    """Measures a run and writes every file that `report.write` reads."""
+    write_json(run.workdir / "sweep.json", sweep(run))
+    text = prompt if prompt is not None else opening(run)
+    write_json(run.workdir / "samples.json", samples(run, text[: len(text) // 2]))
+    write_json(run.workdir / "blocks.json", blocks(run))
+    gates = np.asarray(at_path(run.state.params, GATES))
+    active = np.asarray(run.state.blocks.active)
+    np.savez(
+        run.workdir / "gates.npz", gates=gates, router_layer=run.settings.model.router_layer, active=active
+    )
+    figures, attention = inspect(run, text, Dial(1.0))
+    write_json(run.workdir / "inspect.json", figures)
+    np.savez(run.workdir / "inspect.npz", attention=attention)
+
+
+def sweep(run: Run, localities: Sequence[float] = SWEEP) -> dict[str, Any]:
+    """Validation figures at each λ, and how often the measuring function had to be compiled."""
+    settings = run.evaluator.sweep(run.state.params, run.state.blocks, run.valid, localities)
+    by_layer = {str(row["locality"]): row.pop("by_layer") for row in settings}
+    tokens = sum(int((batch.segments > 0).sum()) for batch in run.valid)
+    return {
+        "settings": settings,
+        "by_layer": by_layer,
+        "compile_count": run.evaluator.compile_count,
+        "tokens": tokens,
+    }
+
+
+def opening(run: Run, tokens: int = 96) -> str:
+    """The first tokens of a validation row that begins a document piece: something real to read."""
+    row = run.valid[0]
+    ids = np.asarray(row.targets[0])[np.asarray(row.segments[0]) == 1]
+    return run.tokenizer.decode(ids[:tokens])
+
+
+def samples(run: Run, prompt: str, localities: Sequence[float] = SAMPLED, max_new: int = 80) -> list[dict]:
+    """One continuation of the prompt per dial, in one batch and from the same random stream each."""
+    rows = []
+    for value in localities:
+        generation = run.generate([prompt], Dial(value), max_new=max_new)[0]
+        rows.append(
+            {"locality": value, "prompt": prompt, "text": run.text(prompt, generation)[len(prompt) :]}
+        )
+    return rows
+
+
+def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
+    """What each block stands for: its usage, and the tokens that are most informative about it.
+
+    A token is ranked by its share of I(block; token): P(block, token)·log₂ P(block, token)/(P(block)P(token)).
+    Mutual information is the plug-in estimate less the Miller–Madow bias, over the validation rows.
+    """
+    K, V = run.settings.model.block_capacity, run.tokenizer.vocab_size
+    counts = np.zeros((K, V))
+    attended = np.zeros((K, K))
+    read = jax.jit(lambda params, chosen, batch, at: _read_blocks(run.model, params, chosen, batch, at))
+    c = run.settings.model
+    for batch in run.valid:
+        at = (dial or Dial(1.0)).broadcast(batch.tokens.shape[0], c.layers, c.heads)
+        ids, joint = read(run.state.params, run.state.blocks, batch, at)
+        valid = np.asarray(batch.segments) > 0
+        np.add.at(counts, (np.asarray(ids)[valid], np.asarray(batch.tokens)[valid]), 1)
+        attended += np.asarray(joint, np.float64) * valid.sum()
+    content = counts.copy()
+    content[:, : BOS + 1] = 0
+    information = np.asarray(measures.pointwise_information(jnp.asarray(content)))
+    share = content / max(content.sum(), 1)
+    worth = np.where(content >= SEEN_AT_LEAST, share * information, 0.0)
+    rows = []
+    for block in range(K):
+        if not bool(run.state.blocks.active[block]):
+            continue
+        best = [int(token) for token in np.argsort(-worth[block])[:NAMED_BY] if worth[block, token] > 0]
+        tokens = [[run.tokenizer.token_text(token), float(information[block, token])] for token in best]
+        name = (
+            "sink" if block == 0 else " · ".join(text.strip() or text for text, _ in tokens[:3]) or "unused"
+        )
+        rows.append(
+            {
+                "block": block,
+                "name": name,
+                "usage": float(counts[block].sum() / counts.sum()),
+                "tokens": tokens,
+            }
+        )
+    return {
+        "blocks": rows,
+        "mutual_information_bits": _corrected_information(content),
+        "block_entropy_bits": float(bits.entropy(jnp.asarray(content.sum(1) / max(content.sum(), 1)))),
+        "attention_information_bits": float(bits.mutual_information(jnp.asarray(attended))),
+    }
+
+
+def _read_blocks(model, params, chosen, batch, dial):
+    """Blocks of the positions, and P(query block, key block) under attention, mean over localist layers."""
+    out, sown = model.apply(
+        {"params": params}, batch.tokens, dial, chosen,
+        positions=batch.positions, segments=batch.segments, mutable=["intermediates"],
+    )  # fmt: skip
+    attention = sown["intermediates"]["localist"]["attention"]["attention"][0].mean(0)  # [B, T, N, S]
+    mass = jnp.einsum("BTNS,BSK->BTNK", attention, jax.nn.one_hot(out.blocks, chosen.active.size))
+    return out.blocks, measures.block_joint(mass, out.blocks, batch.segments > 0).mean(0)
+
+
+def _corrected_information(counts: np.ndarray) -> float:
+    """Plug-in I(block; token) less its Miller–Madow bias, bits; not below 0."""
+    total = max(counts.sum(), 1)
+    cells = [(counts > 0).sum(), (counts.sum(1) > 0).sum(), (counts.sum(0) > 0).sum()]
+    bias = bits.from_nats((cells[0] - cells[1] - cells[2] + 1) / (2 * total))
+    return float(max(0.0, bits.mutual_information(jnp.asarray(counts)) - bias))
+
+
+def inspect(run: Run, text: str, dial: Dial) -> tuple[dict[str, Any], np.ndarray]:
+    """How the model reads a text: per token its block, statistics and code length, and the attention.
+
+    Returns:
+      Figures per token (means over layers and heads), BOS first; and attention [L, T, T], mean over heads.
+
+    Raises:
+      ValueError: an empty text, or one that does not fit the context.
+    """
+    ids = run.tokenizer.encode(text).tolist()
+    context = run.settings.data.context
+    if not ids or len(ids) + 1 > context:
+        raise ValueError(f"inspect: the text has {len(ids)} tokens; give it 1 … {context - 1}")
+    c = run.settings.model
+    tokens = jnp.asarray([[BOS, *ids]], jnp.int32)
+    out, sown = run.model.apply(
+        {"params": run.state.params}, tokens, dial.broadcast(1, c.layers, c.heads), run.state.blocks,
+        stats="dense", mutable=["intermediates"],
+    )  # fmt: skip
+    layers = [
+        sown["intermediates"][stack]["attention"]["attention"][0] for stack in ("perception", "localist")
+    ]
+    attention = np.asarray(jnp.concatenate(layers)[:, 0].mean(2), np.float32)
+    code = bits.code_length(out.logits[0, :-1], tokens[0, 1:])
+    figures: dict[str, Any] = {
+        "locality": float(dial.locality.mean()),
+        "tokens": [run.tokenizer.token_text(int(token)) for token in tokens[0]],
+        "blocks": out.blocks[0].tolist(),
+        "bits": [None, *code.tolist()],
+    }
+    for name in ("entropy_bits", "fidelity", "gated_mass", "price_bits"):
+        figures[name] = getattr(out.stats, name).mean((0, 2))[0].tolist()
+    return figures, attention

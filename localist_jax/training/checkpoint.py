@@ -1,0 +1,233 @@
+"""Checkpoints: atomic, asynchronous, strict, and telling what they are before they are read.
+
+Each step is one Orbax checkpoint with two items that are committed together: the state, and a manifest
+(format, step, versions, configuration, topology, data cursor, table of leaves). The manifest is read
+first and compared, leaf by leaf, with the state that is wanted; only then are arrays restored, each
+straight to its sharding. Growth comes after restoring, never during it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from localist_jax.types import PyTree
+
+FORMAT = 1
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint")
+
+# Hints at the setting that decides a leaf's size, by a part of its path.
+HINTS = {
+    "gates": "set config.model.block_capacity, heads and layers as in the checkpoint, or grow it",
+    "units": "set config.model.block_capacity and block_units as in the checkpoint, or grow it",
+    "blocks": "set config.model.block_capacity and anchor_capacity as in the checkpoint, or grow it",
+    "pairs": "set config.model.block_capacity as in the checkpoint, or grow it",
+    "embedding": "set config.data.vocab_size and config.model.width as in the checkpoint",
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another topology."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      directory: holds one folder per step; made by the first save.
+      keep: checkpoints to keep; None only reads, and touches nothing.
+    """
+
+    def __init__(self, directory: str | Path, keep: int | None = None):
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            if self._keep is None and not self.directory.is_dir():
+                raise CheckpointError(
+                    f"{self.directory}: no checkpoints here; train first (`localist train`)"
+                )
+            logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                create=self._keep is not None,
+                cleanup_tmp_directories=self._keep is not None,
+                read_only=self._keep is None,
+            )
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_names=("state", "manifest")
+            )
+        return self._manager
+
+    def steps(self) -> list[int]:
+        """Steps with a whole checkpoint, in ascending order."""
+        return sorted(self._open().all_steps())
+
+    def latest(self) -> int | None:
+        """The last step with a whole checkpoint; None if there is none."""
+        return self._open().latest_step()
+
+    def save(self, step: int, state: PyTree, *, manifest: dict[str, Any], cursor: bytes | dict) -> None:
+        """Starts saving; returns as soon as the state is copied, so that training may donate it.
+
+        Args:
+          step: steps done.
+          state: pytree of arrays and typed keys.
+          manifest: configuration and topology, ready for JSON.
+          cursor: of the data, `get_state()` of the iterator.
+        """
+        about = {
+            "format": FORMAT,
+            "step": step,
+            "versions": {name: metadata.version(name) for name in LIBRARIES},
+            **manifest,
+            "cursor": _pack_cursor(cursor),
+            "leaves": _leaf_table(state),
+        }
+        arrays = jax.tree.map(_key_to_data, state)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(about))
+        self._open().save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def manifest(self, step: int | None = None) -> dict[str, Any]:
+        """What the checkpoint at `step` (default: the last) says about itself.
+
+        Raises:
+          CheckpointError: no such checkpoint, a damaged one, or one of a newer format.
+        """
+        step = self._existing(step)
+        with self._damage_as_error(step):
+            items = ocp.args.Composite(manifest=ocp.args.JsonRestore())
+            about = self._open().restore(step, args=items)["manifest"]
+        if about.get("format") != FORMAT:
+            raise CheckpointError(
+                f"checkpoint {step}: format {about.get('format')}, this version reads {FORMAT}; "
+                "open it with the version that wrote it"
+            )
+        return about
+
+    def restore(self, wanted: PyTree, step: int | None = None) -> tuple[PyTree, Any]:
+        """The state at `step` (default: the last) and its data cursor.
+
+        Args:
+          wanted: the abstract state: shapes, dtypes and shardings of every leaf.
+          step: steps done.
+
+        Raises:
+          CheckpointError: no such checkpoint, a damaged one, or one of another topology (naming the first
+            leaf that differs).
+        """
+        step = self._existing(step)
+        about = self.manifest(step)
+        _compare(about["leaves"], _leaf_table(wanted), step)
+        with self._damage_as_error(step):
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_key_shape, wanted)))
+            arrays = self._open().restore(step, args=items)["state"]
+        state = jax.tree.map(lambda like, array: _data_to_key(like, array), wanted, arrays)
+        return state, _unpack_cursor(about["cursor"])
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(
+                f"{self.directory}: no whole checkpoint here; train first (`localist train`)"
+            )
+        if step is not None and step not in steps:
+            raise CheckpointError(
+                f"{self.directory}: no checkpoint {step}; there are {', '.join(map(str, steps))}"
+            )
+        return steps[-1] if step is None else step
+
+    @contextlib.contextmanager
+    def _damage_as_error(self, step: int):
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many kinds; each means the files are bad
+            earlier = [s for s in self.steps() if s < step]
+            remedy = f"delete it to go on from {earlier[-1]}" if earlier else "there is no earlier one"
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} is damaged ({reason}); {remedy}"
+            ) from error
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_to_data(leaf):
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _key_shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    if not _is_key(leaf):
+        return leaf
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+
+
+def _data_to_key(like, array):
+    return jax.random.wrap_key_data(array) if _is_key(like) else array
+
+
+def _leaf_table(state: PyTree) -> dict[str, list]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in leaves
+    }
+
+
+def _compare(saved: dict[str, list], wanted: dict[str, list], step: int) -> None:
+    for path in wanted.keys() | saved.keys():
+        if path not in saved or path not in wanted:
+            where = "lacks" if path not in saved else "has an extra"
+            raise CheckpointError(
+                f"checkpoint {step} {where} leaf {path}; it was saved by another architecture: "
+                "use its own configuration (config.json beside it), or another --workdir"
+            )
+    for path, (shape, dtype) in wanted.items():
+        if saved[path] != [shape, dtype]:
+            hint = next(
+                (text for part, text in HINTS.items() if part in path), "use the checkpoint's configuration"
+            )
+            raise CheckpointError(
+                f"checkpoint {step}: {path} is {saved[path][1]}{saved[path][0]}, but the configuration asks for "
+                f"{dtype}{shape}; {hint}, or use another --workdir"
+            )
+
+
+def _pack_cursor(cursor: bytes | dict) -> Any:
+    return {"base64": base64.b64encode(cursor).decode()} if isinstance(cursor, bytes) else cursor
+
+
+def _unpack_cursor(stored: Any) -> Any:
+    return base64.b64decode(stored["base64"]) if set(stored) == {"base64"} else stored

@@ -1,0 +1,78 @@
+"""What a run says while it goes: `metrics.jsonl` for programs, TensorBoard for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tensorboardX import SummaryWriter
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; a torn last line (a killed run) is left out."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class Journal:
+    """Writes metrics of a run; a context manager.
+
+    Args:
+      workdir: gets `metrics.jsonl` and `tensorboard/`.
+      resume_step: records after this step are dropped, so that a resumed curve has no duplicates.
+    """
+
+    def __init__(self, workdir: str | Path, resume_step: int = 0):
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        kept = [r for r in read(path) if r["step"] <= resume_step] if path.exists() and resume_step else []
+        temporary = path.with_name(".metrics.jsonl.tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def scalars(self, step: int, kind: str, figures: Mapping[str, float]) -> None:
+        """One record {"step", "kind", "time", name: number}; a number that is not finite becomes null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        record = {"step": step, "kind": kind, "time": round(time.time(), 3), **finite}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text for TensorBoard."""
+        self._board.add_text(name, text, step)
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """A matplotlib figure, as an image for TensorBoard."""
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        image = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()

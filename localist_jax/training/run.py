@@ -1,0 +1,191 @@
+"""A run: its folder, configuration, tokenizer, model and state, opened for reading or being trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from localist_jax import config
+from localist_jax.data import Batch, Prepared, Tokenizer, prepare, valid_batches
+from localist_jax.locality import Dial
+from localist_jax.model import Generation, Transformer, generate
+from localist_jax.parallel import mesh as meshes
+from localist_jax.parallel import rules
+from localist_jax.training import state as states
+from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.evaluate import Evaluator
+from localist_jax.training.state import TrainState
+
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "chex", "grain", "tokenizers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the libraries a run depends on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
+
+
+def machine() -> dict[str, Any]:
+    """What the run is made on: processor, cores, platform, accelerators."""
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [x for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that belongs to one trained (or training) model.
+
+    Attributes:
+      workdir: its folder.
+      settings: its resolved configuration.
+      model, tokenizer, state: the network, its vocabulary, its parameters and what goes with them.
+      mesh: where the state lies.
+    """
+
+    workdir: Path
+    settings: config.Config
+    model: Transformer
+    tokenizer: Tokenizer
+    state: TrainState
+    mesh: jax.sharding.Mesh
+    prepared: Prepared | None = None
+
+    @classmethod
+    def open(cls, workdir: str | Path, step: int | None = None) -> Self:
+        """Opens a run folder for evaluation, generation or inspection, at its last checkpoint or at `step`.
+
+        Raises:
+          ValueError: no run there.
+          CheckpointError: no such checkpoint, or one that cannot be read.
+        """
+        workdir = Path(workdir)
+        if not (workdir / "config.json").is_file():
+            raise ValueError(f"{workdir}: no run here (config.json is missing); `localist train` makes one")
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            manifest = checkpoints.manifest(step)
+            settings = config.resolve(manifest["config"])
+            tokenizer = Tokenizer.load(workdir / "tokenizer.json")
+            mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
+            model = Transformer(settings.model, tokenizer.vocab_size)
+            state, _ = checkpoints.restore(abstract_state(model, settings, mesh), manifest["step"])
+        return cls(workdir, settings, model, tokenizer, state, mesh)
+
+    def record(self, command: str) -> None:
+        """Writes config.json and tokenizer.json: what the run is made of, with what, on what, when."""
+        self.tokenizer.save(self.workdir / "tokenizer.json")
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        write_json(
+            self.workdir / "config.json",
+            {
+                "config": self.settings.to_dict(),
+                "versions": versions(),
+                "command": command,
+                "machine": machine(),
+                "date": datetime.date.today().isoformat(),
+                "parameters": parameters,
+                "data": self.data.describe(),
+            },
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint says about itself: the configuration and the topology it was saved with."""
+        c = self.settings.model
+        topology = {
+            "active_blocks": int(np.asarray(self.state.blocks.active).sum()),
+            "block_capacity": c.block_capacity,
+            "specialists": 1,
+            "tokenizer": self.tokenizer.fingerprint,
+        }
+        return {"config": self.settings.to_dict(), "topology": topology}
+
+    @cached_property
+    def data(self) -> Prepared:
+        """The corpus, tokenised and packed."""
+        return self.prepared or prepare(self.settings.data, self.workdir / "cache")
+
+    @cached_property
+    def valid(self) -> list[Batch]:
+        """The validation batches."""
+        data = self.settings.data
+        return valid_batches(self.data.valid, data.batch, data.valid_rows)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Compiled once for the run."""
+        return Evaluator(self.model, self.tokenizer.byte_lengths)
+
+    def watch(self, localities: tuple[float, ...]) -> dict[str, float]:
+        """Validation code length at some dials: {"bits_per_token@0.9": …}."""
+        figures = {}
+        for value in localities:
+            read = self.evaluator.bits_per_token(
+                self.state.params, self.state.blocks, self.valid, Dial(value)
+            )
+            figures |= {f"{name}@{value:g}": x for name, x in read.items()}
+        return figures
+
+    def generate(self, prompts: list[str], dial, **options) -> list[Generation]:
+        """`model.generate` on text: encodes the prompts, and keeps to the context the run was trained at."""
+        ids = [self.tokenizer.encode(prompt).tolist() for prompt in prompts]
+        return generate(
+            self.model,
+            self.state.params,
+            self.state.blocks,
+            ids,
+            dial,
+            context=self.settings.data.context,
+            **options,
+        )
+
+    def text(self, prompt: str, generation: Generation) -> str:
+        """The prompt with what was generated, decoded together (a character may span the border)."""
+        return self.tokenizer.decode([*self.tokenizer.encode(prompt).tolist(), *generation.tokens])
+
+
+def abstract_state(model: Transformer, settings: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a run's state, without making it.
+
+    Raises:
+      ValueError: a dimension that does not divide over its mesh axis.
+    """
+    boxed = jax.eval_shape(lambda key: states.create(model, settings, key), jax.random.key(0))
+    shardings = rules.state_shardings(boxed, mesh)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        nn.unbox(boxed),
+        shardings,
+    )
+
+
+def fresh_state(model: Transformer, settings: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state before the first step, made in place on the mesh."""
+    wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, settings, mesh))
+    create = jax.jit(lambda key: nn.unbox(states.create(model, settings, key)), out_shardings=wanted)
+    return create(jax.random.key(settings.train.seed))
