@@ -167,6 +167,9 @@ class Router:
     noise: float = 0.3  # scale of the Gumbel noise on its logits in training
     usage_floor: float = 0.2  # a block's share may fall to this part of 1/K free of charge
     usage_weight: float = 1.0  # nats per token and unit of log-usage below the floor
+    doubt_weight: float = (
+        0.02  # nats per token and nat of the router's own entropy: it should make up its mind
+    )
 
     def __post_init__(self):
         _require(self.noise >= 0, "router.noise", "0 or more", self.noise)

@@ -24,6 +24,9 @@ from localist_jax.types import Numeric
 
 PAIR_MEMORY = 0.98  # of the running means of pairs and gate gradients
 FIRST_PRICE = 1e-7  # nats per token: below the pull of any gate that matters
+LARGEST_PRICE = (
+    1e-2  # nats per token: above the pull of any gate; reached when the target lies below the window
+)
 PRICE_DECADES = 4.0  # how far one ramp of dual ascent may raise the price, in powers of ten
 SMALLEST_WEIGHT = 0.05  # w from below: bounds the step of gates that hardly any pair uses
 
@@ -141,4 +144,5 @@ def advance(
 def _dual_ascent(price, excess, length):
     """Multiplicative dual ascent: ln μ moves with the excess, at most `PRICE_DECADES` per ramp."""
     rate = PRICE_DECADES * jnp.log(10.0) / length
-    return jnp.maximum(price, FIRST_PRICE) * jnp.exp(rate * jnp.clip(excess * 10, -1.0, 1.0))
+    risen = price * jnp.exp(rate * jnp.clip(excess * 10, -1.0, 1.0))
+    return jnp.clip(risen, FIRST_PRICE, LARGEST_PRICE)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from localist_jax import bits
 from localist_jax.types import Key
 
 FORBIDDEN = -1e9  # logit of a block that may not be chosen; its probability is exactly 0 in float32
@@ -74,3 +75,13 @@ def usage_penalty(share: Float[Array, " K"], allowed: Bool[Array, " K"], floor: 
     count = allowed.sum()
     lack = jnp.log(floor / count) - jnp.log(jnp.where(allowed, share, 1.0) + 1e-6)
     return jnp.where(allowed, jnp.maximum(lack, 0.0), 0.0).sum() / count
+
+
+def doubt(probs: Float[Array, "B T K"], valid: Bool[Array, "B T"]) -> Float[Array, ""]:
+    """Mean entropy of the router's probabilities, nats: H(block | state).
+
+    Kept low, the soft usage that the floor watches is the hard usage that the model runs on; together they
+    raise I(block; state) = H(block) − H(block | state).
+    """
+    entropy = bits.to_nats(bits.entropy(probs))
+    return jnp.where(valid, entropy, 0.0).sum() / jnp.maximum(1, valid.sum())

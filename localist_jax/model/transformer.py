@@ -23,6 +23,8 @@ from localist_jax.model.cache import Cache
 from localist_jax.model.layers import Layer, Norm, Placement, weight
 from localist_jax.model.units import dispatch
 
+FIRST_CONFIDENCE = 3.0  # standard deviation of the router's first logits: random blocks, but stable ones
+
 
 @chex.dataclass(frozen=True, mappable_dataclass=False)
 class Output:
@@ -53,7 +55,8 @@ class Router(nn.Module):
         """Logits [B, T, K]."""
         c = self.config
         h = Norm(c.norm_eps, name="norm")(x)
-        w = weight(self, "kernel", (c.width, c.block_capacity), ("embed", "router_block"), c.width)
+        axes = ("embed", "router_block")
+        w = weight(self, "kernel", (c.width, c.block_capacity), axes, c.width, gain=FIRST_CONFIDENCE)
         return h.astype(jnp.float32) @ w + anchors.prior(blocks, tokens)
 
 

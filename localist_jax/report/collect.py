@@ -6,7 +6,9 @@ with `inspect.npz`. Other programs may read them too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,6 +43,11 @@ def collect(run: Run, prompt: str | None = None) -> None:
     np.savez(run.workdir / "inspect.npz", attention=attention)
 
 
+def read(workdir: Path, name: str) -> Any:
+    """What `collect` wrote as `name`.json."""
+    return json.loads((workdir / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def sweep(run: Run, localities: Sequence[float] = SWEEP) -> dict[str, Any]:
     """Validation figures at each λ, and how often the measuring function had to be compiled."""
     settings = run.evaluator.sweep(run.state.params, run.state.blocks, run.valid, localities)
@@ -55,8 +62,8 @@ def sweep(run: Run, localities: Sequence[float] = SWEEP) -> dict[str, Any]:
 
 
 def opening(run: Run, tokens: int = 96) -> str:
-    """The first tokens of a validation row that begins a document piece: something real to read."""
-    row = run.valid[0]
+    """The first tokens of the first validation row: something real to read. At most half a context."""
+    row, tokens = run.valid[0], min(tokens, run.settings.data.context // 2)
     ids = np.asarray(row.targets[0])[np.asarray(row.segments[0]) == 1]
     return run.tokenizer.decode(ids[:tokens])
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from localist_jax import config
 from localist_jax.data import Batch, prepare, train_batches
+from localist_jax.errors import StoppedRun
 from localist_jax.model import Transformer
 from localist_jax.parallel import mesh as meshes
 from localist_jax.parallel import rules
@@ -39,7 +40,7 @@ class Hook(Protocol):
         """Called after the step, with the state and metrics it returned."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(StoppedRun):
     """A loss that is not finite; the last good checkpoint is kept."""
 
 

@@ -66,17 +66,19 @@ def make_train_step(
         valid = batch.segments > 0
         code = jnp.where(valid, bits.code_length(out.logits, batch.targets), 0.0).sum()
         allowed = router.allowed_blocks(state.blocks.active, c.background)
-        usage = router.usage(out.block_probs, valid & (batch.positions > 0))
+        routed = valid & (batch.positions > 0)
+        usage = router.usage(out.block_probs, routed)
         penalty = router.usage_penalty(usage, allowed, settings.router.usage_floor)
         nats = bits.to_nats(code) / jnp.maximum(1, valid.sum())
-        loss = nats + settings.router.usage_weight * penalty
-        return loss, (out, code, usage, nats)
+        doubt = router.doubt(out.block_probs, routed)
+        loss = nats + settings.router.usage_weight * penalty + settings.router.doubt_weight * doubt
+        return loss, (out, code, usage, doubt, nats)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         dial_key, router_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         dial = training_dial(dial_key, settings.dial, state.step / steps, c.layers)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (out, code, usage, nats)), grads = grad_fn(state.params, state, batch, dial, router_key)
+        (_, (out, code, usage, doubt, nats)), grads = grad_fn(state.params, state, batch, dial, router_key)
 
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -121,6 +123,7 @@ def make_train_step(
             "kkt_residual": jnp.where(moves, residual, 0.0)[..., 1:].mean(),
             "usage_min": jnp.where(usage > 0, usage, 1.0).min(),
             "usage_entropy_bits": bits.entropy(usage),
+            "router_doubt_bits": bits.from_nats(doubt),
         }
         new = state.replace(  # type: ignore[attr-defined]
             step=state.step + 1, params=params, opt_state=opt_state, pricing=price

@@ -1,0 +1,1 @@
+"""Experiments: a launcher, configurations, and one folder per study."""

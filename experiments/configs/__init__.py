@@ -1,0 +1,1 @@
+"""Configurations: short Python files, each with its command in the docstring."""

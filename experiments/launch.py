@@ -1,0 +1,52 @@
+"""Launches an experiment from a configuration file.
+
+    python -m experiments.launch --config=experiments/configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.launch --config=experiments/configs/quickstart.py:tiny --workdir=runs/tiny --config.model.layers=4
+
+Trains, or resumes what is in the work folder, measures the dial, and writes a report, whose path is the
+last line printed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from localist_jax import config
+from localist_jax.errors import one_line
+from localist_jax.report.job import run_job
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with an optional :variant.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_FRESH = flags.DEFINE_bool("fresh", False, "Throw away an earlier run in the work folder.")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    with one_line(AttributeError, KeyError, TypeError, OSError, flags.Error):
+        rest = flags.FLAGS(argv)
+        for name in ("config", "workdir"):
+            if flags.FLAGS[name].value is None:
+                raise ValueError(f"launch: --{name} is missing; see python -m experiments.launch --help")
+        return rest
+
+
+def _main(_: list[str]) -> None:
+    command = shlex.join(["python", "-m", "experiments.launch", *sys.argv[1:]])
+    with one_line():
+        settings = config.resolve(_CONFIG.value)
+        print(run_job(settings, Path(_WORKDIR.value), command=command, fresh=_FRESH.value))
+
+
+def main() -> None:
+    """Entry point."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(_main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The command `localist`: train, eval, generate, inspect, report.
+
+localist train experiments/configs/quickstart.py --workdir runs/quickstart --set train.steps=500
+localist eval runs/quickstart --dials 0 0.9 0.99 1
+localist generate runs/quickstart "The list type" --dial 0.9
+localist inspect runs/quickstart "An iterator is an object" --dial 1 --picture attention.png
+localist report runs/quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from localist_jax.errors import one_line
+
+DIALS = (0.0, 0.9, 0.99, 1.0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command."""
+    arguments = _parser().parse_args(argv)
+    with one_line():
+        arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("localist", description="Localist language models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str, folder: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if folder:
+            sub.add_argument("workdir", type=Path, help="folder of the run")
+            sub.add_argument("--step", type=int, help="checkpoint; default: the last")
+        return sub
+
+    sub = command("train", _train, "Train (or resume), measure the dial, write a report.", folder=False)
+    sub.add_argument(
+        "config", nargs="?", help="configuration file, with an optional :variant; default: the defaults"
+    )
+    sub.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change a setting"
+    )
+    sub.add_argument("--fresh", action="store_true", help="throw away an earlier run in that folder")
+
+    sub = command("eval", _eval, "Code length and attention statistics at some dials.")
+    sub.add_argument("--dials", type=float, nargs="+", default=DIALS, metavar="λ")
+
+    sub = command("generate", _generate, "Continue a prompt; several dials make several continuations.")
+    sub.add_argument("prompt")
+    sub.add_argument(
+        "--dial", type=_dial, nargs="+", default=[1.0], metavar="λ|REGIME", help="number or preset"
+    )
+    sub.add_argument("--tokens", type=int, default=80, help="new tokens")
+    sub.add_argument("--temperature", type=float, default=0.8)
+    sub.add_argument("--top-p", type=float, default=0.95)
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command(
+        "inspect", _inspect, "Per token: block, fidelity, entropy, price; attention by block as a picture."
+    )
+    sub.add_argument("text")
+    sub.add_argument("--dial", type=_dial, default=1.0, metavar="λ|REGIME")
+    sub.add_argument("--picture", type=Path, help="where to draw; default: attention.png in the run's folder")
+
+    command("report", _report, "Measure the run again and write its report.")
+    return parser
+
+
+def _dial(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _open(arguments: argparse.Namespace):
+    from localist_jax.training.run import Run
+
+    return Run.open(arguments.workdir, arguments.step)
+
+
+def _setting(run, dial: float | str):
+    from localist_jax.locality import Dial
+
+    return Dial.regime(dial, run.settings.model.layers) if isinstance(dial, str) else Dial(dial)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from localist_jax import config
+    from localist_jax.report.job import run_job
+
+    raw = _load_config(arguments.config) if arguments.config else config.default().to_dict()
+    for change in arguments.set:
+        _apply(raw, change)
+    command = shlex.join(["localist", *sys.argv[1:]])
+    print(run_job(config.resolve(raw), arguments.workdir, command=command, fresh=arguments.fresh))
+
+
+def _load_config(name: str) -> dict[str, Any]:
+    path, _, variant = name.partition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such configuration file")
+    spec = importlib.util.spec_from_file_location("configuration", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path}: not a configuration file; it needs a function get_config()")
+    if variant:
+        return module.get_config(variant).to_dict()
+    return module.get_config().to_dict()
+
+
+def _apply(raw: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    section, dot, field = path.partition(".")
+    if not (equals and dot):
+        raise ValueError(f"--set {change}: expected section.field=value, such as train.steps=500")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    raw.setdefault(section, {})[field] = value  # `config.resolve` names what it does not know
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from localist_jax.report import collect
+
+    rows = collect.sweep(_open(arguments), arguments.dials)["settings"]
+    columns = ("bits_per_token", "bits_per_byte", "perplexity", "entropy_bits", "fidelity", "gated_mass")
+    columns += ("price_bits", "open_share")
+    print("λ".rjust(6), *(name.rjust(14) for name in columns))
+    for row in rows:
+        print(f"{row['locality']:6g}", *(f"{row[name]:14.4f}" for name in columns))
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from localist_jax.locality import Dial
+
+    run = _open(arguments)
+    dials = Dial.for_requests([_setting(run, dial) for dial in arguments.dial])
+    prompts = [arguments.prompt] * len(arguments.dial)
+    options = dict(
+        max_new=arguments.tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    for dial, generation in zip(arguments.dial, run.generate(prompts, dials, **options), strict=True):
+        if len(prompts) > 1:
+            print(f"── λ = {dial}")
+        print(run.text(arguments.prompt, generation))
+        spent = sum(generation.bits) / len(generation.bits)
+        price = sum(generation.price_bits) / len(generation.price_bits)
+        print(
+            f"[{len(generation.tokens)} tokens, {spent:.2f} bits/token, locality costs {price:.3f} attention bits, "
+            f"ended by {generation.finish}]",
+            file=sys.stderr,
+        )
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from localist_jax.report import collect, figures
+
+    run = _open(arguments)
+    read, attention = collect.inspect(run, arguments.text, _setting(run, arguments.dial))
+    print(f"{'token':<20}{'block':>6}{'bits':>8}{'entropy':>9}{'fidelity':>10}{'gated':>8}{'price':>8}")
+    for i, token in enumerate(read["tokens"]):
+        code = "" if read["bits"][i] is None else f"{read['bits'][i]:.2f}"
+        numbers = (read["entropy_bits"][i], read["fidelity"][i], read["gated_mass"][i], read["price_bits"][i])
+        entropy, fidelity, gated, price = numbers
+        shown = repr(token)[1:-1]
+        print(
+            f"{shown:<20}{read['blocks'][i]:>6}{code:>8}{entropy:>9.2f}{fidelity:>10.4f}{gated:>8.3f}{price:>8.3f}"
+        )
+    picture = arguments.picture or arguments.workdir / "attention.png"
+    localist = attention[run.settings.model.router_layer :].mean(0)
+    figures.attention_by_block(localist, read["blocks"], read["tokens"]).savefig(picture, dpi=150)
+    print(picture)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from localist_jax.report.job import measure
+
+    print(measure(_open(arguments)))
+
+
+if __name__ == "__main__":
+    main()

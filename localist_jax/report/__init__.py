@@ -1,0 +1,1 @@
+"""Measurements of a run, as files, figures and one self-contained HTML page."""

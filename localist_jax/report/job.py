@@ -1,0 +1,54 @@
+"""The main job, as the launcher and `localist train` run it: train, measure, report."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from localist_jax import config, report
+from localist_jax.report import collect, figures
+from localist_jax.training.journal import Journal
+from localist_jax.training.loop import train
+from localist_jax.training.run import Run
+from localist_jax.training.state import GATES, at_path
+
+MADE_BY_RUN = ("cache", "checkpoints", "tensorboard", "metrics.jsonl", "config.json")
+
+
+def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh: bool = False) -> Path:
+    """Trains (or resumes), measures the dial, writes samples and the report; returns the report's path.
+
+    Args:
+      settings: the resolved configuration.
+      workdir: the run's folder.
+      command: what the user typed, for the record.
+      fresh: throw an earlier run in that folder away, and start again.
+    """
+    if fresh:
+        _forget(workdir)
+    run = train(settings, workdir, command=command)
+    return measure(run)
+
+
+def measure(run: Run) -> Path:
+    """Measures a trained run and writes its report; progress goes to standard error."""
+    print("measure: dial sweep, samples, blocks", file=sys.stderr, flush=True)
+    collect.collect(run)
+    step = int(run.state.step)
+    with Journal(run.workdir, resume_step=step) as journal:
+        gates = at_path(run.state.params, GATES)
+        journal.figure(step, "gates", figures.gate_maps(gates, run.state.blocks.active))
+        for sample in collect.read(run.workdir, "samples"):
+            journal.text(step, f"sample@{sample['locality']:g}", sample["prompt"] + sample["text"])
+    return report.write(run.workdir)
+
+
+def _forget(workdir: Path) -> None:
+    """Removes what an earlier run left; nothing else in that folder is touched."""
+    for name in MADE_BY_RUN:
+        path = workdir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
