@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["localist_jax*", "experiments*", "proofs_check*"]),
-    package_data={"localist_jax": ["py.typed"]},
+    package_data={"localist_jax": ["py.typed"], "localist_jax.report": ["page.css"]},
     install_requires=[
         JAX,
         "flax>=0.12.8",

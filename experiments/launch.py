@@ -9,12 +9,11 @@ last line printed.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from localist_jax import config
@@ -44,7 +43,7 @@ def _main(_: list[str]) -> None:
 
 def main() -> None:
     """Entry point."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.WARNING)
     app.run(_main, flags_parser=_parse)
 
 

@@ -59,11 +59,11 @@ class Journal:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in figures.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.add_scalar(f"{kind}/{_tag(name)}", value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text for TensorBoard."""
-        self._board.add_text(name, text, step)
+        self._board.add_text(_tag(name), text, step)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """A matplotlib figure, as an image for TensorBoard."""
@@ -76,3 +76,8 @@ class Journal:
         """Flushes and closes both."""
         self._file.close()
         self._board.close()
+
+
+def _tag(name: str) -> str:
+    """A name that TensorBoard accepts: bits_per_token@0.9 → bits_per_token_at_0.9."""
+    return name.replace("@", "_at_")

@@ -1,0 +1,208 @@
+"""Figures of a run, as matplotlib figures without global state."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+BLUE, ORANGE, GREEN, RED, PURPLE = "#2b6cb0", "#dd6b20", "#2f855a", "#c53030", "#6b46c1"
+BY_DIAL = LinearSegmentedColormap.from_list("dial", [BLUE, "#805ad5", RED])
+LAST_TICK = 9.0  # where λ=1 (β=∞) stands on the axis of log-odds
+STYLE = {
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "localist_jax",
+    "svg.fonttype": "path",
+}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an inline SVG element; the same figure gives the same text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    text = buffer.getvalue()
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*"',
+        r"<svg \1",
+        text[text.index("<svg") :],
+        1,
+    )
+
+
+def dial_axis(localities: Sequence[float]) -> np.ndarray:
+    """Where each λ stands: at its log-odds −ln(1−λ), so that settings near 1 are legible; λ=1 last."""
+    with np.errstate(divide="ignore"):
+        return np.minimum(-np.log1p(-np.asarray(localities, float)), LAST_TICK)
+
+
+def dial_curves(settings: Sequence[Mapping[str, float]]) -> Figure:
+    """Code length, entropy, fidelity and price against the dial."""
+    panels = (
+        ("bits per token", (("bits_per_token", BLUE, "code length"),)),
+        ("attention entropy, bits", (("entropy_bits", PURPLE, "entropy"),)),
+        ("share of attention", (("fidelity", GREEN, "fidelity"), ("gated_mass", ORANGE, "through gates"))),
+        ("price, attention bits", (("price_bits", RED, "price"),)),
+    )
+    x = dial_axis([row["locality"] for row in settings])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 2.7), layout="constrained")
+        for axes, (title, curves) in zip(figure.subplots(1, 4), panels, strict=True):
+            for name, colour, label in curves:
+                y = [row[name] for row in settings]
+                finite = x < LAST_TICK
+                axes.plot(x[finite], np.asarray(y)[finite], marker="o", ms=3.5, color=colour, label=label)
+                axes.plot(x[-2:], y[-2:], ls=":", color=colour, lw=1.2)
+                axes.plot(x[~finite], np.asarray(y)[~finite], marker="D", ms=5, ls="", color=colour)
+            axes.set_title(title)
+            axes.set_xticks(x, [f"{row['locality']:g}" for row in settings], rotation=55, fontsize=7.5)
+            axes.set_xlabel("λ")
+            axes.set_ylim(bottom=0 if title != "bits per token" else None)
+            if len(curves) > 1:
+                axes.set_ylim(0, 1.02)
+                axes.legend(loc="center left")
+        return figure
+
+
+def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss, gates, price and router during training; a dashed line marks the begin of the price phase."""
+    train = [r for r in records if r["kind"] == "train"]
+    evals = [r for r in records if r["kind"] == "eval"]
+    opened = next((r["step"] for r in train if r.get("phase")), None)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 5.0), layout="constrained")
+        loss, share, price, routing = figure.subplots(2, 2, sharex=True).ravel()
+        loss.set_title("code length, bits per token")
+        loss.plot(*_series(train, "bits_per_token"), color=MUTED, lw=1, alpha=0.7, label="training, any dial")
+        dials = sorted({k for r in evals for k in r if k.startswith("bits_per_token@")}, key=_dial_of)
+        for name in dials:
+            colour = BY_DIAL(_dial_of(name))
+            loss.plot(
+                *_series(evals, name),
+                color=colour,
+                marker="o",
+                ms=3,
+                label=f"validation, λ={_dial_of(name):g}",
+            )
+        loss.legend()
+        share.set_title("gates")
+        share.plot(*_series(train, "open_share"), color=BLUE, label="open share of causal pairs at λ=1")
+        share.plot(*_series(train, "gates_closed"), color=ORANGE, label="share of gates exactly 0")
+        share.set_ylim(0, 1.02)
+        share.legend()
+        price.set_title("price of a gate, nats per token")
+        price.plot(*_series(train, "gate_price", positive=True), color=RED, label="price μ")
+        price.plot(*_series(train, "kkt_residual", positive=True), color=PURPLE, label="mean KKT residual")
+        if price.lines and any(line.get_xdata().size for line in price.lines):
+            price.set_yscale("log")
+        price.legend()
+        routing.set_title("router, bits")
+        routing.plot(*_series(train, "usage_entropy_bits"), color=GREEN, label="entropy of block usage")
+        routing.plot(*_series(train, "router_doubt_bits"), color=ORANGE, label="doubt H(block | state)")
+        routing.set_ylim(bottom=0)
+        routing.legend()
+        for axes in (loss, share, price, routing):
+            if opened is not None:
+                axes.axvline(opened, color=INK, lw=0.8, ls="--")
+        for axes in (price, routing):
+            axes.set_xlabel("step")
+        return figure
+
+
+def _dial_of(name: str) -> float:
+    return float(name.rpartition("@")[2])
+
+
+def _series(records, name: str, positive: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [
+        (r["step"], r[name]) for r in records if r.get(name) is not None and (r[name] > 0 or not positive)
+    ]
+    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+
+
+def gate_maps(gates: np.ndarray, active: np.ndarray, first_layer: int = 0) -> Figure:
+    """One K×K map per localist layer and head; exact zeros are white, the open column 0 is hatched.
+
+    Args:
+      gates: [L, N, K, K].
+      active: bool [K].
+      first_layer: number of the first localist layer, for the labels.
+    """
+    gates, keep = np.asarray(gates), np.flatnonzero(np.asarray(active))
+    shown = gates[..., keep[:, None], keep].copy()
+    L, N = shown.shape[:2]
+    colours = ["#ffffff", *matplotlib.colormaps["YlGnBu"](np.linspace(0.25, 1, 8))]
+    bounds = [-1, 1e-12, *np.linspace(0, 1, 9)[1:]]
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(1.35 * N + 1.2, 1.35 * L + 0.5), layout="constrained")
+        grid = figure.subplots(L, N, squeeze=False)
+        norm = BoundaryNorm(bounds, len(colours))
+        for layer in range(L):
+            for head in range(N):
+                axes = grid[layer, head]
+                image = axes.imshow(shown[layer, head], cmap=ListedColormap(colours), norm=norm)
+                axes.axvspan(-0.5, 0.5, facecolor="none", edgecolor=MUTED, hatch="////", lw=0)
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if layer == 0:
+                    axes.set_title(f"head {head}", fontsize=8)
+                if head == 0:
+                    axes.set_ylabel(f"layer {first_layer + layer}", fontsize=8)
+        bar = figure.colorbar(image, ax=grid, shrink=0.8, pad=0.02, spacing="uniform")
+        bar.set_ticks([np.mean(bounds[:2]), *bounds[2:]], labels=["0", *[f"{b:g}" for b in bounds[2:]]])
+        bar.ax.tick_params(labelsize=7)
+        return figure
+
+
+def attention_by_block(attention: np.ndarray, blocks: Sequence[int], tokens: Sequence[str]) -> Figure:
+    """Attention of a text with its positions sorted by block: what a block looks at is a tile.
+
+    Args:
+      attention: [T, T], rows sum to 1.
+      blocks, tokens: of the T positions.
+    """
+    order = np.argsort(np.asarray(blocks), kind="stable")
+    sorted_blocks = np.asarray(blocks)[order]
+    borders = np.flatnonzero(np.diff(sorted_blocks)) + 0.5
+    labels = [tokens[i].replace("$", r"\$") for i in order]
+    side = float(np.clip(0.085 * len(tokens) + 1.5, 5.0, 10.5))
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(side, side * 0.94), layout="constrained")
+        axes = figure.subplots()
+        picture = np.sqrt(np.asarray(attention)[np.ix_(order, order)])
+        axes.imshow(picture, cmap="magma_r", vmin=0, vmax=max(0.05, float(picture.max())))
+        for border in borders:
+            axes.axhline(border, color=MUTED, lw=0.4)
+            axes.axvline(border, color=MUTED, lw=0.4)
+        size = float(np.clip(420 / len(tokens), 3.0, 8.0))
+        axes.set_yticks(range(len(order)), labels, fontsize=size, fontfamily="monospace")
+        starts = np.concatenate([[0], np.ceil(borders)]).astype(int)
+        middles = (starts + np.append(starts[1:], len(order)) - 1) / 2
+        axes.set_xticks(
+            middles, [f"block {sorted_blocks[s]}" for s in starts], rotation=60, fontsize=7.5, ha="right"
+        )
+        axes.tick_params(length=0)
+        axes.set_title("attention (square root), positions sorted by block: rows look at columns")
+        return figure

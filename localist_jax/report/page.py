@@ -1,0 +1,270 @@
+"""The report: one self-contained HTML page made from what a run left in its folder."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from localist_jax.report import figures
+from localist_jax.training import journal
+from localist_jax.training.progress import human_count
+
+Record = Mapping[str, Any]
+
+MEASURES = (
+    ("bits per token, per byte", "code length of held-out text; −log₂ of the probability the model gave it"),
+    ("entropy", "H of a query's attention, mean over tokens, heads and all layers (T4)"),
+    (
+        "fidelity F",
+        "attention on relevant keys: open gates, block 0, window and self (T3); 1 by construction at λ=1",
+    ),
+    ("gated mass", "the part of it that a gate opened: without self, window and block 0"),
+    ("price", "KL(attention at λ ‖ attention at 0): what locality costs, in attention bits (T2)"),
+    (
+        "open share",
+        "causal query–key pairs with non-zero odds at λ=1, over all layers, window and sink included",
+    ),
+    ("KKT residual", "distance of the gates from T6's dichotomy: closed, or pulled as hard as priced"),
+)
+SWEEP_COLUMNS = (
+    ("bits_per_token", "bits/token", ".4f"),
+    ("bits_per_byte", "bits/byte", ".4f"),
+    ("perplexity", "perplexity", ".2f"),
+    ("entropy_bits", "entropy", ".3f"),
+    ("fidelity", "fidelity", ".4f"),
+    ("gated_mass", "gated mass", ".4f"),
+    ("price_bits", "price", ".3f"),
+    ("open_share", "open share", ".3f"),
+)
+
+
+def write(workdir: str | Path) -> Path:
+    """Writes `report.html` into a run's folder and returns its path.
+
+    Raises:
+      ValueError: a file is missing that the report cannot do without.
+    """
+    workdir = Path(workdir)
+    about = _load(workdir, "config")
+    sweep = _load(workdir, "sweep")
+    samples, blocks, inspected = (_load(workdir, name) for name in ("samples", "blocks", "inspect"))
+    with np.load(workdir / "gates.npz") as stored:
+        gates = {name: stored[name] for name in stored.files}
+    with np.load(workdir / "inspect.npz") as stored:
+        attention = stored["attention"]
+    records = journal.read(workdir / "metrics.jsonl")
+    first = int(gates["router_layer"])
+    body = [
+        _summary(about, sweep["settings"]),
+        _tiles(about, sweep, records),
+        _section("The dial", _dial(sweep)),
+        _section("Training", _training(records)),
+        _section("Gates", _gates(gates, first)),
+        _section("Blocks", _blocks(blocks)),
+        _section("Reading a text", _reading(inspected, attention[first:].mean(0))),
+        _section("Samples", _samples(samples)),
+        _section("How it was made", _provenance(about)),
+    ]
+    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    title = f"localist_jax: {about['data']['corpus']}"
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+        f"<style>\n{style}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
+    )
+    path = workdir / "report.html"
+    temporary = path.with_name(".report.html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _load(workdir: Path, name: str) -> Any:
+    path = workdir / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(
+            f"report: {path} is missing; `localist report {workdir}` measures the run and makes it"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>\n{content}</section>"
+
+
+def _figure(figure, caption: str, kind: str = "") -> str:
+    return f'<figure class="{kind}">{figures.svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _ends(settings: Sequence[Record]) -> tuple[Record, Record]:
+    return min(settings, key=lambda row: row["locality"]), max(settings, key=lambda row: row["locality"])
+
+
+def _summary(about: Record, settings: Sequence[Record]) -> str:
+    model, train, data = about["config"]["model"], about["config"]["train"], about["data"]
+    low, high = _ends(settings)
+    tokens = train["steps"] * about["config"]["data"]["batch"] * about["config"]["data"]["context"]
+    cost = high["bits_per_token"] - low["bits_per_token"]
+    localist = model["layers"] - model["router_layer"]
+    return (
+        f"<h1>A localist language model on {escape(data['corpus'])}</h1>\n"
+        f"<p>{human_count(about['parameters'])} parameters, {model['layers']} layers of which {localist} are localist, "
+        f"{model['blocks']} semantic blocks, trained on {human_count(tokens)} tokens at any dial. One set of weights "
+        f"serves every setting below. Going from λ={low['locality']:g} to λ={high['locality']:g} changes its code "
+        f"length by {cost:+.3f} bits per token, while {high['open_share']:.1%} of all causal query–key pairs stay "
+        f"open and attention entropy goes from {low['entropy_bits']:.2f} to {high['entropy_bits']:.2f} bits.</p>"
+    )
+
+
+def _tiles(about: Record, sweep: Record, records: Sequence[Record]) -> str:
+    low, high = _ends(sweep["settings"])
+    speeds = [r["tokens_per_second"] for r in records if r.get("tokens_per_second")]
+    tiles = [
+        (
+            f"{low['bits_per_token']:.3f}",
+            f"bits/token at λ={low['locality']:g} ({low['bits_per_byte']:.3f} bits/byte)",
+        ),
+        (
+            f"{high['bits_per_token']:.3f}",
+            f"bits/token at λ={high['locality']:g} ({high['bits_per_byte']:.3f} bits/byte)",
+        ),
+        (f"{high['open_share']:.1%}", "open causal pairs at λ=1, all layers"),
+        (f"{low['entropy_bits']:.2f} → {high['entropy_bits']:.2f}", "attention entropy, bits"),
+        (f"{sweep['compile_count']}", f"compilation(s) for a sweep over {len(sweep['settings'])} dials"),
+        (human_count(float(np.median(speeds))) if speeds else "–", "training tokens per second"),
+    ]
+    cells = "".join(f'<div class="tile"><b>{a}</b><span>{escape(b)}</span></div>' for a, b in tiles)
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:
+    def cell(tag: str, i: int, value: str) -> str:
+        kind = ' class="text"' if i in text else ""
+        return f"<{tag}{kind}>{value}</{tag}>"
+
+    top = "".join(cell("th", i, escape(name)) for i, name in enumerate(head))
+    lines = "".join("<tr>" + "".join(cell("td", i, x) for i, x in enumerate(row)) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _dial(sweep: Record) -> str:
+    settings = sweep["settings"]
+    rows = [
+        [f"{r['locality']:g}", *(f"{r[name]:{form}}" for name, _, form in SWEEP_COLUMNS)] for r in settings
+    ]
+    text = (
+        f"<p>The same weights at {len(settings)} settings, measured on {human_count(sweep['tokens'])} held-out tokens. "
+        "The axis is that of log-odds −ln(1−λ); the diamond is λ=1, exact block-sparse attention.</p>"
+    )
+    table = _table(["λ", *(title for _, title, _ in SWEEP_COLUMNS)], rows)
+    note = '<p class="note">Attention bits (entropy, price) and code-length bits are different accounts.</p>'
+    return (
+        text
+        + _figure(figures.dial_curves(settings), "Quality, entropy and price against the dial.")
+        + table
+        + note
+    )
+
+
+def _training(records: Sequence[Record]) -> str:
+    caption = "The dashed line marks where the price phase began: until then every gate was open and free."
+    return _figure(figures.training_curves(records), caption)
+
+
+def _gates(stored: Mapping[str, np.ndarray], first: int) -> str:
+    gates, active = stored["gates"], stored["active"]
+    keep = np.flatnonzero(active)
+    priced = gates[..., keep[:, None], keep[keep > 0]]
+    zero, one = float((priced == 0).mean()), float((priced == 1).mean())
+    text = (
+        f"<p>{zero:.1%} of the priced gates are exactly 0, {one:.1%} exactly 1. Rows are query blocks, columns key "
+        "blocks; white is an exact zero, column 0 (the sink) is open to everyone.</p>"
+    )
+    figure = figures.gate_maps(gates, active, first)
+    return text + _figure(figure, "Gates of every localist layer and head.", "small")
+
+
+def _blocks(blocks: Record) -> str:
+    rows = []
+    largest = max(row["usage"] for row in blocks["blocks"]) or 1.0
+    for row in blocks["blocks"]:
+        bar = f'<span class="bar" style="width:{5 * row["usage"] / largest:.2f}rem"></span>{row["usage"]:.1%}'
+        words = ", ".join(f'<span class="word"><b>{escape(t)}</b> {b:.1f}</span>' for t, b in row["tokens"])
+        rows.append([str(row["block"]), escape(row["name"]), bar, words])
+    information, entropy = blocks["mutual_information_bits"], blocks["block_entropy_bits"]
+    text = (
+        f"<p>I(block; token) = {information:.3f} bits of H(block) = {entropy:.3f} bits: what the word itself tells about "
+        f"its block; the rest is context. I(query block; key block) under attention is "
+        f"{blocks['attention_information_bits']:.3f} bits. Behind each token: log₂ P(token, block)/(P(token)·P(block)).</p>"
+    )
+    return text + _table(["block", "name", "usage", "most informative tokens, bits"], rows, text=(1, 2, 3))
+
+
+def _colour(block: int) -> str:
+    hue = (block * 0.61803398875) % 1.0
+    red, green, blue = colorsys.hls_to_rgb(hue, 0.86 if block else 0.93, 0.62 if block else 0.0)
+    return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
+
+
+def _reading(read: Record, attention: np.ndarray) -> str:
+    spans = []
+    for i, token in enumerate(read["tokens"]):
+        code = "" if read["bits"][i] is None else f", {read['bits'][i]:.2f} bits"
+        title = (
+            f"{token} — block {read['blocks'][i]}{code}; entropy {read['entropy_bits'][i]:.2f} bits, "
+            f"fidelity {read['fidelity'][i]:.3f}, through gates {read['gated_mass'][i]:.3f}, "
+            f"price {read['price_bits'][i]:.3f} bits"
+        )
+        end = "<br>" if "⏎" in token else ""
+        style = f"background:{_colour(read['blocks'][i])}"
+        spans.append(f'<span style="{style}" title="{escape(title)}">{escape(token)}</span>{end}')
+    text = (
+        f"<p>A held-out text at λ={read['locality']:g}; colours are blocks, and each token tells its figures when "
+        "pointed at.</p>"
+    )
+    picture = figures.attention_by_block(attention, read["blocks"], read["tokens"])
+    caption = "Attention over this text, mean over the localist layers and heads."
+    return text + f'<div class="tokens">{"".join(spans)}</div>' + _figure(picture, caption, "small")
+
+
+def _samples(samples: Sequence[Record]) -> str:
+    cards = "".join(
+        f'<div class="sample"><h3>λ = {s["locality"]:g}</h3>'
+        f'<pre><span class="given">{escape(s["prompt"])}</span>{escape(s["text"])}</pre></div>'
+        for s in samples
+    )
+    return f'<p>The grey prompt, continued at each dial with the same random stream.</p><div class="samples">{cards}</div>'
+
+
+def _provenance(about: Record) -> str:
+    machine, split = about["machine"], about["data"]["train"]
+    devices = ", ".join(sorted(set(machine["devices"])))
+    lines = [
+        ("command", f"<code>{escape(about['command'])}</code>"),
+        ("date", escape(about["date"])),
+        ("machine", escape(f"{machine['cpu']}, {machine['cores']} cores, {machine['platform']}; JAX on {devices}")),
+        ("corpus", escape(
+            f"{about['data']['corpus']}: {human_count(split['bytes'])} bytes, {human_count(split['tokens'])} tokens, "
+            f"{split['bytes_per_token']:.2f} bytes per token"
+        )),
+        ("versions", escape(", ".join(f"{name} {v}" for name, v in about["versions"].items()))),
+    ]  # fmt: skip
+    settings = escape(json.dumps(about["config"], indent=2, ensure_ascii=False))
+    return (
+        _definitions(lines)
+        + f"<details><summary>Configuration</summary><pre>{settings}</pre></details>"
+        + "<h3>What is measured</h3>"
+        + _definitions([(escape(name), escape(text)) for name, text in MEASURES])
+    )
+
+
+def _definitions(lines: Sequence[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in lines) + "</dl>"
