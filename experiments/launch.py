@@ -1,7 +1,8 @@
 """Launches an experiment from a configuration file.
 
     python -m experiments.launch --config=experiments/configs/quickstart.py --workdir=runs/quickstart
-    python -m experiments.launch --config=experiments/configs/quickstart.py:tiny --workdir=runs/tiny --config.model.layers=4
+    python -m experiments.launch --config=experiments/configs/quickstart.py:tiny \\
+        --workdir=runs/tiny --config.model.layers=4
 
 Trains, or resumes what is in the work folder, measures the dial, and writes a report, whose path is the
 last line printed.

@@ -111,7 +111,8 @@ def _load_config(name: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such configuration file")
     spec = importlib.util.spec_from_file_location("configuration", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):

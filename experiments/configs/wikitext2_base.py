@@ -1,6 +1,7 @@
 """About 50 M parameters on WikiText-2 at context 1024, for one GPU (bfloat16 activations).
 
-    LOCALIST_DATA=… python -m experiments.launch --config=experiments/configs/wikitext2_base.py --workdir=runs/wikitext2_base
+    LOCALIST_DATA=… python -m experiments.launch \\
+        --config=experiments/configs/wikitext2_base.py --workdir=runs/wikitext2_base
 
 WikiText-2 is small for this size: the run stops after about six epochs.
 """

@@ -1,6 +1,7 @@
 """About 5 M parameters on WikiText-2; under an hour on 2 CPU cores.
 
-    LOCALIST_DATA=… python -m experiments.launch --config=experiments/configs/wikitext2_small.py --workdir=runs/wikitext2_small
+    LOCALIST_DATA=… python -m experiments.launch \\
+        --config=experiments/configs/wikitext2_small.py --workdir=runs/wikitext2_small
 
 `LOCALIST_DATA` is the folder that holds `wikitext-2/`; or set --config.data.path to that folder itself.
 """

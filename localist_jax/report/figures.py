@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#2b6cb0", "#dd6b20", "#2f855a", "#c53030", "#6b46c1"
 BY_DIAL = LinearSegmentedColormap.from_list("dial", [BLUE, "#805ad5", RED])
-LAST_TICK = 9.0  # where λ=1 (β=∞) stands on the axis of log-odds
+LAST_TICK = 3.1  # where λ=1 (β=∞) stands on the axis of √β
 STYLE = {
     "font.size": 9,
     "axes.edgecolor": GRID,
@@ -44,18 +44,14 @@ def svg(figure: Figure) -> str:
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     text = buffer.getvalue()
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*"',
-        r"<svg \1",
-        text[text.index("<svg") :],
-        1,
-    )
+    element = text[text.index("<svg") :]
+    return re.sub(r' (width|height)="[0-9.]+pt"', "", element, count=2)  # the page sets the size
 
 
 def dial_axis(localities: Sequence[float]) -> np.ndarray:
-    """Where each λ stands: at its log-odds −ln(1−λ), so that settings near 1 are legible; λ=1 last."""
+    """Where each λ stands: at the root of its log-odds β = −ln(1−λ), so that both ends are legible; λ=1 last."""
     with np.errstate(divide="ignore"):
-        return np.minimum(-np.log1p(-np.asarray(localities, float)), LAST_TICK)
+        return np.minimum(np.sqrt(-np.log1p(-np.asarray(localities, float))), LAST_TICK)
 
 
 def dial_curves(settings: Sequence[Mapping[str, float]]) -> Figure:

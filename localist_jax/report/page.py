@@ -162,7 +162,7 @@ def _dial(sweep: Record) -> str:
     ]
     text = (
         f"<p>The same weights at {len(settings)} settings, measured on {human_count(sweep['tokens'])} held-out tokens. "
-        "The axis is that of log-odds −ln(1−λ); the diamond is λ=1, exact block-sparse attention.</p>"
+        "The axis is that of √β with the log-odds β = −ln(1−λ); the diamond is λ=1, exact block-sparse attention.</p>"
     )
     table = _table(["λ", *(title for _, title, _ in SWEEP_COLUMNS)], rows)
     note = '<p class="note">Attention bits (entropy, price) and code-length bits are different accounts.</p>'
@@ -201,9 +201,10 @@ def _blocks(blocks: Record) -> str:
         rows.append([str(row["block"]), escape(row["name"]), bar, words])
     information, entropy = blocks["mutual_information_bits"], blocks["block_entropy_bits"]
     text = (
-        f"<p>I(block; token) = {information:.3f} bits of H(block) = {entropy:.3f} bits: what the word itself tells about "
-        f"its block; the rest is context. I(query block; key block) under attention is "
-        f"{blocks['attention_information_bits']:.3f} bits. Behind each token: log₂ P(token, block)/(P(token)·P(block)).</p>"
+        f"<p>I(block; token) = {information:.3f} bits of H(block) = {entropy:.3f} bits: what the word itself tells "
+        f"about its block; the rest is context. I(query block; key block) under attention is "
+        f"{blocks['attention_information_bits']:.3f} bits. "
+        "Behind each token: log₂ P(token, block)/(P(token)·P(block)).</p>"
     )
     return text + _table(["block", "name", "usage", "most informative tokens, bits"], rows, text=(1, 2, 3))
 
@@ -241,7 +242,8 @@ def _samples(samples: Sequence[Record]) -> str:
         f'<pre><span class="given">{escape(s["prompt"])}</span>{escape(s["text"])}</pre></div>'
         for s in samples
     )
-    return f'<p>The grey prompt, continued at each dial with the same random stream.</p><div class="samples">{cards}</div>'
+    text = "<p>The grey prompt, continued at each dial with the same random stream.</p>"
+    return f'{text}<div class="samples">{cards}</div>'
 
 
 def _provenance(about: Record) -> str:
