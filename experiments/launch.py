@@ -39,7 +39,7 @@ def _main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.launch", *sys.argv[1:]])
     with one_line():
         settings = config.resolve(_CONFIG.value)
-        print(run_job(settings, Path(_WORKDIR.value), command=command, fresh=_FRESH.value))
+        print(run_job(settings, Path(str(_WORKDIR.value)), command=command, fresh=_FRESH.value))
 
 
 def main() -> None:

@@ -136,10 +136,10 @@ def _apply(raw: dict[str, Any], change: str) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from localist_jax.report import collect
+    from localist_jax.training.evaluate import STATISTICS
 
     rows = collect.sweep(_open(arguments), arguments.dials)["settings"]
-    columns = ("bits_per_token", "bits_per_byte", "perplexity", "entropy_bits", "fidelity", "gated_mass")
-    columns += ("price_bits", "open_share")
+    columns = ("bits_per_token", "bits_per_byte", "perplexity", *STATISTICS, "open_share")
     print("λ".rjust(6), *(name.rjust(14) for name in columns))
     for row in rows:
         print(f"{row['locality']:6g}", *(f"{row[name]:14.4f}" for name in columns))

@@ -13,14 +13,14 @@ class StoppedRun(RuntimeError):
 
 
 @contextlib.contextmanager
-def one_line(*more: type[Exception]) -> Iterator[None]:
+def one_line(*more: type[BaseException]) -> Iterator[None]:
     """Turns a ValueError, a `StoppedRun` (or one of `more`) into one line and exit status 1.
 
     Set the environment variable LOCALIST_TRACEBACK=1 to see where it came from.
     """
     try:
         yield
-    except (ValueError, FileNotFoundError, StoppedRun, *more) as error:
+    except (ValueError, FileNotFoundError, StoppedRun, *more) as error:  # type: ignore[misc]
         if os.environ.get("LOCALIST_TRACEBACK"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__

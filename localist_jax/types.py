@@ -18,8 +18,9 @@ Inside the maths a suffix names the axes (``q_BTNH``); on public signatures jaxt
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, dataclass_transform
 
+import chex
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,6 +31,13 @@ Numeric = float | int | jax.Array
 Tokens = Int[Array, "B T"]
 BlockIds = Int[Array, "B T"]
 Gates = Float[Array, "N K K"]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def struct(cls):
+    """A frozen dataclass that is a pytree: `chex.dataclass`, in a form that type checkers understand."""
+    return chex.dataclass(frozen=True, mappable_dataclass=False)(cls)
+
 
 __all__ = [
     "Array",
@@ -42,4 +50,5 @@ __all__ = [
     "Numeric",
     "PyTree",
     "Tokens",
+    "struct",
 ]

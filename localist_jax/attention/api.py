@@ -8,10 +8,12 @@ from typing import Any, Literal, get_args
 import chex
 from jaxtyping import Array, Bool, Float, Int
 
+from localist_jax.types import struct
+
 Stats = Literal["none", "open", "dense"]
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@struct
 class AttentionStats:
     """Statistics of each query's attention, float32 [B, N, T].
 

@@ -7,6 +7,7 @@ anchoring, recruiting and retiring a block recompile nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Self
 
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from localist_jax.types import struct
+
 EMPTY = -1  # no anchor in this place
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@struct
 class Blocks:
     """The blocks of one model. K is the capacity, A the anchor capacity of a block.
 
@@ -54,7 +57,8 @@ class Blocks:
             raise ValueError(f"anchors: {len(tokens)} anchors for block {block}, capacity is {capacity}")
         ids, weights = np.full(capacity, EMPTY, np.int32), np.zeros(capacity, np.float32)
         ids[: len(tokens)], weights[: len(tokens)] = list(tokens), list(tokens.values())
-        return self.replace(  # type: ignore[attr-defined]
+        return dataclasses.replace(
+            self,
             anchor_tokens=self.anchor_tokens.at[block].set(ids),
             anchor_log_odds=self.anchor_log_odds.at[block].set(weights),
         )

@@ -47,7 +47,7 @@ class Dial:
 
     def __init__(self, locality: float | np.ndarray | jax.Array = 0.0):
         if isinstance(locality, jax.core.Tracer):
-            beta = -jnp.log1p(-locality)
+            beta: np.ndarray | jax.Array = -jnp.log1p(-locality)
         else:
             value = np.asarray(locality, np.float64)
             if not (np.all(value >= 0) and np.all(value <= 1)):  # also refuses NaN

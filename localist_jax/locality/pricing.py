@@ -12,6 +12,7 @@ and splitting a block changes neither the penalty nor its gradient (T15). T6 hol
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Self
 
 import chex
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from localist_jax import bits, config
-from localist_jax.types import Numeric
+from localist_jax.types import Numeric, struct
 
 PAIR_MEMORY = 0.98  # of the running means of pairs and gate gradients
 FIRST_PRICE = 1e-7  # nats per token: below the pull of any gate that matters
@@ -31,7 +32,7 @@ PRICE_DECADES = 4.0  # how far one ramp of dual ascent may raise the price, in p
 SMALLEST_WEIGHT = 0.05  # w from below: bounds the step of gates that hardly any pair uses
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@struct
 class Pricing:
     """State of the price. All scalars but the two running means.
 
@@ -103,7 +104,8 @@ def observe(
     def mean(old, new, memory):
         return jnp.where(first, new, memory * old + (1 - memory) * new)
 
-    return state.replace(  # type: ignore[attr-defined]
+    return dataclasses.replace(
+        state,
         fast=mean(state.fast, loss, 1 - 2 / window),
         slow=mean(state.slow, loss, 1 - 0.5 / window),
         pairs=mean(state.pairs, gated / total, PAIR_MEMORY),
@@ -138,7 +140,7 @@ def advance(
         price = ramp * bits.to_nats(settings.gate_bits) / tokens
     else:
         price = _dual_ascent(state.price, open_share - settings.open_share_target, length)
-    return state.replace(price=jnp.where(opened_at >= 0, price, 0.0), opened_at=opened_at)  # type: ignore[attr-defined]
+    return dataclasses.replace(state, price=jnp.where(opened_at >= 0, price, 0.0), opened_at=opened_at)
 
 
 def _dual_ascent(price, excess, length):

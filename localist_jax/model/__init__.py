@@ -2,6 +2,6 @@
 
 from localist_jax.model.cache import Cache
 from localist_jax.model.generate import Generation, generate
-from localist_jax.model.transformer import Output, Transformer
+from localist_jax.model.transformer import Output, Transformer, forward
 
-__all__ = ["Cache", "Generation", "Output", "Transformer", "generate"]
+__all__ = ["Cache", "Generation", "Output", "Transformer", "forward", "generate"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Self
 
 import chex
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from localist_jax import config
+from localist_jax.types import struct
 
 
 def _put(old, new, positions, segments):
@@ -18,7 +20,7 @@ def _put(old, new, positions, segments):
     return old.at[rows, slot].set(new.astype(old.dtype), mode="drop")
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@struct
 class LayerCache:
     """Keys and values of one layer, [B, S, G, H] (with a leading layer axis outside the scan)."""
 
@@ -33,12 +35,12 @@ class LayerCache:
         segments: Int[Array, "B T"],
     ) -> Self:
         """A cache that also holds these keys and values."""
-        return self.replace(  # type: ignore[attr-defined]
-            k=_put(self.k, k, positions, segments), v=_put(self.v, v, positions, segments)
+        return dataclasses.replace(
+            self, k=_put(self.k, k, positions, segments), v=_put(self.v, v, positions, segments)
         )
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@struct
 class Cache:
     """The cache of a batch of requests.
 
@@ -67,7 +69,8 @@ class Cache:
         self, block: Int[Array, "B T"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]
     ) -> Self:
         """A cache that also knows the blocks of these positions."""
-        return self.replace(  # type: ignore[attr-defined]
+        return dataclasses.replace(
+            self,
             block=_put(self.block, block, positions, segments),
             segment=_put(self.segment, segments, positions, segments),
         )

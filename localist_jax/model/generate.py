@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from localist_jax import bits
 from localist_jax.locality import Blocks, Dial
 from localist_jax.model.cache import Cache
-from localist_jax.model.transformer import Transformer
+from localist_jax.model.transformer import Transformer, forward
 from localist_jax.types import Numeric, PyTree
 
 BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are ever compiled
@@ -147,11 +147,12 @@ def _pad(prompts, context):
 @partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
 def _read(model: Transformer, params, blocks, cache, tokens, positions, segments, at, dial):
     """Reads tokens into the cache; returns each request's logits and statistics at its position `at`."""
-    out = model.apply(
-        {"params": params}, tokens, dial, blocks,
+    out = forward(
+        model, params, tokens, dial, blocks,
         positions=positions, segments=segments, cache=cache, stats="dense",
     )  # fmt: skip
     rows = jnp.arange(tokens.shape[0])
+    assert out.stats is not None
     price, fidelity = (x.mean((0, 2))[rows, at] for x in (out.stats.price_bits, out.stats.fidelity))
     return out.logits[rows, at], (price, fidelity), out.cache
 

@@ -6,7 +6,7 @@ the block axes by name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import chex
 import flax.linen as nn
@@ -20,9 +20,10 @@ from localist_jax.attention.api import Stats
 from localist_jax.locality import gates as gating
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache
+from localist_jax.types import struct
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@struct
 class Placement:
     """Where the positions of a batch stand: shared by all layers of a stack.
 
@@ -43,12 +44,20 @@ class Placement:
     units: units.Dispatch | None = None
 
 
+Shape = tuple[int, ...]
+Axes = tuple[str, ...]
+
+
+def parameter(module: nn.Module, name: str, init: Any, shape: Shape, axes: Axes) -> jax.Array:
+    """A float32 parameter with logical axis names."""
+    return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32))
+
+
 def weight(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain=1.0
-):
+    module: nn.Module, name: str, shape: Shape, axes: Axes, fan_in: int, gain: float = 1.0
+) -> jax.Array:
     """A parameter drawn from a normal distribution of standard deviation gain/√fan_in."""
-    init = nn.initializers.normal(gain * fan_in**-0.5)
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return parameter(module, name, nn.initializers.normal(gain * fan_in**-0.5), shape, axes)
 
 
 class Norm(nn.Module):
@@ -60,8 +69,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         """Normalises the last axis."""
-        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        gain = self.param("gain", init, (x.shape[-1],), jnp.float32)
+        gain = parameter(self, "gain", nn.initializers.ones, (x.shape[-1],), (self.axis,))
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
         return (wide * scale * gain).astype(x.dtype)
@@ -127,8 +135,7 @@ class Attention(nn.Module):
         if self.localist:
             K = c.block_capacity
             axes = ("heads", "block_q", "block_k")
-            init = nn.with_logical_partitioning(nn.initializers.ones, axes)
-            gates = self.param("gates", init, (c.heads, K, K), jnp.float32)
+            gates = parameter(self, "gates", nn.initializers.ones, (c.heads, K, K), axes)
             window = c.window
         else:
             gates = jnp.full((c.heads, 2, 2), 0.0 if c.perception_window else 1.0)

@@ -7,6 +7,9 @@ distributed to localist. Used functionally: `init` gives a parameter pytree, `ap
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any, cast
+
 import chex
 import flax.linen as nn
 import jax
@@ -20,13 +23,14 @@ from localist_jax.locality import anchors, router
 from localist_jax.locality.anchors import Blocks
 from localist_jax.locality.dial import Dial
 from localist_jax.model.cache import Cache
-from localist_jax.model.layers import Layer, Norm, Placement, weight
+from localist_jax.model.layers import Layer, Norm, Placement, parameter, weight
 from localist_jax.model.units import dispatch
+from localist_jax.types import struct
 
 FIRST_CONFIDENCE = 3.0  # standard deviation of the router's first logits: random blocks, but stable ones
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@struct
 class Output:
     """What the model returns.
 
@@ -103,12 +107,8 @@ class Transformer(nn.Module):
         beta_LBN = jnp.moveaxis(dial.broadcast(B, c.layers, c.heads).beta, 1, 0)
         sink = positions == 0
 
-        embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
-            (self.vocab_size, c.width),
-            jnp.float32,
-        )
+        init = nn.initializers.normal(0.02)
+        embedding = parameter(self, "embedding", init, (self.vocab_size, c.width), ("vocab", "embed"))
         with jax.named_scope("embed"):
             x = embedding[tokens].astype(c.dtype)
 
@@ -124,7 +124,8 @@ class Transformer(nn.Module):
 
         shards = self.data_shards if B % self.data_shards == 0 else 1
         at, cache = _place(ids, positions, segments, cache)
-        at = at.replace(
+        at = dataclasses.replace(
+            at,
             route=route if noise else None,
             units=dispatch(ids, c.block_capacity, shards) if c.block_units else None,
         )
@@ -140,7 +141,7 @@ class Transformer(nn.Module):
             )
         all_stats, layers = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
         if cache is not None:
-            cache = cache.replace(layers=layers)
+            cache = dataclasses.replace(cache, layers=layers)
         return Output(logits=logits, blocks=ids, block_probs=probs, stats=all_stats, cache=cache)
 
     def _stack(self, name: str, localist: bool, stats: Stats):
@@ -161,6 +162,13 @@ class Transformer(nn.Module):
         first = self.config.router_layer
         part = slice(first, None) if localist else slice(None, first)
         return beta_LBN[part], jax.tree.map(lambda leaf: leaf[part], cache.layers) if cache else None
+
+
+def forward(
+    model: Transformer, params: PyTree, tokens: Int[Array, "B T"], dial: Dial, blocks: Blocks, **options: Any
+) -> Output:
+    """What the model returns for these parameters; `options` as in `Transformer.__call__` (and `rngs`)."""
+    return cast(Output, model.apply({"params": params}, tokens, dial, blocks, **options))
 
 
 def _place(block, positions, segments, cache: Cache | None, perception: bool = False):

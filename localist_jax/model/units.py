@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from localist_jax.types import struct
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+
+@struct
 class Dispatch:
     """Where the positions of each group go. P positions per group, R groups, Z tiles.
 

@@ -106,7 +106,7 @@ def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
         if not bool(run.state.blocks.active[block]):
             continue
         best = [int(token) for token in np.argsort(-worth[block])[:NAMED_BY] if worth[block, token] > 0]
-        tokens = [[run.tokenizer.token_text(token), float(information[block, token])] for token in best]
+        tokens = [(run.tokenizer.token_text(token), float(information[block, token])) for token in best]
         name = (
             "sink" if block == 0 else " · ".join(text.strip() or text for text, _ in tokens[:3]) or "unused"
         )

@@ -16,7 +16,7 @@ INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#2b6cb0", "#dd6b20", "#2f855a", "#c53030", "#6b46c1"
 BY_DIAL = LinearSegmentedColormap.from_list("dial", [BLUE, "#805ad5", RED])
 LAST_TICK = 3.1  # where λ=1 (β=∞) stands on the axis of √β
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,

@@ -13,7 +13,7 @@ import numpy as np
 from localist_jax import bits
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, Dial, measures
-from localist_jax.model import Transformer
+from localist_jax.model import Transformer, forward
 from localist_jax.training.state import GATES, at_path
 from localist_jax.training.step import pairs_of, perception_share
 from localist_jax.types import PyTree
@@ -38,7 +38,7 @@ class Evaluator:
     @property
     def compile_count(self) -> int:
         """How often the measuring function was compiled so far (`_cache_size` of the jitted function)."""
-        return self._full._cache_size()
+        return self._full._cache_size()  # type: ignore[attr-defined]
 
     def bits_per_token(self, params: PyTree, blocks: Blocks, batches: Iterable[Batch], dial: Dial) -> dict:
         """Only the code length: {"bits_per_token", "bits_per_byte"}."""
@@ -75,8 +75,8 @@ class Evaluator:
 
 def _sums(model: Transformer, byte_lengths, stats, params, blocks: Blocks, batch: Batch, dial: Dial):
     """Sums over one batch, in float32; everything that `_ratios` divides."""
-    out = model.apply(
-        {"params": params}, batch.tokens, dial, blocks,
+    out = forward(
+        model, params, batch.tokens, dial, blocks,
         positions=batch.positions, segments=batch.segments, stats=stats,
     )  # fmt: skip
     valid = batch.segments > 0

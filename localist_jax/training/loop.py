@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import grain
 import jax
 import numpy as np
 
@@ -84,7 +85,7 @@ class _Loop:
     """One pass over the remaining steps, with what it has to look after."""
 
     run: Run
-    batches: object
+    batches: grain.DatasetIterator[Batch]
     checkpoints: Checkpoints
     journal: Journal
     hooks: Sequence[Hook]

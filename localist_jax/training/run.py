@@ -143,7 +143,7 @@ class Run:
 
     def watch(self, localities: tuple[float, ...]) -> dict[str, float]:
         """Validation code length at some dials: {"bits_per_token@0.9": …}."""
-        figures = {}
+        figures: dict[str, float] = {}
         for value in localities:
             read = self.evaluator.bits_per_token(
                 self.state.params, self.state.blocks, self.valid, Dial(value)

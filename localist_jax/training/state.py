@@ -15,13 +15,13 @@ from localist_jax import config
 from localist_jax.locality import Blocks, Dial
 from localist_jax.locality.pricing import Pricing
 from localist_jax.model import Transformer
-from localist_jax.types import Key, PyTree
+from localist_jax.types import Key, PyTree, struct
 
 GATES = ("localist", "attention", "gates")
 UNITS = ("localist", "units", "out")
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
+@struct
 class TrainState:
     """Everything that a step reads and writes.
 

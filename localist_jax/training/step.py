@@ -6,6 +6,7 @@ branching on arrays: dial, price, active blocks and anchors are all traced.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -18,7 +19,7 @@ from localist_jax import bits, config
 from localist_jax.data import Batch
 from localist_jax.locality import gates as gating
 from localist_jax.locality import measures, pricing, router
-from localist_jax.model import Output, Transformer
+from localist_jax.model import Output, Transformer, forward
 from localist_jax.training.dials import training_dial
 from localist_jax.training.state import GATES, UNITS, TrainState, at_path, learning_rate, optimizer, with_leaf
 
@@ -58,8 +59,8 @@ def make_train_step(
     tx, rate = optimizer(settings), learning_rate(settings)
 
     def loss_fn(params, state: TrainState, batch: Batch, dial, key):
-        out = model.apply(
-            {"params": params}, batch.tokens, dial, state.blocks,
+        out = forward(
+            model, params, batch.tokens, dial, state.blocks,
             positions=batch.positions, segments=batch.segments,
             noise=settings.router.noise, rngs={"router": key},
         )  # fmt: skip
@@ -125,8 +126,8 @@ def make_train_step(
             "usage_entropy_bits": bits.entropy(usage),
             "router_doubt_bits": bits.from_nats(doubt),
         }
-        new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1, params=params, opt_state=opt_state, pricing=price
+        new = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, pricing=price
         )
         return new, metrics
 
