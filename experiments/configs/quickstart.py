@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.model.head_size = 48
     c.model.feed_forward = 512
     c.model.perception_window = 32
-    c.train.steps = 900
+    c.train.steps = 750
     c.train.eval_every = 150
     c.train.save_every = 150
     if variant == "tiny":

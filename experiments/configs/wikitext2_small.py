@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.model.head_size = 64
     c.model.feed_forward = 640
     c.model.perception_window = 32
-    c.train.steps = 4000
+    c.train.steps = 3000
     c.train.eval_every = 500
     c.train.save_every = 250
     return c

@@ -24,11 +24,11 @@ from localist_jax import bits, config
 from localist_jax.types import Numeric, struct
 
 PAIR_MEMORY = 0.98  # of the running means of pairs and gate gradients
-FIRST_PRICE = 1e-7  # nats per token: below the pull of any gate that matters
+FIRST_PRICE = 1e-6  # nats per token: the pull of gates that hardly matter
 LARGEST_PRICE = (
     1e-2  # nats per token: above the pull of any gate; reached when the target lies below the window
 )
-PRICE_DECADES = 4.0  # how far one ramp of dual ascent may raise the price, in powers of ten
+PRICE_DECADES = 3.0  # how far one ramp of dual ascent may raise the price, in powers of ten
 SMALLEST_WEIGHT = 0.05  # w from below: bounds the step of gates that hardly any pair uses
 
 

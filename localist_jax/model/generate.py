@@ -152,7 +152,7 @@ def _read(model: Transformer, params, blocks, cache, tokens, positions, segments
         positions=positions, segments=segments, cache=cache, stats="dense",
     )  # fmt: skip
     rows = jnp.arange(tokens.shape[0])
-    assert out.stats is not None
+    assert out.stats is not None and out.stats.price_bits is not None  # noqa: PT018
     price, fidelity = (x.mean((0, 2))[rows, at] for x in (out.stats.price_bits, out.stats.fidelity))
     return out.logits[rows, at], (price, fidelity), out.cache
 

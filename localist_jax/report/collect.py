@@ -27,18 +27,17 @@ NAMED_BY = 8  # most informative tokens that describe a block
 SEEN_AT_LEAST = 5  # occurrences in a block before a token may describe it
 
 
-def collect(run: Run, prompt: str | None = None) -> None:
+def collect(run: Run) -> None:
     """Measures a run and writes every file that `report.write` reads."""
     write_json(run.workdir / "sweep.json", sweep(run))
-    text = prompt if prompt is not None else opening(run)
-    write_json(run.workdir / "samples.json", samples(run, text[: len(text) // 2]))
+    write_json(run.workdir / "samples.json", samples(run, opening(run, tokens=32)))
     write_json(run.workdir / "blocks.json", blocks(run))
     gates = np.asarray(at_path(run.state.params, GATES))
     active = np.asarray(run.state.blocks.active)
     np.savez(
         run.workdir / "gates.npz", gates=gates, router_layer=run.settings.model.router_layer, active=active
     )
-    figures, attention = inspect(run, text, Dial(1.0))
+    figures, attention = inspect(run, opening(run), Dial(1.0))
     write_json(run.workdir / "inspect.json", figures)
     np.savez(run.workdir / "inspect.npz", attention=attention)
 
@@ -61,7 +60,7 @@ def sweep(run: Run, localities: Sequence[float] = SWEEP) -> dict[str, Any]:
     }
 
 
-def opening(run: Run, tokens: int = 96) -> str:
+def opening(run: Run, tokens: int = 80) -> str:
     """The first tokens of the first validation row: something real to read. At most half a context."""
     row, tokens = run.valid[0], min(tokens, run.settings.data.context // 2)
     ids = np.asarray(row.targets[0])[np.asarray(row.segments[0]) == 1]
@@ -69,7 +68,7 @@ def opening(run: Run, tokens: int = 96) -> str:
 
 
 def samples(run: Run, prompt: str, localities: Sequence[float] = SAMPLED, max_new: int = 80) -> list[dict]:
-    """One continuation of the prompt per dial, in one batch and from the same random stream each."""
+    """One continuation of the prompt per dial, each from the same random stream."""
     rows = []
     for value in localities:
         generation = run.generate([prompt], Dial(value), max_new=max_new)[0]
@@ -107,9 +106,7 @@ def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
             continue
         best = [int(token) for token in np.argsort(-worth[block])[:NAMED_BY] if worth[block, token] > 0]
         tokens = [(run.tokenizer.token_text(token), float(information[block, token])) for token in best]
-        name = (
-            "sink" if block == 0 else " · ".join(text.strip() or text for text, _ in tokens[:3]) or "unused"
-        )
+        name = "sink" if block == 0 else " · ".join(text.strip() or "␣" for text, _ in tokens[:3]) or "unused"
         rows.append(
             {
                 "block": block,

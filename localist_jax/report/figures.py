@@ -78,7 +78,7 @@ def dial_curves(settings: Sequence[Mapping[str, float]]) -> Figure:
             axes.set_ylim(bottom=0 if title != "bits per token" else None)
             if len(curves) > 1:
                 axes.set_ylim(0, 1.02)
-                axes.legend(loc="center left")
+                axes.legend(loc="center right")
         return figure
 
 
@@ -183,7 +183,7 @@ def attention_by_block(attention: np.ndarray, blocks: Sequence[int], tokens: Seq
     sorted_blocks = np.asarray(blocks)[order]
     borders = np.flatnonzero(np.diff(sorted_blocks)) + 0.5
     labels = [tokens[i].replace("$", r"\$") for i in order]
-    side = float(np.clip(0.085 * len(tokens) + 1.5, 5.0, 10.5))
+    side = float(np.clip(0.13 * len(tokens) + 1.5, 5.0, 12.0))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(side, side * 0.94), layout="constrained")
         axes = figure.subplots()
@@ -192,13 +192,16 @@ def attention_by_block(attention: np.ndarray, blocks: Sequence[int], tokens: Seq
         for border in borders:
             axes.axhline(border, color=MUTED, lw=0.4)
             axes.axvline(border, color=MUTED, lw=0.4)
-        size = float(np.clip(420 / len(tokens), 3.0, 8.0))
+        size = float(np.clip(560 / len(tokens), 4.0, 9.0))
         axes.set_yticks(range(len(order)), labels, fontsize=size, fontfamily="monospace")
         starts = np.concatenate([[0], np.ceil(borders)]).astype(int)
-        middles = (starts + np.append(starts[1:], len(order)) - 1) / 2
-        axes.set_xticks(
-            middles, [f"block {sorted_blocks[s]}" for s in starts], rotation=60, fontsize=7.5, ha="right"
-        )
+        ends = np.append(starts[1:], len(order))
+        named = [
+            (f"block {sorted_blocks[s]}", (s + e - 1) / 2)
+            for s, e in zip(starts, ends, strict=True)
+            if e - s > 2
+        ]
+        axes.set_xticks([at for _, at in named], [n for n, _ in named], rotation=60, fontsize=8, ha="right")
         axes.tick_params(length=0)
         axes.set_title("attention (square root), positions sorted by block: rows look at columns")
         return figure

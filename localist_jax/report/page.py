@@ -233,7 +233,7 @@ def _reading(read: Record, attention: np.ndarray) -> str:
     )
     picture = figures.attention_by_block(attention, read["blocks"], read["tokens"])
     caption = "Attention over this text, mean over the localist layers and heads."
-    return text + f'<div class="tokens">{"".join(spans)}</div>' + _figure(picture, caption, "small")
+    return text + f'<div class="tokens">{"".join(spans)}</div>' + _figure(picture, caption)
 
 
 def _samples(samples: Sequence[Record]) -> str:
