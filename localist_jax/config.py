@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from typing import Any, Self
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -240,7 +240,7 @@ class Config:
         """Plain nested dictionary, ready for JSON."""
         return dataclasses.asdict(self)
 
-    def replace(self, **sections: dict[str, Any]) -> Self:
+    def replace(self, **sections: dict[str, Any]) -> Config:
         """A copy with some fields of some sections changed: `config.replace(train={"steps": 3})`."""
         changed = {k: dataclasses.replace(getattr(self, k), **v) for k, v in sections.items()}
         return dataclasses.replace(self, **changed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Self
 
 import chex
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ class Blocks:
     anchor_log_odds: chex.Array
 
     @classmethod
-    def create(cls, blocks: int, capacity: int, anchors: int) -> Self:
+    def create(cls, blocks: int, capacity: int, anchors: int) -> Blocks:
         """The first `blocks` of `capacity` blocks in use, without anchors."""
         return cls(
             active=jnp.arange(capacity) < blocks,
@@ -44,7 +43,7 @@ class Blocks:
             anchor_log_odds=jnp.zeros((capacity, anchors), jnp.float32),
         )
 
-    def anchored(self, block: int, tokens: Mapping[int, float]) -> Self:
+    def anchored(self, block: int, tokens: Mapping[int, float]) -> Blocks:
         """A copy in which `tokens` (token id → log-odds in nats) are the anchors of `block`.
 
         Raises:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -57,35 +56,35 @@ class Dial:
         self.beta = _three_axes(beta)
 
     @classmethod
-    def from_log_odds(cls, beta: float | np.ndarray | jax.Array) -> Self:
+    def from_log_odds(cls, beta: float | np.ndarray | jax.Array) -> Dial:
         """A dial from β ≥ 0 in nats; ∞ is λ=1."""
         if not isinstance(beta, jax.core.Tracer) and not np.all(np.asarray(beta) >= 0):
             raise ValueError(f"dial: log-odds β must be at least 0, got {beta}")
         return cls._of(_three_axes(beta))
 
     @classmethod
-    def _of(cls, beta) -> Self:
+    def _of(cls, beta) -> Dial:
         dial = object.__new__(cls)
         dial.beta = beta
         return dial
 
     @classmethod
-    def per_layer(cls, localities: Sequence[float]) -> Self:
+    def per_layer(cls, localities: Sequence[float]) -> Dial:
         """One λ for each of the L layers."""
         return cls(np.asarray(localities, np.float64)[None, :, None])
 
     @classmethod
-    def per_head(cls, localities: Sequence[Sequence[float]]) -> Self:
+    def per_head(cls, localities: Sequence[Sequence[float]]) -> Dial:
         """One λ for each layer and head, [L, N] (or [1, N] for all layers)."""
         return cls(np.asarray(localities, np.float64)[None])
 
     @classmethod
-    def progressive(cls, locality: float, power: float, layers: int) -> Self:
+    def progressive(cls, locality: float, power: float, layers: int) -> Dial:
         """Layer ℓ of L gets λ·((ℓ+1)/L)^power; power 0 is the same λ everywhere."""
         return cls.per_layer([locality * ((layer + 1) / layers) ** power for layer in range(layers)])
 
     @classmethod
-    def regime(cls, name: str, layers: int) -> Self:
+    def regime(cls, name: str, layers: int) -> Dial:
         """A preset: audit, regulated, balanced or distributed (`REGIMES`: λ and progressive power)."""
         if name not in REGIMES:
             raise ValueError(f"dial: unknown regime {name!r}; choose one of {', '.join(REGIMES)}")
@@ -94,7 +93,7 @@ class Dial:
     @classmethod
     def for_fidelity(
         cls, epsilon: float, logit_bound: np.ndarray | float, relevant: int, irrelevant: int
-    ) -> Self:
+    ) -> Dial:
         """The smallest dial that guarantees pointer fidelity ≥ 1−ε for *every* input (T5).
 
         Args:
@@ -107,7 +106,7 @@ class Dial:
         return cls.from_log_odds(beta.reshape(shape))
 
     @classmethod
-    def for_requests(cls, dials: Sequence[float | Self]) -> Self:
+    def for_requests(cls, dials: Sequence[float | Dial]) -> Dial:
         """One dial per request of a batch; numbers and dials of any extent may be mixed."""
         each = [dial if isinstance(dial, Dial) else cls(dial) for dial in dials]
         inner = jnp.broadcast_shapes(*(dial.beta.shape[1:] for dial in each))
@@ -126,7 +125,7 @@ class Dial:
         """Whether every setting is λ=1 (for concrete dials)."""
         return bool(np.all(np.isinf(np.asarray(self.beta))))
 
-    def broadcast(self, batch: int, layers: int, heads: int) -> Self:
+    def broadcast(self, batch: int, layers: int, heads: int) -> Dial:
         """The dial at its full extent [B, L, N], so that every setting has one compiled shape.
 
         Raises:
@@ -138,7 +137,7 @@ class Dial:
                 raise ValueError(f"dial: {got} settings on the {axis} axis, but the model has {size}")
         return self._of(jnp.broadcast_to(self.beta, wanted))
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self, other: Dial) -> Dial:
         return self._of(self.beta + other.beta)
 
     def __repr__(self) -> str:

@@ -13,7 +13,6 @@ and splitting a block changes neither the penalty nor its gradient (T15). T6 hol
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
 
 import chex
 import jax
@@ -54,7 +53,7 @@ class Pricing:
     gradient: chex.Array
 
     @classmethod
-    def create(cls, gates: Float[Array, "L N K K"]) -> Self:
+    def create(cls, gates: Float[Array, "L N K K"]) -> Pricing:
         """The state before the first step."""
         capacity = gates.shape[-1]
         return cls(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
 
 import chex
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ class LayerCache:
         v: Float[Array, "B T G H"],
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
-    ) -> Self:
+    ) -> LayerCache:
         """A cache that also holds these keys and values."""
         return dataclasses.replace(
             self, k=_put(self.k, k, positions, segments), v=_put(self.v, v, positions, segments)
@@ -55,7 +54,7 @@ class Cache:
     segment: chex.Array
 
     @classmethod
-    def create(cls, model: config.Model, batch: int, capacity: int) -> Self:
+    def create(cls, model: config.Model, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` requests of at most `capacity` positions."""
         shape = (model.layers, batch, capacity, model.kv_heads, model.head_size)
 
@@ -67,7 +66,7 @@ class Cache:
 
     def place(
         self, block: Int[Array, "B T"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]
-    ) -> Self:
+    ) -> Cache:
         """A cache that also knows the blocks of these positions."""
         return dataclasses.replace(
             self,

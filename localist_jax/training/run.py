@@ -10,7 +10,7 @@ import platform
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -78,7 +78,7 @@ class Run:
     prepared: Prepared | None = None
 
     @classmethod
-    def open(cls, workdir: str | Path, step: int | None = None) -> Self:
+    def open(cls, workdir: str | Path, step: int | None = None) -> Run:
         """Opens a run folder for evaluation, generation or inspection, at its last checkpoint or at `step`.
 
         Raises:

@@ -1,0 +1,61 @@
+"""Shared by all tests: run-time checks of shapes and types, and one small model."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+# Public signatures are checked at run time here, and only here.
+with install_import_hook(
+    ["localist_jax.locality", "localist_jax.attention", "localist_jax.bits"], "beartype.beartype"
+):
+    pass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from localist_jax import config
+from localist_jax.locality import Blocks, Dial
+from localist_jax.model import Transformer
+
+VOCABULARY = 60
+
+
+@pytest.fixture(scope="session")
+def small() -> config.Model:
+    """Three layers, grouped queries, both windows, spare capacity: everything is in use."""
+    return config.Model(
+        layers=3, width=32, heads=4, kv_heads=2, head_size=8, feed_forward=48, router_layer=1,
+        blocks=5, block_capacity=6, block_units=8, anchor_capacity=4, window=2, perception_window=3,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def model(small) -> Transformer:
+    return Transformer(small, VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def blocks(small) -> Blocks:
+    return Blocks.create(small.blocks, small.block_capacity, small.anchor_capacity)
+
+
+@pytest.fixture(scope="session")
+def tokens() -> jax.Array:
+    """Two rows of twelve tokens behind BOS."""
+    return jax.random.randint(jax.random.key(0), (2, 12), 2, VOCABULARY).at[:, 0].set(1)
+
+
+@pytest.fixture(scope="session")
+def params(model, blocks, tokens):
+    """Random parameters with half of the gates closed."""
+    tree = nn.unbox(model.init(jax.random.key(1), tokens, Dial(0.0), blocks))["params"]
+    gates = tree["localist"]["attention"]["gates"]
+    half = jax.random.bernoulli(jax.random.key(2), 0.5, gates.shape).astype(jnp.float32)
+    return {
+        **tree,
+        "localist": {**tree["localist"], "attention": {**tree["localist"]["attention"], "gates": half}},
+    }
