@@ -58,7 +58,7 @@ def attend(
     Query head n reads key/value head n // (N/G).
 
     Args:
-      q, k, v: inputs; logits and sums are float32 whatever their dtype.
+      q, k, v: inputs; logits and sums are float32 (float64 for float64 inputs) whatever their dtype.
       q_block, k_block: block of each position; q_block may name one of Kq ≥ K rows of the odds.
       q_pos, k_pos: position within the segment.
       q_seg, k_seg: segment; 0 marks padding, which sees nothing and is seen by nothing.

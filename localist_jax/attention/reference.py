@@ -38,10 +38,11 @@ def reference(
     near_BTS = visible_BTS & (gap_BTS < window)
 
     with jax.named_scope("logits"):
-        s_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
+        wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+        s_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=wide)
         s_BNTS = s_BNTS * q_BTNH.shape[-1] ** -0.5
     with jax.named_scope("odds"):
-        omega_BNTS = _pairwise(odds, q_block, k_block, route)
+        omega_BNTS = _pairwise(odds.astype(wide), q_block, k_block, route)
         omega_BNTS = jnp.where(near_BTS[:, None], 1.0, jnp.where(visible_BTS[:, None], omega_BNTS, 0.0))
         open_BNTS = omega_BNTS > 0
         z_BNTS = s_BNTS + jnp.log(jnp.where(open_BNTS, omega_BNTS, 1.0))
@@ -79,9 +80,10 @@ def _pairwise(odds_BNkl, q_block, k_block, route_BTK):
 
     Exact: products with 0 and 1. Highest precision keeps accelerators from rounding the odds.
     """
-    rows = jax.nn.one_hot(q_block, odds_BNkl.shape[-2]) if route_BTK is None else route_BTK
-    columns = jax.nn.one_hot(k_block, odds_BNkl.shape[-1]) if route_BTK is None else route_BTK
-    odds_BNkl = jnp.broadcast_to(odds_BNkl, (rows.shape[0], *odds_BNkl.shape[1:])).astype(jnp.float32)
+    dtype = odds_BNkl.dtype
+    rows = jax.nn.one_hot(q_block, odds_BNkl.shape[-2], dtype=dtype) if route_BTK is None else route_BTK
+    columns = jax.nn.one_hot(k_block, odds_BNkl.shape[-1], dtype=dtype) if route_BTK is None else route_BTK
+    odds_BNkl = jnp.broadcast_to(odds_BNkl, (rows.shape[0], *odds_BNkl.shape[1:]))
     by_query = jnp.einsum("BTk,BNkl->BNTl", rows, odds_BNkl, precision=Precision.HIGHEST)
     return jnp.einsum("BNTl,BSl->BNTS", by_query, columns, precision=Precision.HIGHEST)
 
