@@ -74,5 +74,5 @@ def log_odds_for_fidelity(epsilon: float, bound, relevant, irrelevant) -> np.nda
         raise ValueError(f"certificate: needs b ≥ 1 and u ≥ 0, got b={relevant}, u={irrelevant}")
     with np.errstate(divide="ignore"):
         beta = 2 * np.asarray(bound, np.float64) + np.log(u / b) + np.log((1 - epsilon) / epsilon)
-    up = np.maximum(0.0, beta) * (1 + 1e-6) + 1e-6  # survives the cast to float32
-    return np.where(u > 0, up, 0.0)
+    up = beta + 1e-6 * (1 + np.abs(np.where(u > 0, beta, 0.0)))  # survives the cast to float32
+    return np.where(u > 0, np.maximum(0.0, up), 0.0)
