@@ -59,3 +59,28 @@ def params(model, blocks, tokens):
         **tree,
         "localist": {**tree["localist"], "attention": {**tree["localist"]["attention"], "gates": half}},
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> config.Config:
+    """A run of seconds on generated text, with every part in use."""
+    return config.Config(
+        data=config.Data(corpus="synthetic", vocab_size=512, context=32, batch=4, valid_rows=8),
+        model=config.Model(
+            layers=3, width=32, heads=2, kv_heads=2, head_size=16, feed_forward=64, blocks=6, block_capacity=8,
+            block_units=8, window=4, perception_window=8,
+        ),
+        gates=config.Gates(open_share_target=0.4, flat_window=10),
+        train=config.Train(steps=12, log_every=1, eval_every=6, save_every=4),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_settings, tmp_path_factory):
+    """That run: trained, measured, reported."""
+    from localist_jax.report.job import run_job
+    from localist_jax.training.run import Run
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    run_job(tiny_settings, workdir, command="pytest <tiny>")
+    return Run.open(workdir)

@@ -30,6 +30,7 @@ from localist_jax.training.state import TrainState
 from localist_jax.training.step import Metrics, make_train_step
 
 WATCHED = (0.0, 0.9, 1.0)  # dials at which the validation loss is followed
+WATCHDOGS = ("bits_per_token", "parameter_norm")  # finite, or the run stops before anything is saved
 
 
 class Hook(Protocol):
@@ -42,7 +43,7 @@ class Hook(Protocol):
 
 
 class TrainingDiverged(StoppedRun):
-    """A loss that is not finite; the last good checkpoint is kept."""
+    """A loss or parameters that are not finite; the last good checkpoint is kept."""
 
 
 def train(settings: config.Config, workdir: Path, *, command: str = "", hooks: Sequence[Hook] = ()) -> Run:
@@ -58,7 +59,7 @@ def train(settings: config.Config, workdir: Path, *, command: str = "", hooks: S
       hooks: called after every `hook.every`-th step.
 
     Raises:
-      TrainingDiverged: the loss became NaN or infinite.
+      TrainingDiverged: loss or parameters became NaN or infinite.
       CheckpointError: the folder holds a run of another topology.
       ValueError: bad corpus, batch or mesh.
     """
@@ -129,7 +130,7 @@ class _Loop:
         read = jax.device_get(pending)
         pending.clear()
         for offset, metrics in enumerate(read):
-            if not math.isfinite(metrics["bits_per_token"]):
+            if not all(math.isfinite(metrics[name]) for name in WATCHDOGS):
                 raise TrainingDiverged(self._epitaph(step - len(read) + 1 + offset))
         figures = {name: float(value) for name, value in read[-1].items()}
         for name in ("bits_per_token", "bits_per_byte"):
@@ -142,7 +143,7 @@ class _Loop:
         kept = (
             f"checkpoint {good} is the last good one" if good is not None else "no checkpoint was saved yet"
         )
-        return f"loss is not finite at step {step}; {kept}; try a lower config.optimizer.learning_rate"
+        return f"loss or parameters are not finite at step {step}; {kept}; try a lower config.optimizer.learning_rate"
 
 
 def _line(figures: dict[str, float]) -> str:

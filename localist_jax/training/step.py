@@ -117,6 +117,7 @@ def make_train_step(
             "locality": jnp.abs(dial.locality.mean()),
             "learning_rate": rate(state.step),
             "gradient_norm": optax.tree.norm(with_leaf(grads, GATES, jnp.zeros(()))),
+            "parameter_norm": optax.tree.norm(params),
             "phase": price.priced.astype(jnp.float32),
             "gate_price": price.price,
             "gates_closed": gating.closed_share(new_gates, state.blocks.active),

@@ -1,0 +1,145 @@
+"""Checkpoints: exact, complete or absent, and clear about what does not fit."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from localist_jax.training.checkpoint import CheckpointError, Checkpoints
+
+
+def state(seed=0, width=4):
+    key = jax.random.key(seed)
+    return {
+        "w": jax.random.normal(key, (3, width)), "gates": jnp.ones((2, 2)), "step": jnp.int32(7), "key": key,
+        "flag": jnp.array([True, False]),
+    }  # fmt: skip
+
+
+def abstract(tree):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three checkpoints at 2, 4 and 6."""
+    with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
+        for step in (2, 4, 6):
+            checkpoints.save(
+                step, state(step), manifest={"config": {"a": 1}, "topology": {}}, cursor=b"\x00at %d" % step
+            )
+    return tmp_path / "checkpoints"
+
+
+def test_what_was_saved_comes_back_bit_for_bit(folder):
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps() == [2, 4, 6]
+        for step in (2, 6, None):
+            found, cursor = checkpoints.restore(abstract(state()), step)
+            wanted = state(step or 6)
+            assert cursor == b"\x00at %d" % (step or 6)
+            np.testing.assert_array_equal(
+                jax.random.key_data(found.pop("key")), jax.random.key_data(wanted.pop("key"))
+            )
+            jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_the_manifest_tells_what_it_is(folder):
+    with Checkpoints(folder) as checkpoints:
+        about = checkpoints.manifest(4)
+    assert (about["step"], about["config"], about["format"]) == (4, {"a": 1}, 1)
+    assert about["leaves"]["w"] == [[3, 4], "float32"]
+    assert set(about["versions"]) == {"jax", "flax", "optax", "orbax-checkpoint"}
+
+
+def test_only_so_many_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(), manifest={}, cursor={})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+
+
+def test_reading_touches_nothing(folder):
+    def listing():
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    before = listing()
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.restore(abstract(state()))
+    assert listing() == before
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (state(width=5), r"w is float32\[3, 4\], but the configuration asks for float32\[3, 5\]"),
+        (
+            {**state(), "gates": jnp.ones((3, 3))},
+            "gates is .*block_capacity, heads and layers as in the checkpoint, or grow it",
+        ),
+        ({**state(), "more": jnp.ones(1)}, "checkpoint 6 lacks leaf more"),
+        ({k: v for k, v in state().items() if k != "w"}, "checkpoint 6 has an extra leaf w"),
+        ({**state(), "w": jnp.zeros((3, 4), jnp.bfloat16)}, "asks for bfloat16"),
+    ],
+)
+def test_another_topology_is_refused_by_leaf(folder, wanted, words):
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=words) as error:
+        checkpoints.restore(abstract(wanted))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_ones_are_named(folder, tmp_path):
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(CheckpointError, match="no checkpoint 5; there are 2, 4, 6"),
+    ):
+        checkpoints.restore(abstract(state()), 5)
+    with (
+        Checkpoints(tmp_path / "nowhere") as checkpoints,
+        pytest.raises(CheckpointError, match="no checkpoints here"),
+    ):
+        checkpoints.manifest()
+    (tmp_path / "empty").mkdir()
+    with (
+        Checkpoints(tmp_path / "empty") as checkpoints,
+        pytest.raises(CheckpointError, match="no whole checkpoint here"),
+    ):
+        checkpoints.manifest()
+
+
+def test_damage_is_reported_with_a_remedy(folder):
+    for path in (folder / "6" / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 40:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(CheckpointError, match=r"6 .* is damaged .*delete it to go on from 4"),
+    ):
+        checkpoints.restore(abstract(state()), 6)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore(abstract(state()), 4)[1] == b"\x00at 4"
+
+
+def test_a_save_that_was_never_committed_is_not_there(folder):
+    torn = folder / "8.orbax-checkpoint-tmp-1"
+    shutil.copytree(folder / "6", torn)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest() == 6
+    with Checkpoints(folder, keep=3) as checkpoints:
+        assert checkpoints.latest() == 6
+    assert not torn.exists()  # the one who writes cleans up
+
+
+def test_a_newer_format_is_refused(folder):
+    path = next((folder / "6" / "manifest").rglob("metadata"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(CheckpointError, match="format 99, this version reads 1"),
+    ):
+        checkpoints.manifest(6)

@@ -1,0 +1,171 @@
+"""One training step: what moves, what does not, and what is an exact zero afterwards."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from localist_jax import bits, config
+from localist_jax.data import Batch
+from localist_jax.locality import Dial, gates, router
+from localist_jax.model import Transformer, forward
+from localist_jax.training import state as states
+from localist_jax.training.state import GATES, UNITS, at_path
+from localist_jax.training.step import make_train_step
+
+VOCABULARY, T, B = 50, 24, 4
+SIZES = np.full(VOCABULARY, 3)
+
+
+def settings_of(small, steps=40, **sections):
+    base = config.Config(data=config.Data(context=T, batch=B), model=small, train=config.Train(steps=steps))
+    return base.replace(**sections)
+
+
+def batches(count, seed=0):
+    """Noise: nothing far away helps, so every gate is useless."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        tokens = rng.integers(2, VOCABULARY, (B, T)).astype(np.int32)
+        tokens[:, 0] = 1
+        segments = np.ones((B, T), np.int32)
+        segments[0, -4:] = 0
+        yield Batch(
+            tokens=tokens, targets=np.roll(tokens, -1, 1), segments=segments,
+            positions=np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def train(small):
+    """Trains on noise: the state before, after, and the metrics of every step."""
+    model = Transformer(small, VOCABULARY)
+
+    def go(settings, steps=None, data=None):
+        step = jax.jit(make_train_step(model, settings, SIZES))
+        state = first = nn.unbox(states.create(model, settings, jax.random.key(settings.train.seed)))
+        history = []
+        for batch in data or batches(steps or settings.train.steps):
+            state, metrics = step(state, batch)
+            history.append(jax.device_get(metrics))
+        return first, state, history
+
+    return go
+
+
+def test_it_traces_once(small):
+    settings = settings_of(small)
+    model = Transformer(small, VOCABULARY)
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(make_train_step(model, settings, SIZES), n=1))
+    state = nn.unbox(states.create(model, settings, jax.random.key(0)))
+    for batch in batches(4):
+        state, _ = step(state, batch)
+    assert int(state.step) == 4
+
+
+def test_gates_rest_until_the_price_phase_and_everything_else_learns(train, small):
+    settings = settings_of(small, gates={"open_at_least": 0.9, "open_at_most": 0.95})
+    first, last, history = train(settings, steps=5)
+    np.testing.assert_array_equal(at_path(last.params, GATES), at_path(first.params, GATES))
+    assert all(m["gate_price"] == 0 and m["phase"] == 0 for m in history)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), first.params, last.params)
+    still = [path for path, size in jax.tree_util.tree_leaves_with_path(moved) if size == 0]
+    assert [jax.tree_util.keystr(path, simple=True, separator="/") for path in still] == ["/".join(GATES)]
+
+
+def test_useless_gates_travel_to_exactly_zero(train, small):
+    settings = settings_of(
+        small,
+        steps=60,
+        gates={"open_share_target": 0.0, "gate_bits": 2e3, "open_at_least": 0.1, "open_at_most": 0.1},
+    )
+    _, last, history = train(settings)
+    found = np.asarray(at_path(last.params, GATES))
+    active = slice(1, small.blocks)
+    priced = found[:, :, active, active]
+    assert (priced == 0).mean() > 0.95
+    assert bool(gates.inside(found))
+    np.testing.assert_array_equal(found[:, :, :, small.blocks :], 1.0)  # blocks not in use: untouched
+    shares = [m["open_share"] for m in history]
+    assert shares[-1] < 0.7 * shares[0]
+    assert history[-1]["gates_closed"] > 0.7
+    assert all(np.isfinite(list(m.values())).all() for m in history)
+
+
+def test_the_kkt_residual_is_small_once_gates_have_settled(train, small):
+    settings = settings_of(
+        small,
+        steps=60,
+        gates={"open_share_target": 0.0, "gate_bits": 2e3, "open_at_least": 0.1, "open_at_most": 0.1},
+    )
+    _, _, history = train(settings)
+    assert history[-1]["kkt_residual"] < 0.1 * history[-1]["gate_price"]
+
+
+def test_gates_have_no_moments_in_the_optimizer(train, small):
+    first, _, _ = train(settings_of(small), steps=1)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(first.opt_state)]
+    assert at_path(first.params, GATES).shape not in shapes
+    assert at_path(first.params, UNITS).shape in shapes
+
+
+def test_a_price_on_units_makes_groups_exactly_zero(train, small):
+    free, priced = (
+        train(settings_of(small, optimizer={"unit_price": price}), steps=15)[1].params
+        for price in (0.0, 30.0)
+    )
+    zero = [(np.asarray(at_path(p, UNITS)) == 0).all(-1).mean() for p in (free, priced)]
+    assert zero[0] == 0
+    assert zero[1] > 0.9
+
+
+def test_the_logged_loss_is_the_code_length(train, small):
+    """At a fixed dial and without noise, from a second forward pass and by hand."""
+    settings = settings_of(
+        small, dial={"mode": "fixed", "locality": 0.6, "power": 0.0}, router={"noise": 0.0}
+    )
+    batch = next(batches(1))
+    first, _, history = train(settings, data=[batch])
+    model = Transformer(small, VOCABULARY)
+    out = forward(
+        model,
+        first.params,
+        batch.tokens,
+        Dial(0.6),
+        first.blocks,
+        positions=batch.positions,
+        segments=batch.segments,
+    )
+    logits = np.asarray(out.logits, np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    code = -np.log2(np.take_along_axis(p, batch.targets[..., None], -1))[..., 0][batch.segments > 0]
+    assert history[0]["bits_per_token"] == pytest.approx(code.mean(), rel=1e-4)
+    assert history[0]["bits_per_byte"] == pytest.approx(code.mean() / 3, rel=1e-4)
+    assert history[0]["locality"] == pytest.approx(0.6)
+    doubt = router.doubt(out.block_probs, jnp.asarray((batch.segments > 0) & (batch.positions > 0)))
+    assert history[0]["router_doubt_bits"] == pytest.approx(float(bits.from_nats(doubt)), rel=1e-4)
+
+
+def test_it_learns_a_repeated_batch(train, small):
+    batch = next(batches(1))
+    settings = settings_of(small, steps=40, optimizer={"learning_rate": 1e-2})
+    _, _, history = train(settings, data=[batch] * 40)
+    assert history[-1]["bits_per_token"] < 0.6 * history[0]["bits_per_token"]
+
+
+def test_every_parameter_needs_a_rule():
+    with pytest.raises(
+        ValueError, match=r"no rule covers parameter a/mystery; add it to training\.state\.RULES"
+    ):
+        states.rule_of({"a": {"mystery": jnp.zeros(1)}})
+
+
+def test_the_learning_rate_warms_up_and_decays(small):
+    rate = states.learning_rate(
+        settings_of(small, steps=100, optimizer={"warmup": 0.1, "final": 0.2, "learning_rate": 1.0})
+    )
+    values = [float(rate(step)) for step in (0, 5, 10, 100)]
+    np.testing.assert_allclose(values, [0, 0.5, 1, 0.2], atol=1e-6)
