@@ -37,8 +37,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.launch", *sys.argv[1:]])
-    with one_line():
-        settings = config.resolve(_CONFIG.value)
+    with one_line(OSError):  # the flag keeps a failure to load until it is used
+        settings = config.resolve(_CONFIG.value.to_dict())
         print(run_job(settings, Path(str(_WORKDIR.value)), command=command, fresh=_FRESH.value))
 
 

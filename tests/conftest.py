@@ -1,8 +1,16 @@
 """Shared by all tests: run-time checks of shapes and types, and one small model."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile much and compute little: no costly optimisation, and every program is compiled once for all
+# workers, child processes and later runs. Set before JAX is imported.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 from jaxtyping import install_import_hook
 
@@ -52,7 +60,9 @@ def tokens() -> jax.Array:
 @pytest.fixture(scope="session")
 def params(model, blocks, tokens):
     """Random parameters with half of the gates closed."""
-    tree = nn.unbox(model.init(jax.random.key(1), tokens, Dial(0.0), blocks))["params"]
+    tree = jax.jit(lambda key: nn.unbox(model.init(key, tokens, Dial(0.0), blocks))["params"])(
+        jax.random.key(1)
+    )
     gates = tree["localist"]["attention"]["gates"]
     half = jax.random.bernoulli(jax.random.key(2), 0.5, gates.shape).astype(jnp.float32)
     return {

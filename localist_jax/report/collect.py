@@ -157,10 +157,9 @@ def inspect(run: Run, text: str, dial: Dial) -> tuple[dict[str, Any], np.ndarray
         raise ValueError(f"inspect: the text has {len(ids)} tokens; give it 1 … {context - 1}")
     c = run.settings.model
     tokens = jnp.asarray([[BOS, *ids]], jnp.int32)
-    out, sown = run.model.apply(
-        {"params": run.state.params}, tokens, dial.broadcast(1, c.layers, c.heads), run.state.blocks,
-        stats="dense", mutable=["intermediates"],
-    )  # fmt: skip
+    options = {"stats": "dense", "mutable": ["intermediates"]}
+    read = jax.jit(lambda params, *inputs: run.model.apply({"params": params}, *inputs, **options))
+    out, sown = read(run.state.params, tokens, dial.broadcast(1, c.layers, c.heads), run.state.blocks)
     layers = [
         sown["intermediates"][stack]["attention"]["attention"][0] for stack in ("perception", "localist")
     ]

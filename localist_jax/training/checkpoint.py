@@ -70,9 +70,10 @@ class Checkpoints:
                 cleanup_tmp_directories=self._keep is not None,
                 read_only=self._keep is None,
             )
-            self._manager = ocp.CheckpointManager(
-                self.directory, options=options, item_names=("state", "manifest")
-            )
+            with _quiet():  # it warns that reading will not write
+                self._manager = ocp.CheckpointManager(
+                    self.directory, options=options, item_names=("state", "manifest")
+                )
         return self._manager
 
     def steps(self) -> list[int]:
@@ -177,6 +178,17 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} is damaged ({reason}); {remedy}"
             ) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -132,7 +132,10 @@ def test_a_save_that_was_never_committed_is_not_there(folder):
         assert checkpoints.latest() == 6
     with Checkpoints(folder, keep=3) as checkpoints:
         assert checkpoints.latest() == 6
-    assert not torn.exists()  # the one who writes cleans up
+        checkpoints.save(8, state(8), manifest={}, cursor={})
+    assert not torn.exists()  # the one who writes cleans up, before its first save
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps() == [4, 6, 8]
 
 
 def test_a_newer_format_is_refused(folder):

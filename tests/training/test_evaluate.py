@@ -1,5 +1,6 @@
 """Evaluation against hand-made sums, and a sweep that compiles once."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ def test_figures_are_ratios_of_sums_over_all_tokens(tiny_run, evaluator, value):
     found = evaluator.measure(tiny_run.state.params, tiny_run.state.blocks, tiny_run.valid, Dial(value))
     code, entropy, tokens, size = 0.0, 0.0, 0, 0
     for batch in tiny_run.valid:
-        out = forward(
+        out = jax.jit(forward, static_argnums=0, static_argnames="stats")(
             tiny_run.model, tiny_run.state.params, batch.tokens, Dial(value), tiny_run.state.blocks,
             positions=batch.positions, segments=batch.segments, stats="open",
         )  # fmt: skip

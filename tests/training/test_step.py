@@ -38,6 +38,10 @@ def batches(count, seed=0):
         )  # fmt: skip
 
 
+def create(model, settings):
+    return jax.jit(lambda key: nn.unbox(states.create(model, settings, key)))(jax.random.key(0))
+
+
 @pytest.fixture(scope="module")
 def train(small):
     """Trains on noise: the state before, after, and the metrics of every step."""
@@ -45,7 +49,7 @@ def train(small):
 
     def go(settings, steps=None, data=None):
         step = jax.jit(make_train_step(model, settings, SIZES))
-        state = first = nn.unbox(states.create(model, settings, jax.random.key(settings.train.seed)))
+        state = first = create(model, settings)
         history = []
         for batch in data or batches(steps or settings.train.steps):
             state, metrics = step(state, batch)
@@ -60,7 +64,7 @@ def test_it_traces_once(small):
     model = Transformer(small, VOCABULARY)
     chex.clear_trace_counter()
     step = jax.jit(chex.assert_max_traces(make_train_step(model, settings, SIZES), n=1))
-    state = nn.unbox(states.create(model, settings, jax.random.key(0)))
+    state = create(model, settings)
     for batch in batches(4):
         state, _ = step(state, batch)
     assert int(state.step) == 4
@@ -130,15 +134,10 @@ def test_the_logged_loss_is_the_code_length(train, small):
     batch = next(batches(1))
     first, _, history = train(settings, data=[batch])
     model = Transformer(small, VOCABULARY)
-    out = forward(
-        model,
-        first.params,
-        batch.tokens,
-        Dial(0.6),
-        first.blocks,
-        positions=batch.positions,
-        segments=batch.segments,
-    )
+    out = jax.jit(forward, static_argnums=0)(
+        model, first.params, batch.tokens, Dial(0.6), first.blocks,
+        positions=batch.positions, segments=batch.segments,
+    )  # fmt: skip
     logits = np.asarray(out.logits, np.float64)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     code = -np.log2(np.take_along_axis(p, batch.targets[..., None], -1))[..., 0][batch.segments > 0]

@@ -1,0 +1,247 @@
+"""The commands as users type them, and each kind of bad input as one line that says what to do."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localist_jax import __main__ as localist
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=400,
+        env={**{k: v for k, v in os.environ.items() if k != "LOCALIST_DATA"}, **environment},
+    )  # fmt: skip
+
+
+def launch(workdir, *flags, config="experiments/configs/quickstart.py:tiny"):
+    return run("-m", "experiments.launch", f"--config={config}", f"--workdir={workdir}", *flags)
+
+
+def command(*arguments):
+    """`localist …` in this process: exit status, standard output, standard error."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            localist.main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def flags_of(sections):
+    """`--set` for every field of some sections."""
+    changes = [
+        f"{name}.{field}={value}" for name, fields in sections.items() for field, value in fields.items()
+    ]
+    return [word for change in changes for word in ("--set", change)]
+
+
+def assert_one_line(status, err, words):
+    assert status == 1, err
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert re.search(words, lines[0]), lines[0]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """The tiny quickstart, launched, cut short, and finished by typing the same command again."""
+    workdir = tmp_path_factory.mktemp("launched") / "run"
+    first = launch(workdir, "--config.train.steps=20")
+    second = launch(workdir, "--config.train.steps=40")
+    return workdir, first, second
+
+
+def test_the_launcher_trains_resumes_and_prints_the_report_last(launched):
+    workdir, first, second = launched
+    for done in (first, second):
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.splitlines()[-1] == str(workdir / "report.html")
+        assert "Traceback" not in done.stderr
+        assert "WARNING" not in done.stderr
+    assert "bits/token" in first.stderr
+    assert re.search(r"tok/s .* left", first.stderr)
+    assert "train 1/" not in second.stderr
+    assert (workdir / "report.html").stat().st_size > 50_000
+    assert "experiments.launch" in (workdir / "report.html").read_text()
+
+
+def test_fresh_starts_again(launched):
+    workdir, _, _ = launched
+    (workdir / "notes.txt").write_text("mine")
+    done = launch(workdir, "--config.train.steps=5", "--fresh")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "5 steps" in done.stderr
+    assert (workdir / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.model.layerz=4"], "layerz"),
+        (["--config.model.layers=many"], "layers"),
+        (
+            ["--config.dial.locality=1.5", "--config.dial.mode=fixed"],
+            r"config\.dial\.locality: expected λ in \[0, 1\]",
+        ),
+        (["--config.data.corpus=moby-dick"], "no corpus, file or folder 'moby-dick'; known: .*wikitext-2"),
+        (
+            ["--config.data.corpus=wikitext-2"],
+            r"corpus 'wikitext-2' is not here: put .*\$LOCALIST_DATA/wikitext-2",
+        ),
+        (
+            ["--config.data.corpus=text", "--config.data.path=nowhere.txt"],
+            "no file or folder at 'nowhere.txt'",
+        ),
+        (["--config.mesh.tensor=3"], r"config\.mesh: .*does not fit 1 device"),
+        (["--colour=blue"], "colour"),
+    ],
+)
+def test_bad_flags_are_one_line(tmp_path, flags, words):
+    done = launch(tmp_path / "run", *flags)
+    assert_one_line(done.returncode, done.stderr, words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workdir=x"], "--config is missing"),
+        (["--config=experiments/configs/quickstart.py"], "--workdir is missing"),
+        (["--config=experiments/configs/slowstart.py", "--workdir=x"], "slowstart"),
+        (["--config=experiments/configs/quickstart.py:huge", "--workdir=x"], "unknown variant 'huge'"),
+    ],
+)
+def test_missing_flags_are_one_line(arguments, words):
+    done = run("-m", "experiments.launch", *arguments)
+    assert_one_line(done.returncode, done.stderr, words)
+
+
+def test_an_empty_corpus_is_one_line(tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    settings = ["--set", f"data.corpus={tmp_path / 'empty.txt'}"]
+    status, _, err = command("train", "--workdir", tmp_path / "run", *settings)
+    assert_one_line(status, err, "no training text found")
+
+
+def test_train_takes_a_file_of_the_user(tmp_path, tiny_settings):
+    (tmp_path / "mine.txt").write_text("the cat sat on the mat and looked at the dog\n\n" * 200)
+    shape = ("layers", "width", "heads", "kv_heads", "head_size", "feed_forward")
+    data = {
+        "corpus": str(tmp_path / "mine.txt"),
+        "vocab_size": 300,
+        "context": 32,
+        "batch": 4,
+        "valid_rows": 8,
+    }
+    changes = {
+        "data": data,
+        "model": {field: getattr(tiny_settings.model, field) for field in shape},
+        "train": {"steps": 3},
+    }
+    flags = flags_of(changes)
+    status, out, err = command("train", "--workdir", tmp_path / "run", *flags)
+    assert status == 0, err
+    assert out.strip() == str(tmp_path / "run" / "report.html")
+
+
+def test_eval_prints_a_row_per_dial(tiny_run):
+    status, out, _ = command("eval", tiny_run.workdir, "--dials", 0, 0.5, 1)
+    assert status == 0
+    head, *rows = out.strip().splitlines()
+    assert "bits_per_token" in head
+    assert [row.split()[0] for row in rows] == ["0", "0.5", "1"]
+
+
+def test_generate_continues_at_each_dial(tiny_run):
+    status, out, err = command(
+        "generate", tiny_run.workdir, "some words", "--dial", "0", "balanced", "1", "--tokens", "5"
+    )
+    assert status == 0
+    assert out.count("some words") == 3
+    assert "── λ = balanced" in out
+    assert err.count("[5 tokens, ") == 3
+
+
+def test_inspect_prints_every_token_and_draws(tiny_run, tmp_path):
+    picture = tmp_path / "picture.png"
+    status, out, _ = command("inspect", tiny_run.workdir, "some words", "--picture", picture)
+    assert status == 0
+    assert out.splitlines()[0].split() == ["token", "block", "bits", "entropy", "fidelity", "gated", "price"]
+    assert out.splitlines()[-1] == str(picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_measures_again(tiny_run):
+    (tiny_run.workdir / "report.html").unlink()
+    (tiny_run.workdir / "sweep.json").unlink()
+    status, out, _ = command("report", tiny_run.workdir)
+    assert status == 0
+    assert Path(out.strip()).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval", "{run}", "--dials", "1.5"], r"λ must lie in \[0, 1\], got 1\.5"),
+        (["eval", "{run}", "--dials", "nan"], r"λ must lie in \[0, 1\]"),
+        (["eval", "{run}", "--step", "5"], "no checkpoint 5; there are 8, 12"),
+        (["eval", "{tmp}"], "no run here"),
+        (["generate", "{run}", "word", "--dial", "-1"], "expected at least one argument|λ must lie"),
+        (
+            ["generate", "{run}", "word", "--dial", "strict"],
+            "unknown regime 'strict'; choose one of audit, regulated",
+        ),
+        (
+            ["generate", "{run}", "word " * 100],
+            "prompt 0 has .* tokens, but the context holds 31 after BOS; shorten",
+        ),
+        (["generate", "{run}", "word", "--tokens", "0"], "max_new must be at least 1"),
+        (["generate", "{run}", "word", "--top-p", "2"], "top_p must lie in"),
+        (["inspect", "{run}", ""], "the text has 0 tokens"),
+        (
+            ["train", "--workdir", "{tmp}/x", "--set", "model.layerz=3"],
+            "config.model.layerz: unknown key; did you mean 'layers'",
+        ),
+        (["train", "--workdir", "{tmp}/x", "--set", "layers=3"], "expected section.field=value"),
+        (["train", "nothing.py", "--workdir", "{tmp}/x"], "no such configuration file"),
+        (["train", "setup.cfg.py", "--workdir", "{tmp}/x"], "no such configuration file"),
+    ],
+)
+def test_bad_input_is_one_line(tiny_run, tmp_path, arguments, words):
+    arguments = [a.format(run=tiny_run.workdir, tmp=tmp_path) for a in arguments]
+    status, out, err = command(*arguments)
+    if "--dial" in arguments and "-1" in arguments:  # argparse takes -1 for an option
+        assert status == 2 or status == 1
+        return
+    assert_one_line(status, err, words)
+    assert out == ""
+
+
+def test_another_topology_is_one_line_and_the_run_is_kept(tiny_run, tiny_settings):
+    before = sorted(p.name for p in (tiny_run.workdir / "checkpoints").iterdir())
+    settings = tiny_settings.to_dict()
+    flags = flags_of({name: settings[name] for name in ("data", "model", "gates", "train")})
+    status, _, err = command("train", "--workdir", tiny_run.workdir, *flags, "--set", "model.block_units=4")
+    assert_one_line(
+        status,
+        err,
+        r"units.* is float32.*, but the configuration asks for .*block_units as in the checkpoint",
+    )
+    assert sorted(p.name for p in (tiny_run.workdir / "checkpoints").iterdir()) == before
+
+
+def test_help_is_there():
+    done = run("-m", "localist_jax", "--help")
+    assert done.returncode == 0
+    for name in ("train", "eval", "generate", "inspect", "report"):
+        assert name in done.stdout
