@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,9 @@ def inspect(run: Run, text: str, dial: Dial) -> tuple[dict[str, Any], np.ndarray
         raise ValueError(f"inspect: the text has {len(ids)} tokens; give it 1 … {context - 1}")
     c = run.settings.model
     tokens = jnp.asarray([[BOS, *ids]], jnp.int32)
-    options = {"stats": "dense", "mutable": ["intermediates"]}
-    read = jax.jit(lambda params, *inputs: run.model.apply({"params": params}, *inputs, **options))
-    out, sown = read(run.state.params, tokens, dial.broadcast(1, c.layers, c.heads), run.state.blocks)
+    read = jax.jit(partial(run.model.apply, stats="dense", mutable=["intermediates"]))
+    at = dial.broadcast(1, c.layers, c.heads)
+    out, sown = read({"params": run.state.params}, tokens, at, run.state.blocks)
     layers = [
         sown["intermediates"][stack]["attention"]["attention"][0] for stack in ("perception", "localist")
     ]
