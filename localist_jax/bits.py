@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from localist_jax.types import widened
+
 LN2 = math.log(2.0)
 RISSANEN_LOG_C = math.log2(2.865064)  # makes the universal integer code satisfy Kraft's equality
 
@@ -71,8 +73,8 @@ def mutual_information(joint: Float[Array, "*batch x y"]) -> Float[Array, "*batc
 
 
 def code_length(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Bits needed to code each target under softmax(logits); float32 whatever the input's dtype."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    """Bits needed to code each target under softmax(logits); at least float32 whatever the dtype."""
+    logits = widened(logits)
     chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     return from_nats(jax.nn.logsumexp(logits, -1) - chosen)
 

@@ -94,7 +94,12 @@ class Model:
             "0 (dense) or more",
             self.perception_window,
         )
-        _require(self.dtype in ("float32", "bfloat16"), "model.dtype", "float32 or bfloat16", self.dtype)
+        _require(
+            self.dtype in ("bfloat16", "float32", "float64"),
+            "model.dtype",
+            "bfloat16, float32 or (for proofs, with jax_enable_x64) float64",
+            self.dtype,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any, dataclass_transform
 
 import chex
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
@@ -39,6 +40,11 @@ def struct(cls):
     return chex.dataclass(frozen=True, mappable_dataclass=False)(cls)
 
 
+def widened(x: jax.Array) -> jax.Array:
+    """x in the precision of norms, logits and sums: float32, or float64 where x has it already."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 __all__ = [
     "Array",
     "BlockIds",
@@ -51,4 +57,5 @@ __all__ = [
     "PyTree",
     "Tokens",
     "struct",
+    "widened",
 ]

@@ -18,7 +18,7 @@ LONGEST = 450  # lines
 FOUNDATION = {"types", "bits", "config", "errors"}
 ARROWS = {
     "types": set(),
-    "bits": set(),
+    "bits": {"types"},
     "config": set(),
     "errors": set(),
     "locality": FOUNDATION,

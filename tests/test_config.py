@@ -42,7 +42,7 @@ def test_the_default_is_locked():
         ({"model": {"kv_heads": 4}}, "config.model.kv_heads: expected a divisor of heads = 6"),
         ({"model": {"head_size": 7}}, "head_size: expected an even number"),
         ({"model": {"blocks": 99}}, "config.model.blocks: expected 2 … block_capacity = 16"),
-        ({"model": {"dtype": "float16"}}, "float32 or bfloat16"),
+        ({"model": {"dtype": "float16"}}, "bfloat16, float32 or"),
         ({"data": {"vocab_size": 100}}, "config.data.vocab_size: expected at least 260"),
         ({"dial": {"mode": "all"}}, "config.dial.mode: expected any, fixed or schedule"),
         ({"dial": {"locality": 1.5}}, r"config.dial.locality: expected λ in \[0, 1\], got 1.5"),

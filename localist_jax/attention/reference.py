@@ -11,6 +11,7 @@ from jax.lax import Precision
 
 from localist_jax.attention.api import AttentionStats
 from localist_jax.locality import measures
+from localist_jax.types import widened
 
 
 def reference(
@@ -38,7 +39,7 @@ def reference(
     near_BTS = visible_BTS & (gap_BTS < window)
 
     with jax.named_scope("logits"):
-        wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+        wide = widened(q_BTNH).dtype
         s_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=wide)
         s_BNTS = s_BNTS * q_BTNH.shape[-1] ** -0.5
     with jax.named_scope("odds"):

@@ -158,7 +158,7 @@ class Dial:
 
 
 def _three_axes(beta) -> jax.Array:
-    beta = jnp.asarray(beta, jnp.float32)
+    beta = jnp.asarray(beta, float)  # float64 where JAX has it enabled
     if beta.ndim == 0:
         return beta.reshape(1, 1, 1)
     if beta.ndim != 3:

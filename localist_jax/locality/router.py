@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from localist_jax import bits
-from localist_jax.types import Key
+from localist_jax.types import Key, widened
 
 FORBIDDEN = -1e9  # logit of a block that may not be chosen; its probability is exactly 0 in float32
 
@@ -41,7 +41,7 @@ def assign(
       route: one-hot of `ids` whose gradient is that of the soft probabilities.
       probs: softmax of the logits without noise, for usage terms and reports.
     """
-    logits = jnp.where(allowed, logits.astype(jnp.float32), FORBIDDEN)
+    logits = jnp.where(allowed, widened(logits), FORBIDDEN)
     probs = jax.nn.softmax(logits)
     noisy = logits if key is None else logits + noise * jax.random.gumbel(key, logits.shape)
     ids = jnp.argmax(noisy, -1).astype(jnp.int32)

@@ -20,7 +20,7 @@ from localist_jax.attention.api import Stats
 from localist_jax.locality import gates as gating
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache
-from localist_jax.types import struct
+from localist_jax.types import struct, widened
 
 
 @struct
@@ -61,7 +61,7 @@ def weight(
 
 
 class Norm(nn.Module):
-    """RMSNorm with a gain per channel: γ·x/√(mean x² + ε), in float32."""
+    """RMSNorm with a gain per channel: γ·x/√(mean x² + ε), in at least float32."""
 
     epsilon: float
     axis: str = "embed"
@@ -70,7 +70,7 @@ class Norm(nn.Module):
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         """Normalises the last axis."""
         gain = parameter(self, "gain", nn.initializers.ones, (x.shape[-1],), (self.axis,))
-        wide = x.astype(jnp.float32)
+        wide = widened(x)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
         return (wide * scale * gain).astype(x.dtype)
 
@@ -78,10 +78,10 @@ class Norm(nn.Module):
 def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
     """Rotary positions; channels h and h + H/2 form a pair that turns by position·base^(−2h/H)."""
     half = x.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    first, second = jnp.split(widened(x), 2, -1)
+    frequency = base ** (-jnp.arange(half, dtype=first.dtype) / half)
+    angle = positions[..., None, None].astype(first.dtype) * frequency
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
     return turned.astype(x.dtype)
 

@@ -25,7 +25,7 @@ from localist_jax.locality.dial import Dial
 from localist_jax.model.cache import Cache
 from localist_jax.model.layers import Layer, Norm, Placement, parameter, weight
 from localist_jax.model.units import dispatch
-from localist_jax.types import struct
+from localist_jax.types import struct, widened
 
 FIRST_CONFIDENCE = 3.0  # standard deviation of the router's first logits: random blocks, but stable ones
 
@@ -61,7 +61,7 @@ class Router(nn.Module):
         h = Norm(c.norm_eps, name="norm")(x)
         axes = ("embed", "router_block")
         w = weight(self, "kernel", (c.width, c.block_capacity), axes, c.width, gain=FIRST_CONFIDENCE)
-        return h.astype(jnp.float32) @ w + anchors.prior(blocks, tokens)
+        return widened(h) @ w + anchors.prior(blocks, tokens)
 
 
 class Transformer(nn.Module):
@@ -137,7 +137,7 @@ class Transformer(nn.Module):
         with jax.named_scope("logits"):
             x = Norm(c.norm_eps, name="final_norm")(x)
             logits = jnp.einsum(
-                "BTD,VD->BTV", x, embedding.astype(x.dtype), preferred_element_type=jnp.float32
+                "BTD,VD->BTV", x, embedding.astype(x.dtype), preferred_element_type=widened(x).dtype
             )
         all_stats, layers = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
         if cache is not None:

@@ -41,7 +41,7 @@ SWEEP_COLUMNS = (
     ("entropy_bits", "entropy", ".3f"),
     ("fidelity", "fidelity", ".4f"),
     ("gated_mass", "gated mass", ".4f"),
-    ("price_bits", "price", ".3f"),
+    ("price_bits", "price", "z.3f"),
     ("open_share", "open share", ".3f"),
 )
 
