@@ -30,6 +30,7 @@ setup(
         "tokenizers>=0.23",
         "jaxtyping>=0.3.11",
         "numpy>=2.0",
+        "scipy>=1.13",
         "matplotlib>=3.9",
     ],
     extras_require={

@@ -185,7 +185,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
             f"{shown:<20}{read['blocks'][i]:>6}{code:>8}{entropy:>9.2f}{fidelity:>10.4f}{gated:>8.3f}{price:>8.3f}"
         )
     picture = arguments.picture or arguments.workdir / "attention.png"
-    localist = attention[run.settings.model.router_layer :].mean(0)
+    localist = attention[run.settings.model.router_layer :].mean((0, 1))
     figures.attention_by_block(localist, read["blocks"], read["tokens"]).savefig(picture, dpi=150)
     print(picture)
 

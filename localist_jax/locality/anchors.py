@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from localist_jax.types import struct
 
 EMPTY = -1  # no anchor in this place
+TIE = 1e-12  # nats, relative: log-odds this close count as equal, so that F0 = F(r) gives r and not r + 1
 
 
 @struct
@@ -67,3 +68,43 @@ def prior(blocks: Blocks, tokens: Int[Array, "B T"]) -> Float[Array, "B T K"]:
     """Log-odds in nats that the token at each position adds to the router's logits."""
     hit = tokens[..., None, None] == blocks.anchor_tokens
     return jnp.where(hit, blocks.anchor_log_odds, 0.0).sum(-1)
+
+
+def least_redundant(keys, margin, fidelity) -> np.ndarray:
+    """r_min: the fewest exchangeable anchors whose mass F(r) = r/(r + (n−r)·e^{−m}) is at least F0 (T9).
+
+    r_min = max(1, ⌈n/(1 + e^m·(1−F0)/F0)⌉), in log space, then verified at r_min − 1 and r_min, to the rounding
+    of F0. Host-side.
+
+    Args:
+      keys: n, how many keys the query sees, anchors included; up to 2⁵⁰.
+      margin: m, what an anchor's logit exceeds the others' by, nats; may be negative.
+      fidelity: F0 in (0, 1].
+
+    Returns:
+      r_min, int64, of the arguments' common shape.
+
+    Raises:
+      ValueError: n < 1, m not finite, or F0 outside (0, 1].
+
+    >>> int(least_redundant(16, np.log(9.0), 0.75))
+    4
+    """
+    n, m, F0 = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (keys, margin, fidelity)))
+    if np.any(n < 1) or not np.all(np.isfinite(m)):
+        raise ValueError(f"anchors: needs n ≥ 1 keys and a finite margin, got n={keys}, m={margin}")
+    if not np.all((F0 > 0) & (F0 <= 1)):
+        raise ValueError(f"anchors: fidelity must lie in (0, 1], got {fidelity}")
+    with np.errstate(divide="ignore"):
+        wanted = np.log(F0) - np.log1p(-F0)
+        coarse = np.where(F0 < 1, 2 * np.finfo(float).eps / (1 - F0), 0.0)  # F0's own rounding, in log-odds
+    tie = TIE * (1 + np.abs(m)) + coarse
+
+    def reaches(r):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gap = np.log(r) - np.log(n - r) + m - wanted
+            return (r >= n) | (gap >= -tie)
+
+    r = np.clip(np.ceil(np.exp(np.log(n) - np.logaddexp(0.0, m - wanted))), 1, n)
+    r = np.where(reaches(r), r, r + 1)
+    return np.where((r > 1) & reaches(r - 1), r - 1, r).astype(np.int64)

@@ -61,7 +61,7 @@ def entropy_bound(epsilon, relevant, irrelevant) -> np.ndarray:
     return np.nextafter(weigh(1 - eps, b) + weigh(eps, u), np.inf)
 
 
-def log_odds_for_fidelity(epsilon: float, bound, relevant, irrelevant) -> np.ndarray:
+def log_odds_for_fidelity(epsilon, bound, relevant, irrelevant) -> np.ndarray:
     """β ≥ max(0, 2S + ln(u/b) + ln((1−ε)/ε)): guarantees F ≥ 1−ε for every input (T5). Rounded up.
 
     Raises:
@@ -72,7 +72,8 @@ def log_odds_for_fidelity(epsilon: float, bound, relevant, irrelevant) -> np.nda
     True
     """
     b, u = np.asarray(relevant, np.float64), np.asarray(irrelevant, np.float64)
-    if not 0 < epsilon < 1:
+    epsilon = np.asarray(epsilon, np.float64)
+    if not np.all((epsilon > 0) & (epsilon < 1)):
         raise ValueError(f"certificate: ε must lie in (0, 1), got {epsilon}")
     if np.any(b < 1) or np.any(u < 0):
         raise ValueError(f"certificate: needs b ≥ 1 and u ≥ 0, got b={relevant}, u={irrelevant}")

@@ -92,14 +92,18 @@ class Dial:
 
     @classmethod
     def for_fidelity(
-        cls, epsilon: float, logit_bound: np.ndarray | float, relevant: int, irrelevant: int
+        cls,
+        epsilon: float,
+        logit_bound: np.ndarray | float,
+        relevant: np.ndarray | int,
+        irrelevant: np.ndarray | int,
     ) -> Dial:
         """The smallest dial that guarantees pointer fidelity ≥ 1−ε for *every* input (T5).
 
         Args:
           epsilon: admitted mass outside the relevant keys, in (0, 1).
           logit_bound: S with |s_ij| ≤ S in nats, a number or [L], [L, N] (`certificates.logit_bound`).
-          relevant, irrelevant: b ≥ 1 relevant keys at the least, u irrelevant keys at the most.
+          relevant, irrelevant: b ≥ 1 relevant keys at the least, u irrelevant keys at the most; like S.
         """
         beta = certificates.log_odds_for_fidelity(epsilon, logit_bound, relevant, irrelevant)
         shape = (1,) + beta.shape + (1,) * (2 - beta.ndim) if beta.ndim else (1, 1, 1)

@@ -18,8 +18,9 @@ import numpy as np
 
 from localist_jax import bits
 from localist_jax.locality import Dial, measures
+from localist_jax.model import Output
 from localist_jax.model.generate import BOS
-from localist_jax.training.evaluate import SWEEP
+from localist_jax.training.evaluate import STATISTICS, SWEEP
 from localist_jax.training.run import Run, write_json
 from localist_jax.training.state import GATES, at_path
 
@@ -143,11 +144,11 @@ def _corrected_information(counts: np.ndarray) -> float:
     return float(max(0.0, bits.mutual_information(jnp.asarray(counts)) - bias))
 
 
-def inspect(run: Run, text: str, dial: Dial) -> tuple[dict[str, Any], np.ndarray]:
-    """How the model reads a text: per token its block, statistics and code length, and the attention.
+def reading(run: Run, text: str, dial: Dial) -> tuple[Output, jax.Array, np.ndarray]:
+    """One pass over a text: what the model returns (with all statistics), its tokens, and the attention.
 
     Returns:
-      Figures per token (means over layers and heads), BOS first; and attention [L, T, T], mean over heads.
+      the output, tokens [1, T] with BOS first, and attention [L, N, T, T].
 
     Raises:
       ValueError: an empty text, or one that does not fit the context.
@@ -164,7 +165,19 @@ def inspect(run: Run, text: str, dial: Dial) -> tuple[dict[str, Any], np.ndarray
     layers = [
         sown["intermediates"][stack]["attention"]["attention"][0] for stack in ("perception", "localist")
     ]
-    attention = np.asarray(jnp.concatenate(layers)[:, 0].mean(2), np.float32)
+    return out, tokens, np.asarray(jnp.concatenate(layers)[:, 0].swapaxes(1, 2), np.float32)
+
+
+def inspect(run: Run, text: str, dial: Dial) -> tuple[dict[str, Any], np.ndarray]:
+    """How the model reads a text: per token its block, statistics and code length, and the attention.
+
+    Returns:
+      Figures per token (means over layers and heads), BOS first; and attention [L, N, T, T].
+
+    Raises:
+      ValueError: as `reading`.
+    """
+    out, tokens, attention = reading(run, text, dial)
     code = bits.code_length(out.logits[0, :-1], tokens[0, 1:])
     figures: dict[str, Any] = {
         "locality": float(dial.locality.mean()),
@@ -172,6 +185,6 @@ def inspect(run: Run, text: str, dial: Dial) -> tuple[dict[str, Any], np.ndarray
         "blocks": out.blocks[0].tolist(),
         "bits": [None, *code.tolist()],
     }
-    for name in ("entropy_bits", "fidelity", "gated_mass", "price_bits"):
+    for name in STATISTICS:
         figures[name] = getattr(out.stats, name).mean((0, 2))[0].tolist()
     return figures, attention

@@ -69,7 +69,7 @@ def write(workdir: str | Path) -> Path:
         _section("Training", _training(records)),
         _section("Gates", _gates(gates, first)),
         _section("Blocks", _blocks(blocks)),
-        _section("Reading a text", _reading(inspected, attention[first:].mean(0))),
+        _section("Reading a text", _reading(inspected, attention[first:].mean((0, 1)))),
         _section("Samples", _samples(samples)),
         _section("How it was made", _provenance(about)),
     ]

@@ -64,13 +64,13 @@ class Checkpoints:
                     f"{self.directory}: no checkpoints here; train first (`localist train`)"
                 )
             logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep,
-                create=self._keep is not None,
-                cleanup_tmp_directories=self._keep is not None,
-                read_only=self._keep is None,
-            )
             with _quiet():  # it warns that reading will not write
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep,
+                    create=self._keep is not None,
+                    cleanup_tmp_directories=self._keep is not None,
+                    read_only=self._keep is None,
+                )
                 self._manager = ocp.CheckpointManager(
                     self.directory, options=options, item_names=("state", "manifest")
                 )

@@ -112,7 +112,8 @@ def test_the_information_estimate_is_corrected_for_its_bias():
 def test_inspection_covers_every_token(tiny_run):
     read, attention = collect.inspect(tiny_run, "some words here", Dial(1.0))
     T = len(read["tokens"])
-    assert attention.shape == (tiny_run.settings.model.layers, T, T)
+    c = tiny_run.settings.model
+    assert attention.shape == (c.layers, c.heads, T, T)
     np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
     assert np.abs(np.triu(attention, 1)).max() == 0
     np.testing.assert_allclose(read["fidelity"], 1, atol=1e-5)
