@@ -151,7 +151,7 @@ def _tightness(theorem: Theorem, counts: dict[str, Count]) -> float | None:
     """Attained/bound (or its inverse) of the attaining instances; they are also checked."""
     if theorem.attain is None:
         return None
-    claims = theorem.claims(theorem.attain())
+    claims = jax.jit(theorem.claims)(theorem.attain())
     _add(counts, _summary(claims, theorem.tolerance))
     ratios = []
     for name in theorem.attained:

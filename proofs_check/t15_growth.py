@@ -10,7 +10,7 @@ open as block 0.
 (c) Weights w ∝ n, of a total that does not depend on the number of blocks, add up too: the penalty Σ w·A and its
     derivative along A[k,l] are unchanged, if no asked gate's weight lies below the floor of `pricing.weights`.
     A mean of 1 over the priced gates is *not* such a total: with K blocks in use, block 0 included, it makes
-    Σ w = K(K−1), and the penalty rises by (K+1)/(K−1) at birth unless the price falls by as much.
+    Σ w = K(K−1), and the penalty would rise by (K+1)/(K−1) at birth.
 
 Proof. ω'_ij = A'[c'_i,c'_j] + (1−A')e^{−β} = ω_ij since π(c'_i) = c_i; position i meets equal units; induct over the
 layers: (a). Pairs beyond the window are counted once in both partitions: (b), hence w sums over the fibres of
@@ -34,7 +34,6 @@ from proofs_check.models.stacks import BLOCKS, CAPACITY
 from proofs_check.theorem import Theorem, equal
 
 WINDOW = 2
-BEFORE, AFTER = (jnp.arange(CAPACITY) < count for count in (BLOCKS, BLOCKS + 1))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -65,13 +64,13 @@ def _moved(before, after):
     return jnp.abs(now - was).max((-1, -2, -3))
 
 
-def _used(stack, active):
+def _used(stack):
     """Share of pairs n and weights w of the gates that decide any [n, K, K]; where the floor plays no part."""
     t = stack.text
     counted = jax.vmap(lambda b, p, s: measures.pair_counts(b, p, s, WINDOW, CAPACITY))
     gated, _, total = counted(t.block, t.positions, t.segments)
     share = gated / jnp.maximum(total, 1)[:, None, None]
-    weight = jnp.where(share > 0, jax.vmap(pricing.weights, (0, None))(share, active), 0.0)
+    weight = jnp.where(share > 0, jax.vmap(lambda x: pricing.weights(x, BLOCKS))(share), 0.0)
     least = jnp.where(share > 0, weight, jnp.inf).min((1, 2))
     return share, weight, (least > pricing.SMALLEST_WEIGHT) & (share > 0).any((1, 2))
 
@@ -82,12 +81,10 @@ def claims(birth):
     before, (after, origin) = birth.stack, split(birth)
     fibres = jax.nn.one_hot(origin, CAPACITY)
     gathered = lambda x: jnp.einsum("nik,nij,njl->nkl", fibres, x, fibres)  # noqa: E731
-    (n0, w0, plain0), (n1, w1, plain1) = _used(before, BEFORE), _used(after, AFTER)
+    (n0, w0, plain0), (n1, w1, plain1) = _used(before), _used(after)
     inner = birth.parent > 0
     plain = plain0 & plain1 & inner
-    total0, total1 = (jnp.where(plain, w.sum((1, 2)), 1.0)[:, None, None] for w in (w0, w1))
-    penalty = [_penalty(s, w / t) for s, w, t in ((before, w0, total0), (after, w1, total1))]
-    found = {"c: penalty": equal(penalty[1], penalty[0], plain)}
+    found = {"c: penalty": equal(_penalty(after, w1), _penalty(before, w0), plain)}
     ends = [jnp.full_like(before.beta, end) for end in (0.0, jnp.inf)]
     moved = jax.lax.map(
         lambda beta: _moved(before.replace(beta=beta), after.replace(beta=beta)),
@@ -96,7 +93,7 @@ def claims(birth):
     for name, each in zip(("any dials", "λ=0", "λ=1"), moved, strict=True):
         found[f"a: outputs, {name}"] = equal(each, 0.0)
     found["b: pairs add up"] = equal(jnp.abs(gathered(n1) - n0).max((1, 2)), 0.0, inner)
-    found["c: weights add up"] = equal(jnp.abs(gathered(w1 / total1) - w0 / total0).max((1, 2)), 0.0, plain)
+    found["c: weights add up"] = equal(jnp.abs(gathered(w1) - w0).max((1, 2)), 0.0, plain)
     return found
 
 
@@ -115,7 +112,7 @@ def twin(birth):
 
 def _penalties(birth):
     """Σ w·A with the library's weights as they are, before and after, where (c)'s assumptions hold."""
-    (_, w0, plain0), (_, w1, plain1) = _used(birth.stack, BEFORE), _used(after := split(birth)[0], AFTER)
+    (_, w0, plain0), (_, w1, plain1) = _used(birth.stack), _used(after := split(birth)[0])
     keep = np.asarray(plain0 & plain1 & (birth.parent > 0))
     return np.asarray(_penalty(birth.stack, w0))[keep], np.asarray(_penalty(after, w1))[keep]
 
@@ -136,7 +133,8 @@ def figure(birth, found):
         end = np.array([0, before.max(initial=1.0)])
         left.plot(before, after, ".", ms=3, color=figures.BLUE, label="with the library's weights")
         left.plot(end, end, color=figures.ORANGE, lw=1, label="unchanged")
-        left.plot(end, end * (BLOCKS + 1) / (BLOCKS - 1), ":", color=figures.MUTED, label="× (K+1)/(K−1)")
+        rise = (BLOCKS + 1) / (BLOCKS - 1)
+        left.plot(end, end * rise, ":", color=figures.MUTED, label="with a mean of 1 over all gates")
         left.set_title("penalty Σ w·A after birth against before")
         for (name, value), colour in zip(moved.items(), (figures.GREEN, figures.RED), strict=True):
             right.hist(np.log10(np.maximum(value, 1e-17)), 40, color=colour, alpha=0.7, label=name)

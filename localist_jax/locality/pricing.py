@@ -5,7 +5,7 @@ can form before anything is closed (pruning from the start loses associative rec
 up, either to a fixed value (`gate_bits`) or until the open share meets its target (dual ascent on the
 constraint open share ≤ target, whose multiplier is μ).
 
-A gate's price is scaled by the share of causal pairs that it decides, w (mean 1 over the priced gates), and
+A gate's price is scaled by the share of causal pairs that it decides, w (mean 1 over the gates at the start), and
 its step by 1/w: a gate that decides twice the pairs costs twice, all useless gates travel equally fast,
 and splitting a block changes neither the penalty nor its gradient (T15). T6 holds per gate with threshold μ·w.
 """
@@ -72,10 +72,17 @@ class Pricing:
         return self.opened_at >= 0
 
 
-def weights(pairs: Float[Array, "K K"], active: Bool[Array, " K"]) -> Float[Array, "K K"]:
-    """w: the share of pairs a gate decides, over the mean of the priced gates; 1 before anything was seen."""
-    count = active.sum() * jnp.maximum(1, active.sum() - 1)
-    mean = pairs.sum() / count
+def weights(pairs: Float[Array, "K K"], blocks: int) -> Float[Array, "K K"]:
+    """w: the share of pairs a gate decides, over its mean at the start of the run; 1 before anything was seen.
+
+    Σ w = blocks·(blocks − 1) however many blocks have been recruited since: a total that grew with their
+    number would raise the price of every gate whenever one of them is split (T15).
+
+    Args:
+      pairs: share of causal pairs by (query block, key block).
+      blocks: in use at the start, block 0 included.
+    """
+    mean = pairs.sum() / (blocks * max(1, blocks - 1))
     return jnp.where(mean > 0, jnp.maximum(pairs / jnp.where(mean > 0, mean, 1.0), SMALLEST_WEIGHT), 1.0)
 
 

@@ -93,7 +93,7 @@ def make_train_step(
             gated, always, total = pairs
             opened = measures.open_share(gates, gated, always, total, perception_share(batch, c))
             price = pricing.advance(price, settings.gates, state.step, steps, opened, tokens_in_all)
-            weight = pricing.weights(price.pairs, state.blocks.active)
+            weight = pricing.weights(price.pairs, c.blocks)
             stepped = gating.proximal_step(
                 gates,
                 price.gradient / weight,

@@ -41,7 +41,7 @@ def measured(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         slope, gates = jax.jit(jax.grad(nats)), at_path(params, GATES)
         drawn = [training_dial(jax.random.key(i), run.settings.dial, 1.0, c.layers) for i in range(DRAWS)]
         total = sum(slope(gates, run.valid[i % len(run.valid)], dial) for i, dial in enumerate(drawn))
-        weight = pricing.weights(state.pricing.pairs, state.blocks.active)
+        weight = pricing.weights(state.pricing.pairs, run.settings.model.blocks)
         price = jnp.where(state.pricing.pairs > 0, state.pricing.price * weight, jnp.nan)
         found = gates, -total / DRAWS, jnp.broadcast_to(price, gates.shape)
         return tuple(np.asarray(x, np.float64) for x in found)  # type: ignore[return-value]
