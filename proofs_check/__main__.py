@@ -22,7 +22,7 @@ import jax
 from localist_jax.errors import one_line
 from localist_jax.training.progress import human_count, human_time
 from proofs_check import page
-from proofs_check.check import Result, check
+from proofs_check.check import Result, check, double_precision
 from proofs_check.theorem import Theorem
 from proofs_check.theorems import MODULES, load
 
@@ -41,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the figures here, and a page beside it")
     parser.add_argument("--html", type=Path, help="write a self-contained report here")
     arguments = parser.parse_args(argv)
-    jax.config.update("jax_enable_x64", True)
+    command = shlex.join(["python", "-m", "proofs_check", *(sys.argv[1:] if argv is None else argv)])
+    with double_precision():
+        return status(_run(arguments, command))
+
+
+def _run(arguments: argparse.Namespace, command: str) -> list[Result]:
     with one_line():
         chosen = [load(name.upper().replace("′", "'")) for name in arguments.names or MODULES]
         if arguments.cases < 1:
@@ -49,12 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = _open(arguments.checkpoint)
     results = [_checked(theorem, arguments, run) for theorem in chosen]
     print(page.text(results))
-    command = shlex.join(["python", "-m", "proofs_check", *(sys.argv[1:] if argv is None else argv)])
     if arguments.json:
         print(page.write_json(results, arguments.json, command, arguments.seed))
     if arguments.html:
         print(page.write_html(results, arguments.html, command))
-    return status(results)
+    return results
 
 
 def status(results: Sequence[Result]) -> int:
@@ -70,7 +74,9 @@ def _open(workdir: Path | None):
     from localist_jax.training.run import Run
 
     with jax.enable_x64(False):  # as it was trained
-        return Run.open(workdir)
+        run = Run.open(workdir)
+        assert run.valid  # a corpus that is missing is told now, not in the middle
+        return run
 
 
 def _checked(theorem: Theorem, arguments: argparse.Namespace, run) -> Result:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,6 +77,17 @@ class Result:
     def vacuous(self) -> list[str]:
         """Claims whose assumptions never held."""
         return [name for name, count in self.claims.items() if not count.assumed]
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """Float64 for the whole process, callbacks' threads included; as it was before, afterwards."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def check(

@@ -20,7 +20,7 @@ from localist_jax.types import struct
 from proofs_check.models import rows
 from proofs_check.theorem import Theorem, at_least, equal
 
-SMALLEST = 1e-280
+SMALLEST = 1e-280  # masses below it underflow, and nothing is claimed about their logarithm
 
 
 @struct
@@ -68,14 +68,14 @@ def claims(x: Rivals):
     open_ = x.graded.visible & (soft.omega > 0)
     rival = _part(open_, plain.alpha * soft.omega, x.tilt)
     meets = (rival * log_omega).sum(1) >= (soft.alpha * log_omega).sum(1)
-    stated = bits.from_nats((soft.alpha * log_omega).sum(1) - jnp.log((plain.alpha * soft.omega).sum(1)))
+    admitted = (plain.alpha * soft.omega).sum(1)  # E_α ω
+    usable = (admitted > SMALLEST) & (_missing(rival, plain.alpha) == 0)
+    stated = bits.from_nats((soft.alpha * log_omega).sum(1) - jnp.log(jnp.maximum(admitted, SMALLEST)))
     return {
         "a: any q": at_least(bits.kl(q, dense.alpha), price, finite),
         "b: α(λ) attains": equal(now.stats.price_bits, price, both),
-        "c: any q, graded": at_least(
-            bits.kl(rival, plain.alpha), stated, meets & (_missing(rival, plain.alpha) == 0)
-        ),
-        "c: α(λ) attains": equal(soft.stats.price_bits, stated),
+        "c: any q, graded": at_least(bits.kl(rival, plain.alpha), stated, meets & usable),
+        "c: α(λ) attains": equal(soft.stats.price_bits, stated, usable),
     }
 
 

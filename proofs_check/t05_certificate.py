@@ -5,14 +5,16 @@ turns pairs of channels; scale 1/√d_h, d_h the head size.
 
 (a) |s_ij| ≤ S := √d_h · max over rotary pairs of (max|γ_q| · max|γ_k| within the pair).
 (b) Hence δ ≥ −2S in T3: a query with b relevant and at most u irrelevant keys has
-    F ≥ 1/(1 + (u/b)·e^{2S−β}), whatever the input is.
+    F ≥ 1/(1 + (u/b)·e^{2S−β}), whatever the input is. **Graded gates: b is then Σ_R A**, the sum of the open
+    gates (Σ_R ω where the dial is known), not their number: with the number, (b) and (c) are false.
 (c) β ≥ max(0, 2S + ln(u/b) + ln((1−ε)/ε)) guarantees F ≥ 1−ε: `Dial.for_fidelity`, there and back.
 (d) Without QK-norm, W = W_Qᵀ R_Δ W_K between RMS-normalised inputs of width d with gains g, no biases:
     |s_ij| ≤ (d/√d_h) ‖W_Q D_g‖₂ ‖W_K D_g‖₂.
 
 Proof. ‖x/rms(x)‖ = √d_h (or √d). A rotation acts within pairs: ⟨R_i γ_q⊙x, R_j γ_k⊙y⟩ is a sum over pairs of at
 most max|γ_q|·max|γ_k|·‖x_pair‖·‖y_pair‖; by Cauchy–Schwarz over pairs it is at most d_h times the largest factor:
-(a). With s ∈ [−S, S] the margin is at least −2S; T3(b): (b); solve for β: (c). (d): submultiplicativity, ‖R_Δ‖ = 1. ∎
+(a). With s ∈ [−S, S] the margin is at least −2S; T3(b): (b); with graded gates F/(1−F) = Σ_R e^s ω / (e^{−β} Σ_U e^s)
+≥ e^{β−2S} Σ_R ω / u, and ω ≥ A; solve for β: (c). (d): submultiplicativity, ‖R_Δ‖ = 1. ∎
 """
 
 from functools import partial
@@ -100,10 +102,11 @@ def _bound(gains):
     return by_library(partial(certificates.logit_bound, dtype="float64"), formula, gains[:, 0], gains[:, 1])
 
 
-def _row(h: Heads, logits, beta) -> rows.Rows:
+def _row(h: Heads, logits, beta, gate=1.0) -> rows.Rows:
+    gates = jnp.broadcast_to(gate, len(logits))[:, None] * (jnp.arange(4) == 3)
     return rows.Rows(
-        logits=logits, block=jnp.where(h.open_, 3, 2), gates=jnp.broadcast_to(jnp.arange(4) == 3, (len(logits), 4)),
-        locality=-jnp.expm1(-beta), hidden=jnp.zeros(len(logits), int), values=jnp.zeros_like(logits),
+        logits=logits, block=jnp.where(h.open_, 3, 2), gates=gates, locality=-jnp.expm1(-beta),
+        hidden=jnp.zeros(len(logits), int), values=jnp.zeros_like(logits),
     )  # fmt: skip
 
 
@@ -118,6 +121,11 @@ def claims(h: Heads):
     guaranteed = by_library(certificates.fidelity_bound, formula, dialled.beta, -2 * S, b, u)
 
     epsilon = jax.nn.sigmoid(h.epsilon)
+    graded = _row(h, s, jnp.zeros(len(S)), epsilon).at(h.locality)
+    soft = rows.read(graded)
+    admitted = 1 + (b - 1) * epsilon  # Σ_R A: the position itself is fully open
+    leak = jnp.where(u > 0, u / admitted * jnp.exp(jnp.minimum(2 * S - graded.beta, 600.0)), 0.0)
+    by_gates = by_library(certificates.fidelity_bound, 1 / (1 + leak), graded.beta, -2 * S, admitted, u)
     odds = 2 * S + jnp.log(jnp.maximum(u, 0.5) / b) - h.epsilon
     asked = by_library(certificates.log_odds_for_fidelity, jnp.maximum(0.0, odds), epsilon, S, b, u)
     reached = rows.read(_row(h, s, asked)).stats.fidelity
@@ -130,6 +138,7 @@ def claims(h: Heads):
     return {
         "a: logits": at_most(largest, S),
         "b: fidelity": at_least(fidelity, guaranteed),
+        "b: graded gates": at_least(soft.stats.fidelity, by_gates),
         "c: there and back": at_least(reached, 1 - epsilon, (S < 15) & (epsilon > 1e-12)),
         "d: without QK-norm": at_most(raw, WIDTH * HEAD**-0.5 * norms[0] * norms[1]),
     }

@@ -38,7 +38,8 @@ def logit_bound(q_gain: np.ndarray, k_gain: np.ndarray, dtype: str = "float32") 
 def fidelity_bound(beta, margin, relevant, irrelevant) -> np.ndarray:
     """F ≥ 1/(1 + (u/b)·e^{−β−δ}) for b relevant and u irrelevant keys with margin δ in nats (T3).
 
-    With δ = −2S this holds for every input (T5). Rounded down; 1 where u = 0 or β = ∞.
+    Graded gates: b is the *sum* of the gates over the relevant keys, not their number. With δ = −2S this holds
+    for every input (T5). Rounded down; 1 where u = 0 or β = ∞.
     """
     beta, margin = np.asarray(beta, np.float64), np.asarray(margin, np.float64)
     leak = np.asarray(irrelevant, np.float64) / np.asarray(relevant, np.float64)
@@ -63,6 +64,8 @@ def entropy_bound(epsilon, relevant, irrelevant) -> np.ndarray:
 
 def log_odds_for_fidelity(epsilon, bound, relevant, irrelevant) -> np.ndarray:
     """β ≥ max(0, 2S + ln(u/b) + ln((1−ε)/ε)): guarantees F ≥ 1−ε for every input (T5). Rounded up.
+
+    Graded gates: b is the sum of the gates over the relevant keys, not their number.
 
     Raises:
       ValueError: ε outside (0, 1), b < 1 or u < 0.

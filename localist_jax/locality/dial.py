@@ -95,15 +95,16 @@ class Dial:
         cls,
         epsilon: float,
         logit_bound: np.ndarray | float,
-        relevant: np.ndarray | int,
-        irrelevant: np.ndarray | int,
+        relevant: np.ndarray | float,
+        irrelevant: np.ndarray | float,
     ) -> Dial:
         """The smallest dial that guarantees pointer fidelity ≥ 1−ε for *every* input (T5).
 
         Args:
           epsilon: admitted mass outside the relevant keys, in (0, 1).
           logit_bound: S with |s_ij| ≤ S in nats, a number or [L], [L, N] (`certificates.logit_bound`).
-          relevant, irrelevant: b ≥ 1 relevant keys at the least, u irrelevant keys at the most; like S.
+          relevant: b ≥ 1 relevant keys at the least; with graded gates the *sum* of their gates. Like S.
+          irrelevant: u irrelevant keys at the most. Like S.
         """
         beta = certificates.log_odds_for_fidelity(epsilon, logit_bound, relevant, irrelevant)
         shape = (1,) + beta.shape + (1,) * (2 - beta.ndim) if beta.ndim else (1, 1, 1)

@@ -17,6 +17,7 @@ from proofs_check.models.stationary import SETTLED, solve
 
 LAYERS, HEADS, WIDTH, SIZE, TOKENS, BLOCKS, VOCABULARY = 2, 2, 6, 3, 7, 4, 5
 PRICES = 16  # of one model, from far below the threshold to above it
+FARTHEST = 300.0  # nats between logits of a row, beyond which its smaller terms underflow
 TINY = 1e-200  # stands for a gate of 0, so that its one-sided derivative is seen at λ=1 too
 KINDS = ("one head", "two heads", "two layers")
 SHAPE = (LAYERS, HEADS, BLOCKS, BLOCKS)
@@ -127,6 +128,8 @@ class Bounds:
     extremes: chex.Array
     means: chex.Array
     signed: chex.Array
+    odds: chex.Array  # ω
+    sane: chex.Array  # bool: no logits of the layer lie farther apart than FARTHEST
     inclusive: chex.Array  # the wrong twin: ρ with the group itself among the rest
 
 
@@ -175,7 +178,11 @@ def _layer_bounds(m: Model, layer: int, qkv, G) -> Bounds:
     mixed = e_in / (e_in + e_out)
     query = jax.nn.one_hot(m.block, BLOCKS, dtype=float)
     total = lambda x: jnp.einsum("nTk,nNTl->nNkl", query, jnp.broadcast_to(x, P.shape))  # noqa: E731
+    apart = jnp.where(seen, s, -jnp.inf).max(-1) - jnp.where(seen, s, jnp.inf).min(-1)
+    sane = (apart.max((1, 2)) < FARTHEST)[:, None, None, None]
     return Bounds(
+        odds=odds,
+        sane=jnp.broadcast_to(sane, A.shape),
         derivative=total(-lam / own * P * (1 - P) * gap),
         by_mass=total(lam / own * P * (1 - P) * spread),
         by_quarter=total(lam / own * spread / 4),

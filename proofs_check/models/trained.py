@@ -66,11 +66,13 @@ def fidelity_certificate(run: Run) -> tuple[dict[str, Claim], Figure]:
 
 
 def _counts(gates: np.ndarray, blocks: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """b and u of every query [L, N, T]."""
-    relevant = np.asarray(gating.relevant(jnp.asarray(gates)))[:, :, blocks[:, None], blocks[None, :]]
+    """b, the sum of the gates over R (T5: graded gates), and u of every query, [L, N, T]."""
+    acting = np.asarray(gating.with_open_column(jnp.asarray(gates)), float)[
+        :, :, blocks[:, None], blocks[None, :]
+    ]
     gap = np.arange(blocks.size)[:, None] - np.arange(blocks.size)
-    b = ((relevant | (gap < window)) & (gap >= 0)).sum(-1)
-    return b, (gap >= 0).sum(-1) - b
+    acting = np.where(gap < window, 1.0, acting) * (gap >= 0)
+    return acting.sum(-1), ((acting == 0) & (gap >= 0)).sum(-1)
 
 
 def _read(run: Run, text: str, dial: Dial, b, u, S, blocks, worst):
