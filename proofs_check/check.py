@@ -82,7 +82,7 @@ class Result:
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
     """Float64 for the whole process, callbacks' threads included; as it was before, afterwards."""
-    before = jax.config.jax_enable_x64
+    before = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", True)
     try:
         yield

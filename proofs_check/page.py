@@ -114,7 +114,14 @@ def write_json(results: Sequence[Result], path: Path, command: str, seed: int) -
         "instances, instances that attain the bound, an adversary, and a wrong twin that must be caught.\n\n"
         + study.table(HEAD, rows(results))
         + "\n"
-        + "\n".join(f"- **{r.theorem.name}** wrong twin: {r.theorem.twin_says}." for r in results)
+        + "\n**What checking changed**\n\n"
+        + "\n".join(f"- {r.theorem.name}: {r.theorem.found}." for r in results if r.theorem.found)
+        + "\n\n**Wrong twins that were caught**\n\n"
+        + "\n".join(f"- {r.theorem.name}: {r.theorem.twin_says}." for r in results if r.twin_caught)
+        + "\n\n**Measured beside the claims**\n\n"
+        + "\n".join(_measures(results))
+        + "\n\n"
+        + "\n".join(f"- {r.theorem.name}: {r.theorem.note}." for r in results if r.theorem.note)
     )
     return study.write(
         path.parent, path.stem, title="The theorems, checked", body=body, command=command, seeds=[seed],
@@ -126,6 +133,15 @@ def measured(result: Result) -> dict[str, float]:
     """What a module measures beside its claims (`measure(instances)`), such as how loose a threshold is."""
     measure = getattr(_module(result), "measure", None)
     return {} if measure is None else {k: float(v) for k, v in measure(result.shown[0]).items()}
+
+
+def _measures(results: Sequence[Result]) -> list[str]:
+    found = {r.theorem.name: measured(r) for r in results}
+    return [
+        f"- {name}: " + "; ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in each.items())
+        for name, each in found.items()
+        if each
+    ]
 
 
 def _count(count: Count) -> dict[str, Any]:
@@ -189,6 +205,7 @@ def _section(result: Result) -> str:
         f"<dl><dt>wrong twin</dt><dd>{escape(theorem.twin_says)}: "
         f"{'caught' if result.twin_caught else 'NOT CAUGHT'}, violated by {-result.twin_slack:.2g}</dd>"
         f"<dt>tolerance</dt><dd>{theorem.tolerance:.0e}: {escape(theorem.because)}</dd>{extra}"
+        + (f"<dt>changed</dt><dd>{escape(theorem.found)}</dd>" if theorem.found else "")
         + (f"<dt>note</dt><dd>{escape(theorem.note)}</dd>" if theorem.note else "")
         + "</dl>"
     )

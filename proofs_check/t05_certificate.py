@@ -167,4 +167,8 @@ THEOREM = Theorem(
     "T5", "a certificate for every input", sample, claims, twin, "(a) channel by channel, rotary or not",
     attain=attain, attained=("a: logits", "b: fidelity", "c: there and back", "d: without QK-norm"),
     certificate=trained.fidelity_certificate,
+    found=(
+        "with graded gates the number of relevant keys must be replaced by the sum of their gates; an "
+        "attack on a trained model broke the certificate that counted them"
+    ),
 )  # fmt: skip

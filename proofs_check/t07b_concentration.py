@@ -47,4 +47,5 @@ def twin(row: rows.Rows):
 THEOREM = Theorem(
     "T7'", "concentration", lambda key, n: rows.sample(key, n, graded=True), claims, twin, "(a) without ω_min",
     attain=lambda: rows.constant(1, 5, 0.4, 0.99, 0.5), attained=("a: fidelity", "a': fidelity"),
+    found="(a'): the sum of the odds in place of their number times the smallest",
 )  # fmt: skip

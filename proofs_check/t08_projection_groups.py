@@ -137,4 +137,5 @@ THEOREM = Theorem(
     "T8", "projection groups", model.sample, claims, twin, "(e) without the other blocks",
     tolerance=1e-7, because="float64; KKT residuals below 1e-8 of the price; the ray's mean is a sum of 24 points",
     attain=attain, attained=("e: leakage",), share=504 / 1_000_000, chunk=504, figure=figure,
+    found="(d'): the mean of the spectral norm along the ray in place of its supremum",
 )  # fmt: skip

@@ -192,4 +192,5 @@ THEOREM = Theorem(
     "T9", "anchors: redundancy against entropy", sample, claims, twin, "the minimum of H lies at F = ½",
     because="float64, a few hundred operations; (c) in log-odds, where one anchor changes at least 1/n",
     attain=attain, attained=("c: r_min reaches F0",), figure=figure,
+    found="the minimum is where F = 1/(1−e^{−m}) − 1/m, and m > 0 is not needed",
 )  # fmt: skip

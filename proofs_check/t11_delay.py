@@ -108,4 +108,8 @@ THEOREM = Theorem(
     because="float64, 64 sums of 65 probabilities", attain=attain, attained=("a: delay", "b: regret"),
     share=0.1, chunk=1024, figure=figure,
     note="mathematics on small models: the library has no recruitment (evidence) yet",
+    found=(
+        "no learner has a finite regret on every path: (c) states the delay with its regret on the text "
+        "at hand"
+    ),
 )  # fmt: skip

@@ -102,4 +102,5 @@ THEOREM = Theorem(
     because="float64, sums of up to 16 lengths of up to 10⁵ bits, relative to 1 + |bound|",
     attain=attain, attained=("a: Bayes", "a: uniform, log M", "b: fixed share", "c: tuning-free", "d: shortlist"),
     note="mathematics on small models: the library has no hierarchy (mixture) yet",
+    found="exact cost of the tuning-free share: log T + Σ log t_k over the switches, below (S+1) log T",
 )  # fmt: skip

@@ -89,4 +89,8 @@ THEOREM = Theorem(
     "T14", "the price of a rule", ruled.sample, claims, twin, "masking token by token is the projection of whole texts",
     attain=attain, attained=("a: any r", "d: at least"),
     note="mathematics on small models: the library has no rules yet",
+    found=(
+        "the expectation is over masked texts, which must have no dead ends; the excess over the "
+        "sequence projection is a divergence"
+    ),
 )  # fmt: skip

@@ -138,4 +138,5 @@ THEOREM = Theorem(
     "T16", "non-interference", sample, claims, twin, "the certificate without the local window",
     tolerance=0.0, because="none: the zeros are exact and the outputs bit-identical, (b) within 1e-9",
     attack=attack, share=1e-3, chunk=128, certificate=flows.certificate, figure=figure,
+    found="the background row need not be closed; paths of at least one edge are sharper on the diagonal",
 )  # fmt: skip

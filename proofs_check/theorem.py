@@ -73,6 +73,7 @@ class Theorem:
       on_checkpoint: trained run → instances from it, checked by the same claims.
       certificate: trained run → (claims, figure), where a trained model needs a check of its own.
       figure: (instances, claims) → a figure of its own; default: value against bound.
+      found: what checking changed: a correction or a sharper statement, with its gain.
       note: what the check does not cover yet.
     """
 
@@ -92,6 +93,7 @@ class Theorem:
     on_checkpoint: Callable[[Any], Instance] | None = None
     certificate: Callable[[Any], tuple[Mapping[str, Claim], Figure]] | None = None
     figure: Callable[[Instance, Mapping[str, Claim]], Figure] | None = None
+    found: str = ""
     note: str = ""
 
 
