@@ -54,9 +54,10 @@ def test_arrows_point_down(path):
     assert not beyond, f"{part} must not know {', '.join(sorted(beyond))}"
 
 
-@pytest.mark.parametrize(
-    "path", [*SOURCES, *(ROOT / "experiments").rglob("*.py")], ids=lambda p: str(p.relative_to(ROOT))
-)
+ALL = [*SOURCES, *(p for top in ("experiments", "proofs_check") for p in sorted((ROOT / top).rglob("*.py")))]
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_short_and_say_what_they_are(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= LONGEST
