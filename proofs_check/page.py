@@ -173,7 +173,7 @@ def write_html(results: Sequence[Result], path: Path, command: str) -> Path:
         "<body><main><h1>Every theorem, checked</h1><p>Claims call the library’s own functions in float64 on random "
         "and degenerate instances, on instances that attain the bound, and on what an adversary finds; a wrong twin of "
         f"each must be caught. Made by <code>{escape(command)}</code>.</p>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+        f'<div class="scroll"><table class="dense"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
         f"{body}</main></body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
