@@ -31,6 +31,7 @@ from localist_jax.data import train_batches, valid_batches
 from localist_jax.errors import one_line
 from localist_jax.locality import Dial
 from localist_jax.report import figures, study
+from localist_jax.report.page import SWEEP_COLUMNS
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.run import Run, abstract_state
@@ -38,16 +39,6 @@ from localist_jax.training.state import GATES, at_path, with_leaf
 from localist_jax.training.step import make_train_step
 
 LOCALITIES = (0.0, 0.9, 0.99, 1.0)
-SHOWN = (
-    ("bits_per_token", "bits/token", ".4f"),
-    ("bits_per_byte", "bits/byte", ".4f"),
-    ("perplexity", "perplexity", ".2f"),
-    ("entropy_bits", "entropy, bits", ".3f"),
-    ("fidelity", "fidelity", ".4f"),
-    ("gated_mass", "gated mass", ".4f"),
-    ("price_bits", "price, bits", "z.3f"),
-    ("open_share", "open share", ".4f"),
-)
 TIMED_STEPS = 40
 RESUME = {"steps": 12, "log_every": 1, "eval_every": 6, "save_every": 4, "keep": 2}
 
@@ -91,7 +82,7 @@ def study_of(runs: Sequence[Run], out: Path, command: str) -> Path:
         "kkt_residual_over_price": [_kkt(run) for run in runs],
     }
     for value in LOCALITIES:
-        for name, _, _ in SHOWN:
+        for name, _, _ in SWEEP_COLUMNS:
             values[f"{name}@{value:g}"] = [row[value][name] for row in swept]
     for null in ("gates closed", "gates shuffled"):
         values[f"bits_per_token@1, {null}"] = [row[null] for row in swept]
@@ -220,10 +211,10 @@ def _same_end(run: Run, one: Path, other: Path) -> bool:
 def _body(run: Run, values: dict[str, Any]) -> str:
     settings = run.settings
     rows = [
-        [f"{value:g}", *(study.spread(values[f"{name}@{value:g}"], form) for name, _, form in SHOWN)]
+        [f"{value:g}", *(study.spread(values[f"{name}@{value:g}"], form) for name, _, form in SWEEP_COLUMNS)]
         for value in LOCALITIES
     ]
-    table = study.table(["λ", *(title for _, title, _ in SHOWN)], rows)
+    table = study.table(["λ", *(title for _, title, _ in SWEEP_COLUMNS)], rows)
     cost = np.subtract(values["bits_per_token@1"], values["bits_per_token@0"])
     nulls = {name: values[f"bits_per_token@1, {name}"] for name in ("gates closed", "gates shuffled")}
     extra = {

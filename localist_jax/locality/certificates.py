@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-SLACK = {
-    "float64": 1e-13,
-    "float32": 1e-5,
-    "bfloat16": 2e-2,
-}  # relative error of logits in the arithmetic used
+# Relative error of logits in the arithmetic used.
+SLACK = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 2e-2}
 
 
 def logit_bound(q_gain: np.ndarray, k_gain: np.ndarray, dtype: str = "float32") -> np.ndarray:

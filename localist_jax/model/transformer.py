@@ -100,8 +100,15 @@ class Transformer(nn.Module):
           cache: keys and values read so far; the tokens are written at their positions.
           stats: see `attend`.
           noise: Gumbel noise of the router (training; needs the rng stream "router").
+
+        Raises:
+          ValueError: float64 activations where JAX has them switched off.
         """
         c, (B, T) = self.config, tokens.shape
+        if c.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+            raise ValueError(
+                "config.model.dtype: float64 needs JAX_ENABLE_X64=1; without it JAX computes in float32"
+            )
         positions = jnp.broadcast_to(jnp.arange(T), (B, T)) if positions is None else positions
         segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
         beta_LBN = jnp.moveaxis(dial.broadcast(B, c.layers, c.heads).beta, 1, 0)

@@ -38,10 +38,10 @@ SWEEP_COLUMNS = (
     ("bits_per_token", "bits/token", ".4f"),
     ("bits_per_byte", "bits/byte", ".4f"),
     ("perplexity", "perplexity", ".2f"),
-    ("entropy_bits", "entropy", ".3f"),
+    ("entropy_bits", "entropy, bits", ".3f"),
     ("fidelity", "fidelity", ".4f"),
     ("gated_mass", "gated mass", ".4f"),
-    ("price_bits", "price", "z.3f"),
+    ("price_bits", "price, bits", "z.3f"),
     ("open_share", "open share", ".3f"),
 )
 

@@ -199,3 +199,9 @@ def test_statistics_cover_all_layers(model, params, blocks, tokens, small, dial)
         np.testing.assert_allclose(stats.fidelity, 1.0, atol=1e-5)
     if dial == 0.0:
         np.testing.assert_allclose(stats.price_bits, 0.0, atol=1e-5)
+
+
+def test_float64_is_refused_where_it_would_silently_be_float32(params, blocks, tokens, small):
+    wide = Transformer(dataclasses.replace(small, dtype="float64"), 60)
+    with pytest.raises(ValueError, match="float64 needs JAX_ENABLE_X64=1"):
+        forward(wide, params, tokens, Dial(0.0), blocks)
