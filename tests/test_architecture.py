@@ -22,7 +22,7 @@ ARROWS = {
     "config": set(),
     "errors": set(),
     "locality": FOUNDATION,
-    "attention": FOUNDATION | {"locality"},
+    "attention": FOUNDATION | {"locality", "parallel"},
     "model": FOUNDATION | {"locality", "attention"},
     "data": FOUNDATION,
     "parallel": FOUNDATION,
@@ -54,7 +54,8 @@ def test_arrows_point_down(path):
     assert not beyond, f"{part} must not know {', '.join(sorted(beyond))}"
 
 
-ALL = [*SOURCES, *(p for top in ("experiments", "proofs_check") for p in sorted((ROOT / top).rglob("*.py")))]
+TOPS = ("experiments", "benchmarks", "proofs_check")
+ALL = [*SOURCES, *(p for top in TOPS for p in sorted((ROOT / top).rglob("*.py")))]
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(ROOT)))

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import chex
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from localist_jax.types import struct
 
 Stats = Literal["none", "open", "dense"]
+# Queries × keys of a row, and keys: with fewer of both, a call is compiled and run faster in one piece.
+FEW_PAIRS, FEW_KEYS = 1 << 14, 1 << 10
 
 
 @struct
@@ -50,6 +53,7 @@ def attend(
     window: int = 1,
     stats: Stats = "none",
     implementation: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Float[Array, "B T N Hv"], AttentionStats | None]:
     """Causal attention whose weights are multiplied by odds between semantic blocks.
 
@@ -67,7 +71,8 @@ def attend(
       route: straight-through one-hot of the blocks (T = S, Kq = K); carries the gradient to the router.
       window: 1 is the position itself.
       stats: "none"; "open" all but the price; "dense" also the price.
-      implementation: a name from `implementations()`; None picks the fastest one that supports the call.
+      implementation: a name from `implementations()`; None picks the fastest for the sizes.
+      mesh: splits batch and key/value heads over its devices, as `parallel.rules` say, with no communication.
 
     Returns:
       The attended values (0 where a query sees nothing) and the statistics.
@@ -81,20 +86,34 @@ def attend(
         q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg,
         odds=odds, relevant=relevant, route=route, window=window, stats=stats,
     )  # fmt: skip
-    return _implementation(implementation)(q, k, v, **call)
+    chosen = _implementation(implementation, q.shape[1], k.shape[1])
+    if mesh is None or mesh.size == 1:
+        return chosen(q, k, v, **call)
+    from localist_jax.attention.sharded import over
+
+    return over(mesh, chosen, q, k, v, call)
 
 
 def implementations() -> dict[str, Callable]:
-    """Implementations by name, the fastest first."""
+    """Implementations by name."""
     from localist_jax.attention.reference import reference
+    from localist_jax.attention.sparse import sparse
 
-    return {"reference": reference}
+    return {"sparse": sparse, "reference": reference, "tpu": _tpu}
 
 
-def _implementation(name: str | None) -> Callable:
+def _tpu(q, k, v, **call):
+    from localist_jax.attention.tpu import tpu  # here, since Pallas takes a while to import
+
+    return tpu(q, k, v, **call)
+
+
+def _implementation(name: str | None, queries: int, keys: int) -> Callable:
     known = implementations()
     if name is None:
-        return next(iter(known.values()))
+        fast = "tpu" if jax.default_backend() == "tpu" else "sparse"
+        small = queries * keys < FEW_PAIRS and keys < FEW_KEYS
+        return known["reference" if small else fast]
     if name not in known:
         raise ValueError(f"attend: unknown implementation {name!r}; choose one of {', '.join(known)}")
     return known[name]

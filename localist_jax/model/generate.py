@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from localist_jax import bits
+from localist_jax.attention.api import Stats
 from localist_jax.locality import Blocks, Dial
 from localist_jax.model.cache import Cache
 from localist_jax.model.transformer import Transformer, forward
@@ -34,7 +35,8 @@ class Generation:
     Attributes:
       tokens: new token ids.
       bits: code length of each under the model, before temperature, nucleus and constraint.
-      price_bits, fidelity: attention statistics of the step that chose each token, mean over layers and heads.
+      price_bits, fidelity: attention statistics of the step that chose each token, mean over layers and heads;
+        empty where they were not asked for.
       finish: "length" (all that was asked for) or "context" (the context is full).
     """
 
@@ -57,6 +59,7 @@ def generate(
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
+    stats: Stats = "dense",
     constraint: Constraint | None = None,
     on_tokens: Callable[[Sequence[int]], None] | None = None,
 ) -> list[Generation]:
@@ -71,6 +74,8 @@ def generate(
       temperature: 0 takes the likeliest token.
       top_p: samples from the smallest set of tokens with at least this mass.
       seed: request r draws from its own stream (seed, r), whatever else is in the batch.
+      stats: what is measured on the way: "dense" price and fidelity; "open" fidelity alone, so that a localist
+        layer at λ=1 reads only the cache pages of open blocks; "none" nothing.
       constraint: (logits [B, V], tokens so far by request) → logits; the door for rules.
       on_tokens: called with the new token of every request after each step.
 
@@ -91,17 +96,18 @@ def generate(
     cache = Cache.create(model.config, B, context)
     at = lengths - 1
     for step in range(max_new):
-        logits, figures, cache = _read(model, params, blocks, cache, tokens, positions, segments, at, dial)
+        read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, stats=stats)
+        logits, figures, cache = read
         free = logits if constraint is None else constraint(logits, [g.tokens for g in done])
         chosen, code = _sample(free, logits, keys, step, temperature, top_p)
-        chosen, code, price, fidelity = map(np.asarray, (chosen, code, *figures))
+        chosen, code, figures = jax.device_get((chosen, code, figures))
         running = lengths + step <= context
         for r, generation in enumerate(done):
             if running[r]:
                 generation.tokens.append(int(chosen[r]))
                 generation.bits.append(float(code[r]))
-                generation.price_bits.append(float(price[r]))
-                generation.fidelity.append(float(fidelity[r]))
+                for name, values in figures.items():
+                    getattr(generation, name).append(float(values[r]))
         if on_tokens is not None:
             on_tokens(chosen.tolist())
         next_position = lengths + step
@@ -144,17 +150,32 @@ def _pad(prompts, context):
     return tokens, np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape), segments
 
 
-@partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
-def _read(model: Transformer, params, blocks, cache, tokens, positions, segments, at, dial):
+@partial(jax.jit, static_argnames=("model", "stats"), donate_argnames=("cache",))
+def _read(
+    model: Transformer,
+    params,
+    blocks,
+    cache,
+    tokens,
+    positions,
+    segments,
+    at,
+    dial,
+    *,
+    stats: Stats = "dense",
+):
     """Reads tokens into the cache; returns each request's logits and statistics at its position `at`."""
     out = forward(
         model, params, tokens, dial, blocks,
-        positions=positions, segments=segments, cache=cache, stats="dense",
+        positions=positions, segments=segments, cache=cache, stats=stats,
     )  # fmt: skip
     rows = jnp.arange(tokens.shape[0])
-    assert out.stats is not None and out.stats.price_bits is not None  # noqa: PT018
-    price, fidelity = (x.mean((0, 2))[rows, at] for x in (out.stats.price_bits, out.stats.fidelity))
-    return out.logits[rows, at], (price, fidelity), out.cache
+    figures: dict[str, jax.Array] = {}
+    for name in ("price_bits", "fidelity"):
+        values = getattr(out.stats, name, None)
+        if values is not None:
+            figures[name] = values.mean((0, 2))[rows, at]
+    return out.logits[rows, at], figures, out.cache
 
 
 @jax.jit

@@ -30,6 +30,7 @@ class Placement:
     Attributes:
       block, positions, segments: int32 [B, T] of the queries.
       k_block, k_positions, k_segments: int32 [B, S] of the keys (the cache's, if there is one).
+      slot: int32 [B, T], where the cache keeps the queries' own keys; None without a cache.
       route: float32 [B, T, K] straight-through one-hot, or None at inference.
       units: the localist units' dispatch, or None.
     """
@@ -40,6 +41,7 @@ class Placement:
     k_block: chex.Array
     k_positions: chex.Array
     k_segments: chex.Array
+    slot: chex.Array | None = None
     route: chex.Array | None = None
     units: units.Dispatch | None = None
 
@@ -96,6 +98,7 @@ class Attention(nn.Module):
     config: config.Model
     localist: bool
     stats: Stats = "none"
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -113,14 +116,14 @@ class Attention(nn.Module):
             q = Norm(c.norm_eps, "head", name="query_norm")(q)
             k = Norm(c.norm_eps, "head", name="key_norm")(k)
         q, k = rotate(q, at.positions, c.rope_base), rotate(k, at.positions, c.rope_base)
-        if cache is not None:
-            cache = cache.write(k, v, at.positions, at.segments)
+        if cache is not None and at.slot is not None:
+            cache = cache.write(k, v, at.slot)
             k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
 
         odds, relevant, window = self._odds(beta)
         call: dict[str, Any] = dict(
             q_block=at.block, k_block=at.k_block, q_pos=at.positions, k_pos=at.k_positions,
-            q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, window=window,
+            q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, window=window, mesh=self.mesh,
         )  # fmt: skip
         route = at.route if self.localist else None
         out, stats = attend(q, k, v, **call, route=route, stats=self.stats)
@@ -185,6 +188,7 @@ class Layer(nn.Module):
     config: config.Model
     localist: bool
     stats: Stats = "none"
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(self, x, per_layer: tuple[jax.Array, LayerCache | None], at: Placement):
@@ -192,7 +196,7 @@ class Layer(nn.Module):
         beta, cache = per_layer
         eps = self.config.norm_eps
         with jax.named_scope("attention"):
-            attention = Attention(self.config, self.localist, self.stats, name="attention")
+            attention = Attention(self.config, self.localist, self.stats, self.mesh, name="attention")
             y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache)
             x = x + y
         with jax.named_scope("feed_forward"):

@@ -71,11 +71,13 @@ class Transformer(nn.Module):
       config: sizes.
       vocab_size: V.
       data_shards: shards of the batch axis; localist units keep them apart.
+      mesh: over which attention is split; None leaves that to the compiler.
     """
 
     config: config.Model
     vocab_size: int
     data_shards: int = 1
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -119,7 +121,7 @@ class Transformer(nn.Module):
         with jax.named_scope("embed"):
             x = embedding[tokens].astype(c.dtype)
 
-        at, _ = _place(jnp.where(sink, 0, 1), positions, segments, cache, perception=True)
+        at, cache = _in_perception(jnp.where(sink, 0, 1), positions, segments, cache)
         x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, False), at)
 
         with jax.named_scope("router"):
@@ -130,25 +132,27 @@ class Transformer(nn.Module):
             ids, route = router.with_sink(ids, route, sink)
 
         shards = self.data_shards if B % self.data_shards == 0 else 1
-        at, cache = _place(ids, positions, segments, cache)
+        at, cache = _in_blocks(ids, positions, segments, cache)
         at = dataclasses.replace(
             at,
             route=route if noise else None,
             units=dispatch(ids, c.block_capacity, shards) if c.block_units else None,
         )
-        read = [seen]
+        read, written = [seen[0]], [seen[1]]
         if c.layers > c.router_layer:
             x, more = self._stack("localist", True, stats)(x, self._inputs(beta_LBN, cache, True), at)
-            read.append(more)
+            read.append(more[0])
+            written.append(more[1])
 
         with jax.named_scope("logits"):
             x = Norm(c.norm_eps, name="final_norm")(x)
             logits = jnp.einsum(
                 "BTD,VD->BTV", x, embedding.astype(x.dtype), preferred_element_type=widened(x).dtype
             )
-        all_stats, layers = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
+        all_stats = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
         if cache is not None:
-            cache = dataclasses.replace(cache, layers=layers)
+            names = ("perception", "localist")[: len(written)]
+            cache = dataclasses.replace(cache, **dict(zip(names, written, strict=True)))
         return Output(logits=logits, blocks=ids, block_probs=probs, stats=all_stats, cache=cache)
 
     def _stack(self, name: str, localist: bool, stats: Stats):
@@ -163,12 +167,13 @@ class Transformer(nn.Module):
             length=c.layers - c.router_layer if localist else c.router_layer,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(c, localist, stats, name=name)
+        return scanned(c, localist, stats, self.mesh, name=name)
 
     def _inputs(self, beta_LBN, cache, localist):
         first = self.config.router_layer
         part = slice(first, None) if localist else slice(None, first)
-        return beta_LBN[part], jax.tree.map(lambda leaf: leaf[part], cache.layers) if cache else None
+        layers = None if cache is None else cache.localist if localist else cache.perception
+        return beta_LBN[part], layers
 
 
 def forward(
@@ -178,19 +183,33 @@ def forward(
     return cast(Output, model.apply({"params": params}, tokens, dial, blocks, **options))
 
 
-def _place(block, positions, segments, cache: Cache | None, perception: bool = False):
-    """Queries' and keys' places: the keys are the queries themselves, or all that the cache holds."""
+def _in_perception(block, positions, segments, cache: Cache | None) -> tuple[Placement, Cache | None]:
+    """Where queries and keys of the perception layers stand: block 0 is the sink, block 1 the rest."""
     if cache is None:
-        at = Placement(
-            block=block, positions=positions, segments=segments,
-            k_block=block, k_positions=positions, k_segments=segments,
-        )  # fmt: skip
-        return at, None
-    cache = cache.place(block, positions, segments)
-    slots = jnp.broadcast_to(jnp.arange(cache.block.shape[1]), cache.block.shape)
-    k_block = jnp.minimum(slots, 1) if perception else cache.block  # perception: sink or not
+        return _among_themselves(block, positions, segments), None
+    cache, slot = cache.at_positions(positions, segments)
+    slots = jnp.broadcast_to(jnp.arange(cache.capacity), cache.seen.shape)
     at = Placement(
-        block=block, positions=positions, segments=segments,
-        k_block=k_block, k_positions=slots, k_segments=cache.segment,
+        block=block, positions=positions, segments=segments, slot=slot,
+        k_block=jnp.minimum(slots, 1), k_positions=slots, k_segments=cache.seen,
     )  # fmt: skip
     return at, cache
+
+
+def _in_blocks(block, positions, segments, cache: Cache | None) -> tuple[Placement, Cache | None]:
+    """Where queries and keys of the localist layers stand: the keys are all that the cache's pages hold."""
+    if cache is None:
+        return _among_themselves(block, positions, segments), None
+    cache, slot = cache.in_pages(block, positions, segments)
+    at = Placement(
+        block=block, positions=positions, segments=segments, slot=slot,
+        k_block=cache.block, k_positions=cache.position, k_segments=cache.segment,
+    )  # fmt: skip
+    return at, cache
+
+
+def _among_themselves(block, positions, segments) -> Placement:
+    return Placement(
+        block=block, positions=positions, segments=segments,
+        k_block=block, k_positions=positions, k_segments=segments,
+    )  # fmt: skip

@@ -65,7 +65,7 @@ def train(settings: config.Config, workdir: Path, *, command: str = "", hooks: S
     """
     prepared = prepare(settings.data, workdir / "cache")
     mesh = meshes.make_mesh(settings.mesh)
-    model = Transformer(settings.model, prepared.tokenizer.vocab_size, mesh.shape["data"])
+    model = Transformer(settings.model, prepared.tokenizer.vocab_size, mesh.shape["data"], mesh)
     batches = train_batches(prepared.train, settings.data.batch, settings.train.seed)
     with Checkpoints(workdir / "checkpoints", keep=settings.train.keep) as checkpoints:
         start = checkpoints.latest() or 0

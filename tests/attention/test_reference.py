@@ -24,11 +24,15 @@ class TestReference(AttendSuite):
                 np.testing.assert_allclose(getattr(stats, field), figures[field], rtol=1e-10, atol=1e-12)
 
 
-def test_the_default_is_a_known_implementation():
-    qkv, call = CASES["between"].make()
+@pytest.mark.parametrize(("length", "name"), [(12, "reference"), (256, "sparse")])
+def test_the_default_depends_on_the_size(length, name):
+    qkv, call = Case(T=length, H=4, K=3, dial="one").make()
     out, _ = attend(*arrays(qkv), **arrays(call))
-    fastest, _ = attend(*arrays(qkv), **arrays(call), implementation=next(iter(implementations())))
-    np.testing.assert_array_equal(out, fastest)
+    known = {
+        name: attend(*arrays(qkv), **arrays(call), implementation=name)[0] for name in ("reference", "sparse")
+    }
+    np.testing.assert_array_equal(out, known[name])
+    assert set(known) <= set(implementations())
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def main(workdir: Path, settings: config.Config):
     states, models = {}, {}
     for name, (data, tensor) in MESHES.items():
         mesh = meshes.make_mesh(config.Mesh(data=data, tensor=tensor), jax.devices()[: data * tensor])
-        model = models[name] = Transformer(settings.model, prepared.tokenizer.vocab_size, data)
+        model = models[name] = Transformer(settings.model, prepared.tokenizer.vocab_size, data, mesh)
         state = fresh_state(model, settings, mesh)
         step = jax.jit(make_train_step(model, settings, prepared.tokenizer.byte_lengths), donate_argnums=0)
         batches = train_batches(prepared.train, settings.data.batch, seed=0)

@@ -1,0 +1,48 @@
+"""Attention on a mesh: each device attends for its own requests and heads, with nothing to tell the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from localist_jax.attention.api import AttentionStats
+from localist_jax.parallel.rules import LOGICAL_AXIS_RULES
+
+
+def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
+    """Runs an implementation of `attend` with batch and key/value heads split over a mesh.
+
+    Left to itself the compiler gathers keys and values for the loops over tiles. An axis that a size does not
+    divide over is not split: every device then does that part for itself.
+    """
+    table = dict(LOGICAL_AXIS_RULES)
+    batch = _axis(mesh, table["batch"], q.shape[0])
+    heads = _axis(mesh, table["kv_heads"], k.shape[2])
+    arrays = {name: x for name, x in call.items() if isinstance(x, jax.Array)}
+    settings = {name: x for name, x in call.items() if name not in arrays}
+    rows, by_head = PartitionSpec(batch, None, heads), PartitionSpec(batch, heads)
+    specs = {name: PartitionSpec(batch) for name in arrays}
+    for name in ("odds", "relevant"):
+        specs[name] = by_head if arrays[name].shape[0] > 1 else PartitionSpec(None, heads)
+    figures = None
+    if settings["stats"] != "none":
+        price = by_head if settings["stats"] == "dense" else None
+        figures = AttentionStats(
+            lse=by_head, entropy_bits=by_head, fidelity=by_head, gated_mass=by_head, price_bits=price
+        )
+    run = jax.shard_map(
+        lambda q, k, v, arrays: partial(implementation, **settings)(q, k, v, **arrays),
+        mesh=mesh,
+        in_specs=(rows, rows, rows, specs),
+        out_specs=(rows, figures),
+        check_vma=False,
+    )
+    return run(q, k, v, arrays)
+
+
+def _axis(mesh: Mesh, name: str | None, size: int) -> str | None:
+    return name if name is not None and mesh.shape.get(name, 1) > 1 and size % mesh.shape[name] == 0 else None

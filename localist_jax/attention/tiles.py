@@ -1,0 +1,195 @@
+"""Attention cut into tiles: which positions share a tile, and which key tiles each query tile has to visit.
+
+Relevance depends only on (head, query block, key block). Two layouts use that. *In order*: positions stay
+where they are, and causality skips half of the tiles. *By block*: positions are gathered block by block, each
+block padded to whole tiles, so that a tile is pure in its block and a closed pair of blocks is never
+visited. A tile is visited if some pair in it may be seen and is open; what is not visited is never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from localist_jax.types import struct
+
+Pairs = Literal["all", "far", "near"]  # those a pass attends to: every pair, beyond the window, or inside it
+FAR = 1 << 30  # more than any position
+
+
+@struct
+class Marks:
+    """What is known of the positions in tiles, int32 [B, M, C]: block, position, segment (0: empty)."""
+
+    block: chex.Array
+    pos: chex.Array
+    seg: chex.Array
+
+    def blocks_present(self, count: int) -> Bool[Array, "B M K"]:
+        """Which blocks each tile holds."""
+        present = (self.block[..., None] == jnp.arange(count)) & (self.seg > 0)[..., None]
+        return present.any(-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Positions of each row cut into M tiles of C slots.
+
+    Attributes:
+      index: int32 [B, M, C], the position in each slot; in an empty one some position of the same tile.
+      filled: bool [B, M, C], whether there is one.
+      slot: int32 [B, T], the slot (in 0 … M·C−1) of each position.
+      pure: whether all positions of a tile have the same block.
+    """
+
+    index: jax.Array
+    filled: jax.Array
+    slot: jax.Array
+    pure: bool
+
+    def cut(self, x: jax.Array) -> jax.Array:
+        """[B, T, …] → tiles [B, M, C, …]; what empty slots hold has no meaning, but is finite where x is."""
+        (B, M, C), T = self.index.shape, x.shape[1]
+        if self.pure:
+            return jax.vmap(lambda row, index: row[index])(x, self.index)
+        wide = jnp.pad(x, [(0, 0), (0, M * C - T)] + [(0, 0)] * (x.ndim - 2))
+        return wide.reshape(B, M, C, *x.shape[2:])
+
+    def mark(self, at: Marks) -> Marks:
+        """Marks in tiles; empty slots have segment 0."""
+        block, pos, seg = (self.cut(x) for x in (at.block, at.pos, at.seg))
+        return Marks(block=block, pos=pos, seg=jnp.where(self.filled, seg, 0))
+
+    def join(self, tiles: jax.Array) -> jax.Array:
+        """The inverse of `cut`: [B, M, C, …] → [B, T, …]."""
+        flat = tiles.reshape(tiles.shape[0], -1, *tiles.shape[3:])
+        if not self.pure:
+            return flat[:, : self.slot.shape[1]]
+        return jax.vmap(lambda row, slot: row[slot])(flat, self.slot)
+
+
+def in_order(batch: int, length: int, size: int) -> Layout:
+    """Tiles of neighbouring positions."""
+    count = -(-length // size)
+    slots = jnp.arange(count * size, dtype=jnp.int32)
+
+    def of_row(x, *shape):
+        return jnp.broadcast_to(x.reshape(shape), (batch, *shape))
+
+    return Layout(
+        index=of_row(jnp.minimum(slots, length - 1), count, size),
+        filled=of_row(slots < length, count, size),
+        slot=of_row(slots[:length], length),
+        pure=False,
+    )
+
+
+def by_block(block: Int[Array, "B T"], blocks: int, size: int) -> Layout:
+    """Tiles of positions of the same block, in their order; a counting sort, no comparison sort.
+
+    Args:
+      block: of each position, in 0 … blocks−1.
+      blocks: how many there may be.
+      size: of a tile; each block is padded to whole tiles.
+    """
+    T = block.shape[1]
+    tiles = most_tiles(T, blocks, size)
+
+    def one(row):
+        member = jax.nn.one_hot(row, blocks, dtype=jnp.int32, axis=0)  # [K, T]
+        rank = jnp.take_along_axis(jnp.cumsum(member, 1), row[None], 0)[0] - 1
+        room = -(-member.sum(1) // size) * size
+        start = jnp.cumsum(room) - room
+        slot = start[row] + rank
+        index = jnp.full(tiles * size, -1, jnp.int32).at[slot].set(jnp.arange(T, dtype=jnp.int32))
+        return index.reshape(tiles, size), slot
+
+    index, slot = jax.vmap(one)(block)
+    filled = index >= 0
+    index = jnp.maximum(0, jnp.where(filled, index, index[..., :1]))  # a tile's first slot is filled
+    return Layout(index=index, filled=filled, slot=slot, pure=True)
+
+
+def most_tiles(length: int, blocks: int, size: int) -> int:
+    """The most tiles that `length` positions in `blocks` blocks can fill."""
+    return max(1, (length + min(blocks, length) * (size - 1)) // size)
+
+
+def visited(
+    q: Marks, k: Marks, is_open: Bool[Array, "#B N Kq K"], window: int, pairs: Pairs
+) -> Bool[Array, "B N I J"]:
+    """Which key tiles (J) each query tile (I) of each head has to read: a superset of the open pairs' tiles.
+
+    Places are compared as (segment, position): a query sees keys between the start of its segment and itself.
+    """
+    last_key, first_key = _extreme(k, k.pos, last=True), _extreme(k, k.pos, last=False)
+
+    def seen(nearest: int, farthest: int):
+        """Tiles with some pair whose distance is in nearest … farthest."""
+        highest = _extreme(q, q.pos - nearest, last=True)
+        lowest = _extreme(q, jnp.maximum(0, q.pos - farthest), last=False)
+        starts = _not_after([x[:, None] for x in first_key], [x[..., None] for x in highest])
+        return starts & _not_after([x[..., None] for x in lowest], [x[:, None] for x in last_key])
+
+    B, N = q.pos.shape[0], is_open.shape[1]
+    near = far = False
+    if pairs != "far":  # the window is open whatever the gates say
+        near = seen(0, window - 1)[:, None]
+    if pairs != "near":
+        rows = q.blocks_present(is_open.shape[2]).astype(jnp.float32)
+        columns = k.blocks_present(is_open.shape[3]).astype(jnp.float32)
+        table = jnp.broadcast_to(is_open, (B, *is_open.shape[1:])).astype(jnp.float32)
+        some = jnp.einsum("BIk,BNkl,BJl->BNIJ", rows, table, columns) > 0
+        far = some & seen(window, FAR)[:, None]
+    return jnp.broadcast_to(near | far, (B, N, q.pos.shape[1], k.pos.shape[1]))
+
+
+def _extreme(marks: Marks, pos: Int[Array, "B M C"], last: bool):
+    """The last (or first) place of each tile, as (segment, position); of an empty tile one that no tile reaches."""
+    far = jnp.int32(-FAR if last else FAR)
+    pick = jnp.max if last else jnp.min
+    filled = marks.seg > 0
+    seg = pick(jnp.where(filled, marks.seg, far), -1)
+    return seg, pick(jnp.where(filled & (marks.seg == seg[..., None]), pos, far), -1)
+
+
+def _not_after(a, b):
+    """Whether place a ≤ place b."""
+    return (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] <= b[1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkList:
+    """For each query tile, the key tiles to visit; query tiles of like length run side by side in P lanes.
+
+    Attributes:
+      lists: int32 [R, J], key tiles of each query tile, those to visit first (R = B·N·I query tiles).
+      counts: int32 [R + P], how many of them; 0 for the padding.
+      order: int32 [groups, P], query tiles in the order in which they run; R and more: padding.
+      place: int32 [R], the inverse of `order`.
+    """
+
+    lists: jax.Array
+    counts: jax.Array
+    order: jax.Array
+    place: jax.Array
+
+
+def work_list(visit: Bool[Array, "B N I J"], lanes: int) -> WorkList:
+    """Compacts the map of visits into lists, and orders the query tiles by the length of theirs."""
+    rows, J = visit.size // visit.shape[-1], visit.shape[-1]
+    flat = visit.reshape(rows, J)
+    rank = jnp.where(flat, jnp.cumsum(flat, -1) - 1, J)
+    row = jnp.arange(rows)[:, None]
+    tiles = jnp.broadcast_to(jnp.arange(J, dtype=jnp.int32), flat.shape)
+    lists = jnp.zeros((rows, J), jnp.int32).at[row, rank].set(tiles, mode="drop")
+    groups = -(-rows // lanes)
+    counts = jnp.pad(flat.sum(-1, dtype=jnp.int32), (0, groups * lanes - rows))
+    order = jnp.argsort(-counts, stable=True).astype(jnp.int32)
+    place = jnp.zeros(groups * lanes, jnp.int32).at[order].set(jnp.arange(groups * lanes, dtype=jnp.int32))
+    return WorkList(lists=lists, counts=counts, order=order.reshape(groups, lanes), place=place[:rows])

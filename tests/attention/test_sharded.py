@@ -1,0 +1,18 @@
+"""Attention on a mesh: the same numbers, and no device waits for another's keys."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_eight_devices_attend_as_one_does_and_gather_nothing():
+    script = Path(__file__).with_name("attend_on_eight_devices.py")
+    child = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr[-3000:]
+    seen = json.loads(child.stdout.splitlines()[-1])
+    assert seen["devices"] == 8
+    assert max(seen["gaps"]) < 1e-4
+    assert seen["collectives"]["all-gather"] == 0
+    assert seen["collectives"]["all-to-all"] == 0
+    assert seen["collectives"]["all-reduce"] > 0  # the score, and the gradients of what all devices share

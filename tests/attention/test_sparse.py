@@ -1,0 +1,168 @@
+"""The tiled implementation against the definition, each way of it by itself and the choice between them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attend_suite import AttendSuite, Case, arrays, one_hot
+
+from localist_jax.attention import attend, sparse, tiles
+from localist_jax.attention.tiles import Marks
+
+LONG = Case(B=1, T=600, K=6, window=4, dial="one", H=8, Hv=8, packed=True)
+
+
+class TestInOrder(AttendSuite):
+    """Small problems always stay in order."""
+
+    implementation = "sparse"
+
+
+class TestByBlock(AttendSuite):
+    """The same with positions sorted by block however small the problem."""
+
+    implementation = "sparse"
+
+    @pytest.fixture(autouse=True)
+    def _only_by_block(self, monkeypatch):
+        monkeypatch.setattr(sparse, "SMALLEST", 0)
+        monkeypatch.setattr(sparse, "PURE_COST", 0.0)
+
+
+def marks(call, side):
+    return Marks(**{name: jnp.asarray(call[f"{side}_{name}"]) for name in ("block", "pos", "seg")})
+
+
+def plans(call, qkv):
+    q, k, _ = arrays(qkv)
+    how = sparse.How(window=call["window"])
+    return {
+        way: plan(how, q, k, jnp.asarray(call["odds"]), marks(call, "q"), marks(call, "k"))
+        for way, plan in sparse.PLANS.items()
+    }
+
+
+def open_pairs(call, pairs):
+    """[B, N, T, S], by the definition."""
+    gap = call["q_pos"][:, :, None] - call["k_pos"][:, None]
+    seen = (call["q_seg"][:, :, None] == call["k_seg"][:, None]) & (call["k_seg"] > 0)[:, None] & (gap >= 0)
+    near = (seen & (gap < call["window"]))[:, None]
+    omega = np.stack(
+        [call["odds"][0][:, i][:, :, j] for i, j in zip(call["q_block"], call["k_block"], strict=True)]
+    )
+    far = (seen & (gap >= call["window"]))[:, None] & (omega > 0)
+    return {"near": np.broadcast_to(near, far.shape), "far": far, "all": near | far}[pairs]
+
+
+@pytest.mark.parametrize("way", ["in order", "by block"])
+@pytest.mark.parametrize("dial", ["zero", "one"])
+def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(way, dial):
+    qkv, call = Case(B=2, T=300, K=5, window=9, dial=dial, packed=True).make()
+    reached = np.zeros(open_pairs(call, "all").shape, int)
+    for section in plans(call, qkv)[way].sections:
+        tile_q, tile_k = (
+            np.asarray(layout.slot) // layout.index.shape[2]
+            for layout in (section.q_layout, section.k_layout)
+        )
+        visit = np.asarray(section.visit)
+        wanted = open_pairs(call, section.pairs)
+        needed = np.zeros_like(visit)
+        for b, n in np.ndindex(wanted.shape[:2]):
+            i, j = np.nonzero(wanted[b, n])
+            needed[b, n, tile_q[b, i], tile_k[b, j]] = True
+            reached[b, n, i, j] += visit[b, n, tile_q[b, i], tile_k[b, j]]
+        assert (visit | ~needed).all()
+        if section.pairs == "far":  # no tile of a closed pair of blocks
+            block_q, block_k = (np.asarray(at.block)[..., 0] for at in (section.q_at, section.k_at))
+            for b, n, i, j in zip(*np.nonzero(visit), strict=True):
+                assert call["odds"][0, n, block_q[b, i], block_k[b, j]] > 0
+    np.testing.assert_array_equal(reached > 0, open_pairs(call, "all"))
+    assert reached.max() == 1
+
+
+def test_layouts_lose_nothing():
+    block = jnp.asarray(np.random.default_rng(0).integers(0, 7, (3, 50)))
+    x = jnp.arange(150.0).reshape(3, 50, 1)
+    for layout in (tiles.by_block(block, 7, 8), tiles.in_order(3, 50, 8)):
+        np.testing.assert_array_equal(layout.join(layout.cut(x)), x)
+    pure = tiles.by_block(block, 7, 8)
+    cut, filled = np.asarray(pure.cut(block)), np.asarray(pure.filled)
+    assert all(len(set(cut[at])) == 1 for at in np.ndindex(cut.shape[:2]) if filled[at].any())
+    order = np.asarray(pure.index)[filled].reshape(3, 50)
+    assert all((np.diff(order[b][np.asarray(block)[b, order[b]] == 3]) > 0).all() for b in range(3))
+
+
+def test_the_way_with_less_to_do_is_taken():
+    """Half-open gates on a long row stay in order; one block in twelve goes by block."""
+    rng = np.random.default_rng(0)
+    qkv, call = Case(B=1, T=2048, K=12, N=1, dial="one").make()
+    cost = {}
+    for name, gates in (("all", np.ones((1, 1, 12, 12))), ("own", np.eye(12)[None, None])):
+        call["odds"] = gates
+        call["q_block"] = call["k_block"] = rng.integers(0, 12, (1, 2048))
+        cost[name] = {way: float(plan.cost) for way, plan in plans(call, qkv).items()}
+    assert cost["all"]["in order"] < cost["all"]["by block"]
+    assert cost["own"]["by block"] < 0.5 * cost["own"]["in order"]
+
+
+@pytest.mark.parametrize("stats", ["none", "open"])
+def test_closed_blocks_are_never_read(stats, monkeypatch):
+    """Keys and values that no gate opens are NaN: reading a single one would spoil a whole row.
+
+    (The window's own tiles hold neighbours that are masked; so the hidden block lies far from those who ask.)
+    """
+    monkeypatch.setattr(sparse, "PURE_COST", 0.0)
+    (q, k, v), call = dataclasses.replace(LONG, packed=False).make()
+    block = np.where(call["q_block"] == 4, 5, call["q_block"])
+    block[:, 96:160] = 4
+    call["q_block"] = call["k_block"] = block
+    call["odds"] = np.broadcast_to(np.eye(6), (1, 2, 6, 6)).copy()
+    call["odds"][..., 0], call["window"] = 1, 1
+    call["relevant"] = call["odds"] > 0
+    hidden = (block == 4)[..., None, None]
+    asking = call["q_pos"] >= 256
+    clean, spoiled = (
+        attend(*arrays((q, *kv)), **arrays(call), stats=stats, implementation="sparse")[0]
+        for kv in ((k, v), (np.where(hidden, np.nan, k), np.where(hidden, np.nan, v)))
+    )
+    np.testing.assert_array_equal(np.asarray(clean)[asking], np.asarray(spoiled)[asking])
+    assert np.isnan(np.asarray(spoiled)[block == 4]).any()
+
+
+@pytest.mark.parametrize("dial", ["one", "between"])
+def test_long_rows_agree_with_the_reference(dial):
+    """Both ways compiled side by side, many tiles, all gradients; the reference is checked by the suite."""
+    case = dataclasses.replace(LONG, dial=dial, N=4, G=2)
+    qkv, call = case.make()
+    route = jnp.asarray(one_hot(call["q_block"], case.K), jnp.float32)
+    weight = jnp.asarray(np.random.default_rng(3).normal(size=(1, case.T, case.N, case.Hv)), jnp.float32)
+
+    def score(implementation, q, k, v, odds, route):
+        more = arrays({**call, "odds": odds})
+        out, stats = attend(q, k, v, **more, route=route, stats="open", implementation=implementation)
+        return (weight * out).sum() + stats.entropy_bits.sum() + stats.gated_mass.sum()
+
+    inputs = (*arrays(qkv), jnp.asarray(call["odds"], jnp.float32), route)
+    found, wanted = (
+        jax.jit(jax.value_and_grad(lambda *x, name=name: score(name, *x), (0, 1, 2, 3, 4)))(*inputs)
+        for name in ("sparse", "reference")
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_it_lowers_for_accelerators(platform):
+    qkv, call = LONG.make()
+
+    def score(q, k, v, odds):
+        out, stats = attend(q, k, v, **arrays({**call, "odds": odds}), stats="open", implementation="sparse")
+        return (out**2).sum().astype(jnp.float32) + stats.entropy_bits.sum()
+
+    inputs = (*arrays(qkv, jnp.bfloat16), jnp.asarray(call["odds"], jnp.float32))
+    lowered = jax.jit(jax.grad(score, (0, 1, 2, 3))).trace(*inputs).lower(lowering_platforms=(platform,))
+    text = lowered.as_text()
+    assert "stablehlo.while" in text
+    assert f"{LONG.T}x{LONG.T}" not in text  # never the square of the row
