@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 # Huge pages for large arrays: a quarter faster on CPU with glibc, ignored elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint format clean tpu-check
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)            ## train, dial, measure, generate, report; prints the report's path last
@@ -15,6 +15,10 @@ quickstart: $(READY)            ## train, dial, measure, generate, report; print
 
 test: $(READY)                  ## the whole suite; ARGS="-k dial" narrows it
 	$(BIN)/python -m pytest -n 2 --dist=worksteal $(ARGS)
+
+tpu-check: $(READY)             ## compiles the TPU kernels, without a TPU; half a gigabyte of compiler
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
+	$(BIN)/python -m benchmarks.tpu_check $(ARGS)
 
 lint: $(READY)                  ## style, imports, types
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["localist_jax*", "experiments*", "proofs_check*"]),
+    packages=find_packages(include=["localist_jax*", "experiments*", "benchmarks*", "proofs_check*"]),
     package_data={"localist_jax": ["py.typed"], "localist_jax.report": ["page.css"]},
     install_requires=[
         JAX,
@@ -37,6 +37,7 @@ setup(
         "cuda": [f"jax[cuda12]{JAX.removeprefix('jax')}"],
         "tpu": [f"jax[tpu]{JAX.removeprefix('jax')}"],
         "hub": ["datasets>=3.0"],
+        "benchmarks": ["torch>=2.5"],  # PyTorch is a peer to compare with, never a dependency
         "dev": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",

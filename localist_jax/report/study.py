@@ -31,7 +31,7 @@ def write(
       name: of the study.
       title, body: of the page, Markdown; a picture is shown where the body says `{picture}`.
       command: what produces the study again.
-      seeds: of its runs.
+      seeds: of its runs; empty where nothing was drawn.
       figures: name → number (or a list, or a mapping of them); only what was measured.
       pictures: by the name that stands in the body.
     """
@@ -50,9 +50,10 @@ def write(
         (folder / f"{name}_{picture}.svg").write_text(text, encoding="utf-8")
         body = body.replace(f"{{{picture}}}", f"![{picture}]({name}_{picture}.svg)")
     devices = ", ".join(sorted(set(computer["devices"])))
+    drawn = f"seeds {', '.join(map(str, seeds))}; " if seeds else ""
     made = (
         f"Made on {date} by\n\n```\n{command}\n```\n\non {computer['cpu']}, {computer['cores']} cores, "
-        f"{computer['platform']} (JAX on {devices}); seeds {', '.join(map(str, seeds))}; "
+        f"{computer['platform']} (JAX on {devices}); {drawn}"
         + ", ".join(f"{library} {version}" for library, version in software.items())
         + f". All figures: [{name}.json]({name}.json).\n"
     )

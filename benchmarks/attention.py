@@ -1,0 +1,360 @@
+"""Speed and memory of `attend` beside jax.nn, PyTorch and FlexAttention, in one run.
+
+    python -m benchmarks.attention [--only dense density decode] [--longest SECONDS]
+        [--torch-python PATH] [--quick]
+
+One shape of heads (batch 1, 4 heads of 64, float32, window 8), random blocks as routing by content gives. The
+contenders of a size take turns, so that drift of the machine hits all alike. Compilation, the first call of
+each (under 5 s) and, for short calls, the first of each turn are left out. `page.py` says what the figures mean
+and sets them beside their targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import page
+from benchmarks.peers import Refused, Worker, blocks_of
+from localist_jax.attention import attend
+from localist_jax.attention.tiles import Marks, by_block
+from localist_jax.errors import one_line
+from localist_jax.model.cache import page_size
+from localist_jax.report import study
+
+HEADS, SIZE, WINDOW = 4, 64, 8
+BLOCKS = 16  # of the sweep over T and of decoding
+LONGEST, LARGEST = 20.0, 8 << 30  # seconds and bytes that one call may take
+NO_WARM_UP = 5.0  # seconds from which a call hardly feels whether it is the first
+DIALS = (0.0, 0.9, 1.0)
+WAYS = ("fwd", "fwdbwd")
+PARTS = ("dense", "density", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is measured at which sizes."""
+
+    dense: tuple[int, ...] = tuple(1 << n for n in range(9, 17))
+    details: int = 8192  # up to here also λ=0.9 and statistics
+    reference: int = 2048  # up to here also the reference implementation
+    flex: int = 16384  # up to here also FlexAttention: its mask is made from every pair of positions
+    density: int = 8192
+    blocks: tuple[int, ...] = (4, 8, 16, 32, 64)
+    flex_blocks: tuple[int, ...] = (4, 8, 16, 32)
+    long: tuple[int, int] = (65536, 64)
+    decode: tuple[int, ...] = tuple(1 << n for n in range(10, 17))
+
+
+QUICK = Sizes(
+    dense=(256, 512), details=256, reference=256, flex=512, density=512, blocks=(4,), flex_blocks=(4,),
+    long=(1024, 8), decode=(256, 512),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A call that is ready to be timed.
+
+    Attributes:
+      once: makes the call; seconds.
+      memory: bytes of its results and of what it needs on the way, as XLA counts them; None where unknown.
+    """
+
+    once: Callable[[], float]
+    memory: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled function f(*inputs, *rest), with or without the gradients in its inputs."""
+
+    run: Callable
+    rest: tuple
+    memory: int
+
+    @classmethod
+    def make(cls, f: Callable, inputs: tuple, rest: tuple, way: str) -> Compiled:
+        """For inputs of these shapes. Cotangents are arguments, lest the compiler simplify them away."""
+
+        def forward(inputs, rest):
+            return f(*inputs, *rest)
+
+        def both(inputs, rest, cotangents):
+            out, pull = jax.vjp(lambda *x: f(*x, *rest), *inputs)
+            return out, pull(cotangents)
+
+        arguments: tuple = (rest,)
+        if way == "fwdbwd":
+            shapes = jax.eval_shape(forward, inputs, rest)
+            arguments = (rest, jax.tree.map(lambda x: _normal(9, *x.shape).astype(x.dtype), shapes))
+        run = jax.jit(both if way == "fwdbwd" else forward).lower(inputs, *arguments).compile()
+        used: Any = run.memory_analysis()
+        return cls(run, arguments, used.temp_size_in_bytes + used.output_size_in_bytes)
+
+    def on(self, *inputs) -> Contender:
+        """The contender that runs it on these inputs."""
+
+        def once() -> float:
+            begun = time.perf_counter()
+            jax.block_until_ready(self.run(inputs, *self.rest))
+            return time.perf_counter() - begun
+
+        return Contender(once, self.memory)
+
+
+def _normal(seed: int, *shape: int):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _inputs(queries: int, keys: int):
+    return tuple(_normal(i, 1, length, HEADS, SIZE) for i, length in enumerate((queries, keys, keys)))
+
+
+def ours(
+    queries: int,
+    keys: int,
+    blocks: int,
+    dials: Sequence[float],
+    way: str,
+    stats: Any = "none",
+    implementation: str | None = "sparse",
+) -> list[Contender]:
+    """`attend` at each dial, compiled once: the dial is an argument.
+
+    Fewer queries than keys are the last, and find the keys where the model's cache keeps them: on pages by block.
+    """
+    places = {
+        "block": jnp.asarray(blocks_of(keys, blocks))[None],
+        "pos": jnp.arange(keys)[None],
+        "seg": jnp.ones((1, keys), jnp.int32),
+    }
+    gates = np.broadcast_to(np.eye(blocks + 1, dtype=bool), (1, HEADS, blocks + 1, blocks + 1)).copy()
+    gates[..., 0] = True
+    rest = {f"q_{name}": x[:, -queries:] for name, x in places.items()}
+    if queries < keys:
+        pages = by_block(places["block"], blocks + 1, page_size(keys))
+        kept = pages.mark(Marks(**places))
+        places = {name: getattr(kept, name).reshape(1, -1) for name in places}
+    rest |= {f"k_{name}": x for name, x in places.items()} | {"relevant": jnp.asarray(gates)}
+
+    def f(q, k, v, odds, rest):
+        more = dict(window=WINDOW, stats=stats, implementation=implementation)
+        return attend(q, k, v, odds=odds, **more, **rest)
+
+    q, k, v = _inputs(queries, places["pos"].shape[1])
+    odds = [jnp.where(gates, 1.0, 1.0 - dial).astype(jnp.float32) for dial in dials]
+    whole = Compiled.make(f, (q, k, v, odds[0]), (rest,), way)
+    return [whole.on(q, k, v, x) for x in odds]
+
+
+def jaxnn(queries: int, keys: int, way: str, **options) -> Contender:
+    """`jax.nn.dot_product_attention`: causal, or one query that sees every key."""
+
+    def f(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=queries == keys, **options)
+
+    inputs = _inputs(queries, keys)
+    if options:
+        inputs = tuple(x.astype(jnp.bfloat16) for x in inputs)
+    return Compiled.make(f, inputs, (), way).on(*inputs)
+
+
+class Bench:
+    """Times contenders and keeps what was found.
+
+    Attributes:
+      timings: part → name → size → {median, low, high (quartiles), repetitions}, in seconds.
+      refused: part → name → size → why there is no timing.
+      memory: part → name → size → bytes.
+      flex: part → size → order of positions that FlexAttention was fastest in.
+    """
+
+    def __init__(self, sizes: Sizes, worker: Worker, longest: float = LONGEST):
+        self.sizes, self.worker, self.longest = sizes, worker, longest
+        self.timings: dict[str, Any] = {}
+        self.refused: dict[str, Any] = {}
+        self.memory: dict[str, Any] = {}
+        self.flex: dict[str, Any] = {}
+
+    def peer(self, kind: str, name: str, **sizes) -> Contender | str:
+        """A call of the worker's, or why it has none."""
+        try:
+            about = self.worker.make(name, kind, heads=HEADS, size=SIZE, **sizes)
+        except Refused as why:
+            return str(why)
+        if "positions" in about:
+            self.flex.setdefault(f"T={sizes['tokens']}", {})[str(sizes["blocks"])] = about["positions"]
+        return Contender(lambda: self.worker.call(name))
+
+    def race(self, part: str, contenders: Mapping[tuple[str, int], Contender | str], expect=None) -> None:
+        """Times the contenders (by name and size) in turns; `expect` foresees seconds by name and size."""
+        ready: dict[tuple[str, int], tuple[Contender, int]] = {}
+        for (name, size), contender in contenders.items():
+            why = contender if isinstance(contender, str) else None
+            if not isinstance(contender, str):
+                if contender.memory is not None:
+                    _put(self.memory, part, name, size, contender.memory)
+                foreseen = expect(name, size) if expect else 0.0
+                if (contender.memory or 0) > LARGEST:
+                    why = f"over {LARGEST >> 30} GiB"
+                elif foreseen > self.longest:
+                    why = f"over {self.longest:g} s"
+                else:
+                    try:
+                        warm_up = foreseen if foreseen > NO_WARM_UP else contender.once()
+                        ready[name, size] = (contender, _repetitions(warm_up))
+                    except Refused as error:
+                        why = str(error)
+            if why:
+                _put(self.refused, part, name, size, why)
+        rounds = max((count for _, count in ready.values()), default=0)
+        seconds: dict[tuple[str, int], list[float]] = {key: [] for key in ready}
+        for turn in range(rounds):
+            for key, (contender, count) in ready.items():
+                if (turn + 1) * count // rounds > turn * count // rounds:  # spread over all rounds
+                    if count > 5:  # a short call is at the mercy of what ran before it: wake its threads
+                        contender.once()
+                    seconds[key].append(contender.once())
+        for (name, size), found in seconds.items():
+            low, median, high = np.percentile(found, (25, 50, 75))
+            one = {"median": median, "low": low, "high": high, "repetitions": len(found)}
+            _put(self.timings, part, name, size, one)
+        self.worker.drop()
+
+    def dense(self, T: int) -> None:
+        """Every path at one length."""
+        upto = self.sizes
+        detailed = upto.details >= T
+        found: dict[tuple[str, int], Contender | str] = {}
+        for way in WAYS:
+            for stats in ("none", "open") if detailed else ("none",):
+                dials = DIALS if detailed and stats == "none" else (0.0, 1.0)
+                tail = "" if stats == "none" else f"_{stats}"
+                for dial, one in zip(dials, ours(T, T, BLOCKS, dials, way, stats), strict=True):
+                    found[f"dial{dial:g}_{way}{tail}", T] = one
+            if upto.reference >= T:
+                found[f"reference_{way}", T] = ours(T, T, BLOCKS, (0.0,), way, implementation="reference")[0]
+            found[f"jaxnn_{way}", T] = jaxnn(T, T, way)
+            if jax.default_backend() == "gpu":
+                found[f"cudnn_bf16_{way}", T] = jaxnn(T, T, way, implementation="cudnn")
+            name = f"sdpa_{way}"
+            found[name, T] = self.peer("sdpa", name, tokens=T, keys=T, gradient=way == "fwdbwd")
+        flex: Contender | str = f"over {upto.flex:,} tokens"
+        if upto.flex >= T:
+            flex = self.peer("flex", "flex", tokens=T, blocks=BLOCKS, window=WINDOW)
+        found["flex_fwd", T] = flex
+
+        def expect(name: str, T: int) -> float:
+            before = self.timings.get("dense", {}).get(name, {}).get(T // 2, {}).get("median", 0.0)
+            late = any(size < T for size in self.refused.get("dense", {}).get(name, ()))
+            return float("inf") if late else 4 * before
+
+        self.race("dense", found, expect)
+
+    def density(self) -> None:
+        """λ=1 at one length, from dense to sparse."""
+        T = self.sizes.density
+        found: dict[tuple[str, int], Contender | str] = {}
+        for way in WAYS:
+            for d in sorted({BLOCKS, *self.sizes.blocks}):
+                *dense, sparse = ours(T, T, d, (0.0, 1.0) if d == BLOCKS else (1.0,), way)
+                found |= {(f"attend_{way}", 1): one for one in dense}
+                if d in self.sizes.blocks:
+                    found[f"attend_{way}", d] = sparse
+        for d in self.sizes.flex_blocks:
+            found["flex_fwd", d] = self.peer("flex", f"flex{d}", tokens=T, blocks=d, window=WINDOW)
+        self.race("density", found)
+
+    def long(self) -> None:
+        """λ=1 at the greatest length."""
+        T, d = self.sizes.long
+        self.race("long", {(f"attend_{way}", T): ours(T, T, d, (1.0,), way)[0] for way in WAYS})
+
+    def decode(self, S: int) -> None:
+        """One query against a cache of S keys."""
+        found: dict[tuple[str, int], Contender | str] = {}
+        dials = (0.0, 1.0)
+        for dial, one in zip(dials, ours(1, S, BLOCKS, dials, "fwd", implementation=None), strict=True):
+            found[f"dial{dial:g}", S] = one
+        found["jaxnn", S] = jaxnn(1, S, "fwd")
+        found["sdpa", S] = self.peer("sdpa", "sdpa", tokens=1, keys=S, gradient=False)
+        self.race("decode", found)
+
+
+def _put(table: dict[str, Any], part: str, name: str, size: int, value: Any) -> None:
+    table.setdefault(part, {}).setdefault(name, {})[size] = value
+
+
+def _repetitions(seconds: float) -> int:
+    return 3 if seconds >= 2 else int(np.clip(0.2 / seconds, 5, 40))
+
+
+def measure(sizes: Sizes, parts: Sequence[str], worker: Worker, longest: float = LONGEST) -> Bench:
+    """Runs the parts; says on stderr where it is and how long it may still take."""
+    bench = Bench(sizes, worker, longest)
+    jobs: list[tuple[str, float, Callable[[], None]]] = []  # what, its expected share of the time, how
+    if "dense" in parts:
+        for T in sizes.dense:
+            jobs.append((f"T={T}", 20 + 130 * (T / 65536) ** 0.5, lambda T=T: bench.dense(T)))  # type: ignore[misc]
+    if "density" in parts:
+        jobs.append((f"densities at T={sizes.density}", 70, bench.density))
+        jobs.append((f"T={sizes.long[0]} at density 1/{sizes.long[1]}", 40, bench.long))
+    if "decode" in parts:
+        for S in sizes.decode:
+            jobs.append((f"decoding with {S} keys", 5, lambda S=S: bench.decode(S)))  # type: ignore[misc]
+    begun, done, whole = time.monotonic(), 0.0, sum(share for _, share, _ in jobs)
+    for what, share, job in jobs:
+        passed = time.monotonic() - begun
+        left = f", about {passed * (whole - done) / done / 60:.1f} min left" if done else ""
+        print(f"attention: {what}{left}", file=sys.stderr, flush=True)
+        job()
+        done += share
+    print(f"attention: {(time.monotonic() - begun) / 60:.1f} min in all", file=sys.stderr, flush=True)
+    return bench
+
+
+def study_of(bench: Bench, out: Path, command: str) -> Path:
+    """Writes `attention.md`, `.json` and pictures of what a bench has measured into `out`."""
+    found = page.Found(
+        backend=jax.default_backend(), timings=bench.timings, refused=bench.refused, memory=bench.memory,
+        flex=bench.flex, torch=bench.worker.version or bench.worker.refusal, limits=(bench.longest, LARGEST),
+        blocks=BLOCKS, density_tokens=bench.sizes.density,
+    )  # fmt: skip
+    return study.write(
+        out, "attention", title="Attention: speed and memory beside others", body=page.body(found),
+        command=command, seeds=[0], figures=page.figures_of(found), pictures=page.pictures(found),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser("benchmarks.attention", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure these parts alone")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
+    parser.add_argument("--longest", type=float, default=LONGEST, help="seconds that one call may take")
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has PyTorch")
+    parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
+    given = parser.parse_args()
+    words = [f"--only {' '.join(given.only)}"] * (given.only is not PARTS) + ["--quick"] * given.quick
+    words += [f"--longest {given.longest:g}"] * (given.longest != LONGEST)
+    words += ["--torch-python PATH"] * (
+        given.torch_python != sys.executable
+    )  # whose path is nobody's business
+    command = " ".join(["python -m benchmarks.attention", *words])
+    with one_line(), Worker(given.torch_python) as worker:
+        bench = measure(QUICK if given.quick else Sizes(), given.only, worker, given.longest)
+        print(study_of(bench, given.out, command))
+
+
+if __name__ == "__main__":
+    main()

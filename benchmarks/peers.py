@@ -1,0 +1,201 @@
+"""PyTorch's attention as a peer, in a process of its own so that its threads and JAX's do not fight.
+
+    python -m benchmarks.peers
+
+reads a JSON object per line and answers with one: {"make": {…}} prepares a call under a name, {"call": name}
+runs it once and says how long it took, {"drop": true} forgets all calls. The first line it says of its own
+accord: PyTorch's version, or that PyTorch is missing. `Worker` is the other end. This file needs NumPy alone,
+so that a Python which has PyTorch but no JAX can run it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+MISSING = "torch is not installed (pip install '.[benchmarks]')"
+
+
+class Refused(Exception):
+    """A call that this machine or this library cannot serve; says why."""
+
+
+def blocks_of(tokens: int, count: int) -> np.ndarray:
+    """Random blocks 1 … count, one per position; the first position is the sink, block 0. int32 [T]."""
+    blocks = np.random.default_rng(0).integers(1, count + 1, tokens, dtype=np.int32)
+    blocks[0] = 0
+    return blocks
+
+
+class Worker:
+    """A running `benchmarks.peers`; a context manager.
+
+    Attributes:
+      version: of PyTorch; None without it.
+      cuda: whether it computes on a GPU.
+      refusal: why calls are refused, if they are.
+    """
+
+    def __init__(self, python: str = sys.executable):
+        self.process = subprocess.Popen(
+            [python, "-m", "benchmarks.peers"],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+        first = self._read()
+        self.version: str | None = first.get("torch")
+        self.refusal: str | None = first.get("missing")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def make(self, name: str, kind: str, **sizes) -> dict[str, Any]:
+        """Prepares a call; returns what there is to say about it.
+
+        Raises:
+          Refused: without PyTorch, or where PyTorch does not serve it.
+        """
+        if self.refusal:
+            raise Refused(self.refusal)
+        return self._ask({"make": {"name": name, "kind": kind, **sizes}})
+
+    def call(self, name: str) -> float:
+        """Seconds of one call."""
+        return self._ask({"call": name})["seconds"]
+
+    def drop(self) -> None:
+        """Forgets all calls, and frees their memory."""
+        if not self.refusal:
+            self._ask({"drop": True})
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        answer = self._read()
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return answer
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"benchmarks: the PyTorch worker ended with status {self.process.wait()}")
+        return json.loads(line)
+
+
+def serve() -> None:
+    """Answers requests until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever PyTorch and its compilers print must not come between the answers
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+
+    try:
+        import torch
+    except ImportError:
+        say({"missing": MISSING})
+        return
+    torch.set_num_threads(_cores())
+    torch.manual_seed(0)
+    say({"torch": torch.__version__, "threads": torch.get_num_threads()})
+    calls: dict[str, Callable[[], Any]] = {}
+    kinds: dict[str, Callable] = {"sdpa": _sdpa, "flex": _flex}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if "make" in request:
+                wanted = request["make"]
+                name, kind = wanted.pop("name"), wanted.pop("kind")
+                calls[name], about = kinds[kind](torch, **wanted)
+                say(about)
+            elif "call" in request:
+                say({"seconds": _seconds(calls[request["call"]])})
+            else:
+                calls.clear()
+                say({})
+        except (
+            Exception
+        ) as error:  # the other end decides; a worker that dies would take the other peers along
+            say({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"})
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def _sdpa(torch, *, heads: int, size: int, tokens: int, keys: int, gradient: bool):
+    """`scaled_dot_product_attention`: causal, or one query that sees every key."""
+    lengths = (tokens, keys, keys)
+    q, k, v = (torch.randn(1, heads, length, size, requires_grad=gradient) for length in lengths)
+    w = torch.randn(1, heads, tokens, size)
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def call():
+        with torch.set_grad_enabled(gradient):
+            out = attention(q, k, v, is_causal=tokens == keys)
+            return (out, *torch.autograd.grad(out, (q, k, v), w)) if gradient else out
+
+    return call, {}
+
+
+def _flex(torch, *, heads: int, size: int, tokens: int, blocks: int, window: int):
+    """Compiled FlexAttention over the open pairs, in the order of positions that is faster for it.
+
+    Forward only: on CPU it has no backward. Sorting the positions by block is not part of its time.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=False)
+    q, k, v = (torch.randn(1, heads, tokens, size) for _ in range(3))
+    block = torch.from_numpy(blocks_of(tokens, blocks))
+
+    def arranged(order):
+        b, position = block[order].contiguous(), order.to(torch.int32)
+
+        def is_open(_batch, _head, i, j):
+            gap = position[i] - position[j]
+            return (gap >= 0) & ((b[i] == b[j]) | (b[j] == 0) | (gap < window))
+
+        mask = create_block_mask(is_open, None, None, tokens, tokens, device="cpu")
+
+        def call():
+            with torch.no_grad():
+                return compiled(q, k, v, block_mask=mask)
+
+        return call
+
+    ways = {
+        "in order": arranged(torch.arange(tokens)),
+        "by block": arranged(torch.argsort(block, stable=True)),
+    }
+    seconds = {}
+    for name, call in ways.items():
+        call()  # compiles
+        seconds[name] = min(_seconds(call) for _ in range(2))
+    best = min(ways, key=lambda name: seconds[name])
+    return ways[best], {"positions": best}
+
+
+if __name__ == "__main__":
+    serve()
