@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -332,8 +333,16 @@ def study_of(bench: Bench, out: Path, command: str) -> Path:
     )  # fmt: skip
     return study.write(
         out, "attention", title="Attention: speed and memory beside others", body=page.body(found),
-        command=command, seeds=[0], figures=page.figures_of(found), pictures=page.pictures(found),
+        command=command, seeds=[0], figures={**page.figures_of(found), "tpu_compiled": tpu_compiled(out)},
+        pictures=page.pictures(found),
     )  # fmt: skip
+
+
+def tpu_compiled(out: Path) -> list[str]:
+    """Targets and directions that the last `make tpu-check` compiled; none where it was not run."""
+    record = out / "attention_tpu.json"
+    figures = json.loads(record.read_text())["figures"] if record.exists() else {}
+    return [name for name, figure in figures.items() if isinstance(figure, dict) and figure["compiled"]]
 
 
 def main() -> None:
