@@ -25,7 +25,6 @@ from localist_jax.attention.flash import MASKED, Keys, Pass, Queries
 from localist_jax.attention.tiles import Layout, Marks
 
 WIDE, SMALL = (256, 512, 4), (64, 64, 32)  # queries and keys of a tile, and lanes, that are fast on CPU
-PURE_COST = 1.7  # time of a pair in small tiles over that in wide ones
 SMALLEST = 1 << 17  # pairs of a row below which positions always stay in order
 
 
@@ -38,7 +37,7 @@ class Engine:
       wide, small: queries and keys of a tile, and lanes; small ones are also the pure ones.
       band: the smallest and largest tile of the pass over the window.
       lanes: queries side by side in that pass.
-      pure_cost: time of a pair in small tiles over that in wide ones; None: `PURE_COST`.
+      pure_cost: time of a pair in small tiles over that in wide ones.
       whole: whether tiles keep their size where there are fewer positions.
     """
 
@@ -48,7 +47,7 @@ class Engine:
     small: tuple[int, int, int] = SMALL
     band: tuple[int, int] = (32, 128)
     lanes: int = 2048
-    pure_cost: float | None = None
+    pure_cost: float = 1.7
     whole: bool = False
 
     def fit(self, size: int, length: int) -> int:
@@ -56,6 +55,7 @@ class Engine:
         return size if self.whole else min(size, length)
 
 
+CPU = Engine()
 # A GPU runs its lanes side by side and pays for each step of a loop. Sizes by reasoning: not yet measured on one.
 GPU = Engine(wide=(128, 128, 256), small=(64, 64, 512), lanes=16384, pure_cost=1.2)
 
@@ -67,13 +67,13 @@ class How:
     window: int
     stats: Stats = "none"
     ways: tuple[str, ...] = ("in order", "by block")
-    engine: Engine = Engine()
+    engine: Engine = CPU
 
 
 def sparse(q, k, v, *, odds, relevant, route, window, stats, engine: Engine | None = None, **places):
     """See `attend`; `engine` is what runs the passes (None: what suits the platform)."""
     if engine is None:
-        engine = GPU if jax.default_backend() == "gpu" else How.engine
+        engine = GPU if jax.default_backend() == "gpu" else CPU
     where = {side: Marks(**{x: places[f"{side}_{x}"] for x in ("block", "pos", "seg")}) for side in "qk"}
     few = q.shape[1] < engine.small[0] or q.shape[1] * k.shape[1] < SMALLEST
     ways = ("in order",) if few else ("in order", "by block")
@@ -253,8 +253,7 @@ def _by_block(how, q, k, odds, q_at, k_at) -> Plan:
     size = min(largest, max(smallest, 1 << (how.window - 1).bit_length()))
     layouts = tiles.in_order(B, T, engine.fit(size, T)), tiles.in_order(B, S, engine.fit(size, S))
     near = Section.make("near", layouts, q_at, k_at, odds > 0, how.window, max(1, engine.lanes // size))
-    pure_cost = PURE_COST if engine.pure_cost is None else engine.pure_cost
-    return Plan((far, near), pure_cost * (far.cost + near.cost))
+    return Plan((far, near), engine.pure_cost * (far.cost + near.cost))
 
 
 PLANS = {"in order": _in_order, "by block": _by_block}

@@ -52,9 +52,9 @@ def tpu(q, k, v, **call):
 def forward(p: Pass, q, k, v):
     """See `flash.forward`."""
     (R, C, _), Hv = q.shape, v.shape[-1]
-    K = p.keys.rows.shape[-1] if p.measured and p.pairs != "near" else 0
+    K = p.keys.blocks if p.measured and p.pairs != "near" else 0
     per_query = {"at": _marks(p.queries), "q": _lanes(q).swapaxes(1, 2), **_bias(p)}
-    per_key = {"to": _marks(p.keys), "k": _lanes(k), "v": _lanes(v).swapaxes(1, 2)}
+    per_key = {"to": _marks(p.keys, p.keys.block), "k": _lanes(k), "v": _lanes(v).swapaxes(1, 2)}
     wide = per_key["v"].shape[1]
     results: Blocks = {"out": ((wide, C), 0.0), "found": ((2, C), 0.0)}
     state: Blocks = {"top": ((1, C), LOWEST), "total": ((1, C), 0.0), "acc": ((wide, C), 0.0)}
@@ -73,7 +73,7 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
     """See `flash.backward`."""
     (R, C, H), (S, C2, Hv) = q.shape, v.shape
     J, blocked = p.work.lists.shape[1], p.pairs != "near"
-    K = p.keys.rows.shape[-1] if blocked else 0
+    K = p.keys.blocks if blocked else 0
     keyed = blocked and columns > 0
     settings = dataclasses.replace(
         _Settings.of(p),
@@ -82,11 +82,12 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
         dexpected=dexpected is not None,
     )
     given = [jnp.zeros_like(lse) if x is None else x for x in (lse, c, dentropy, dexpected)]
-    per_query = {"at": _marks(p.queries, own=keyed), "given": jnp.stack(given, 1), **_bias(p)}
+    own = jnp.argmax(p.queries.own, -1) if keyed else 0  # only the keys' sums ask for the queries' blocks
+    per_query = {"at": _marks(p.queries, own), "given": jnp.stack(given, 1), **_bias(p)}
     if settings.dmass:
         turned = _blocks(dmass.swapaxes(1, 2))
         per_query["dmass"] = turned if settings.pure else jnp.concatenate(_parts(turned), 1)
-    per_key = {"to": _marks(p.keys), "k": _lanes(k), "v": _lanes(v)}
+    per_key = {"to": _marks(p.keys, p.keys.block), "k": _lanes(k), "v": _lanes(v)}
     q, dout = _lanes(q), _lanes(dout)
     wide, value = q.shape[-1], dout.shape[-1]
 
@@ -141,11 +142,9 @@ def _blocks(x):
     return jnp.pad(x, ((0, 0), (0, _padded(x.shape[1], PACK) - x.shape[1]), (0, 0)))
 
 
-def _marks(side, own: bool = False):
+def _marks(side, block: Any = 0):
     """Position, segment and block of each slot as rows of an int32 [R, 8, C]; the block as a number, not one-hot."""
-    one_hot = side.own if own else side.rows
     shape = side.pos.shape
-    block: Any = 0 if one_hot is None else jnp.argmax(one_hot, -1)
     rows = [side.pos, side.seg, jnp.broadcast_to(block, shape)]
     return jnp.stack([x.astype(jnp.int32) for x in rows] + [jnp.zeros(shape, jnp.int32)] * 5, 1)
 

@@ -28,7 +28,7 @@ class TestByBlock(AttendSuite):
     @pytest.fixture(autouse=True)
     def _only_by_block(self, monkeypatch):
         monkeypatch.setattr(sparse, "SMALLEST", 0)
-        monkeypatch.setattr(sparse, "PURE_COST", 0.0)
+        monkeypatch.setattr(sparse, "CPU", dataclasses.replace(sparse.CPU, pure_cost=0.0))
 
 
 def marks(call, side):
@@ -113,7 +113,7 @@ def test_closed_blocks_are_never_read(stats, monkeypatch):
 
     (The window's own tiles hold neighbours that are masked; so the hidden block lies far from those who ask.)
     """
-    monkeypatch.setattr(sparse, "PURE_COST", 0.0)
+    monkeypatch.setattr(sparse, "CPU", dataclasses.replace(sparse.CPU, pure_cost=0.0))
     (q, k, v), call = dataclasses.replace(LONG, packed=False).make()
     block = np.where(call["q_block"] == 4, 5, call["q_block"])
     block[:, 96:160] = 4
