@@ -122,5 +122,5 @@ THEOREM = Theorem(
     "T10", "false recruitment", streams.sample, claims, twin,
     "(a) with a number that is used again after a failed trial",
     because="exact binomial bounds at 99.9 %", attack=streams.attack, share=0.36, chunk=3 * MEASURED, figure=figure,
-    note="mathematics on small models: the library has no recruitment (evidence) yet",
+    note="the library's rule (`recruitment.evidence`) on small models' streams",
 )  # fmt: skip

@@ -107,7 +107,7 @@ THEOREM = Theorem(
     "T11", "delay of recruitment", waiting.sample, claims, twin, "(a) with the drift's mean over time",
     because="float64, 64 sums of 65 probabilities", attain=attain, attained=("a: delay", "b: regret"),
     share=0.1, chunk=1024, figure=figure,
-    note="mathematics on small models: the library has no recruitment (evidence) yet",
+    note="the library's rule (`recruitment.evidence`) on small models' streams",
     found=(
         "no learner has a finite regret on every path: (c) states the delay with its regret on the text "
         "at hand"

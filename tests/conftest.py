@@ -16,7 +16,8 @@ from jaxtyping import install_import_hook
 
 # Public signatures are checked at run time here, and only here.
 with install_import_hook(
-    ["localist_jax.locality", "localist_jax.attention", "localist_jax.bits"], "beartype.beartype"
+    ["localist_jax.locality", "localist_jax.attention", "localist_jax.recruitment", "localist_jax.bits"],
+    "beartype.beartype",
 ):
     pass
 

@@ -26,6 +26,7 @@ ARROWS = {
     "model": FOUNDATION | {"locality", "attention"},
     "data": FOUNDATION,
     "parallel": FOUNDATION,
+    "recruitment": FOUNDATION,
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
     "report": FOUNDATION | {"locality", "model", "training"},
     "__main__": FOUNDATION | {"locality", "training", "report"},

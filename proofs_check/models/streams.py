@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localist_jax import bits
+from localist_jax.recruitment import evidence
 from localist_jax.types import struct
 from proofs_check.theorem import pick
 
@@ -87,7 +88,8 @@ def _stream(x: Streams, reuse: bool):
     fixed = jax.nn.softmax(x.wrong)
     slots = jnp.arange(TRIALS)
     length = jnp.where(x.pairs, jnp.repeat(NUMBERS, 2)[:TRIALS] + 1, NUMBERS)
-    wanted = -jnp.log2(jnp.array(ALPHAS)[x.alpha])
+    alpha = jnp.array(ALPHAS)[x.alpha]
+    needed = evidence.threshold_bits(length, alpha)
 
     def step(carry, now):
         llr, since, counts, opened, last, by_one, by_sum = carry
@@ -95,11 +97,11 @@ def _stream(x: Streams, reuse: bool):
         p0 = model[last]
         cut = jnp.cumsum(p0)
         symbol = (u * cut[-1] >= cut).sum()
-        p = _predicted(x, p0, symbol, llr, length + wanted, fixed, since, counts)
+        p = _predicted(x, p0, symbol, llr, needed, fixed, since, counts)
         llr = jnp.where(slots < opened, llr + jnp.log2(p / p0[symbol]), -jnp.inf)
         counts = counts.at[symbol].add(1.0)
-        by_one |= (llr >= length + wanted).any()
-        by_sum |= jnp.exp2(llr - length - wanted).sum() >= 1
+        by_one |= evidence.sufficient(llr, length, alpha).any()
+        by_sum |= evidence.sufficient_together(llr, length, alpha)
 
         newest = llr[jnp.maximum(opened - 1, 0)]
         due = jnp.stack([t % 6 == 0, symbol == last, (opened == 0) | (newest < -1)])[x.opens]

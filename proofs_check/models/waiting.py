@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from localist_jax import bits
+from localist_jax.recruitment import evidence
 from localist_jax.types import struct
 from proofs_check.theorem import pick
 
@@ -88,7 +89,7 @@ def setting(x: Streams) -> Setting:
     lengths = jnp.array([0.0] + [bits.integer_code_length(k) for k in range(1, TRIALS + 1)])
     return Setting(
         one=one, zero=zero, theta=theta, gains=theta * by(one) + (1 - theta) * by(zero), p0=p0, p1=p1,
-        threshold=lengths[x.trial] + jnp.log2(x.choices) + x.false_bits,
+        threshold=evidence.threshold_bits(lengths[x.trial] + jnp.log2(x.choices), jnp.exp2(-x.false_bits)),
     )  # fmt: skip
 
 
