@@ -114,7 +114,7 @@ def _measure(run: Run) -> dict[Any, Any]:
     for name, changed in nulls.items():
         other = with_leaf(params, GATES, jnp.asarray(changed))
         found[name] = run.evaluator.bits_per_token(other, blocks, batches, Dial(1.0))["bits_per_token"]
-    found["tokens"] = sum(int((batch.segments > 0).sum()) for batch in batches)
+    found["tokens"] = sum(int(batch.scored.sum()) for batch in batches)
     return found
 
 

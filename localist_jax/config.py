@@ -58,8 +58,9 @@ class Model:
     block_units: int = 32  # U; 0: no localist units
     anchor_capacity: int = 16  # anchor tokens per block
     background: bool = False  # may the router send positions to block 0, which everyone sees?
+    neighbours: int = 0  # a control: blocks are runs of so many positions, not routed; 0: routed
     window: int = 8  # always-open local window of localist layers; 1: the position itself
-    perception_window: int = 0  # the same for perception layers, closed beyond by the dial; 0: dense
+    perception_window: int = 0  # of perception layers, at every dial; 0: dense
     qk_norm: bool = True
     rope_base: float = 10_000.0
     norm_eps: float = 1e-6
@@ -87,6 +88,7 @@ class Model:
             f"2 … block_capacity = {self.block_capacity}",
             self.blocks,
         )
+        _require(self.neighbours >= 0, "model.neighbours", "0 (routed) or more", self.neighbours)
         _require(self.window >= 1, "model.window", "at least 1 (the position itself)", self.window)
         _require(
             self.perception_window >= 0,
@@ -108,9 +110,7 @@ class Dial:
 
     mode: str = "any"  # any: sampled per step; fixed: `locality`; schedule: 0 → `locality`
     locality: float = 1.0  # λ of `fixed`, end of `schedule`
-    power: float = (
-        1.0  # progressive over the layers: layer ℓ of L gets λ·((ℓ+1)/L)^power; 0: the same λ everywhere
-    )
+    power: float = 0.0  # layer ℓ of L gets λ·((ℓ+1)/L)^power; 0: the same λ everywhere
     share_distributed: float = 0.2  # share of steps at exactly λ=0 under `any`
     share_localist: float = 0.4  # share of steps at exactly λ=1 under `any`
     max_log_odds: float = 7.0  # the steps between draw β uniformly from [0, max_log_odds]
@@ -133,16 +133,26 @@ class Dial:
 class Gates:
     """How attention gates are priced. One of the two targets sets the price; the other is 0."""
 
-    open_share_target: float = 0.2  # open causal pairs at λ=1 over all layers; μ by dual ascent
+    pattern: str = (
+        "learned"  # or a control, fixed: closed (nothing beyond the window), own (each block itself)
+    )
+    open_share_target: float = 0.24  # open causal pairs at λ=1 over all layers; μ by dual ascent
     gate_bits: float = 0.0  # or: description length of one gate over the training tokens, bits
     step_travel: float = 6.0  # how often a useless gate could travel 1 → 0 in the price phase
     flat_tolerance: float = 0.01  # the price phase opens when the loss falls slower than this
     flat_window: int = 100  # steps of the two running means that are compared
     open_at_least: float = 0.2  # … but not before this share of the steps
-    open_at_most: float = 0.5  # … and at the latest after this share
+    open_at_most: float = 0.35  # … and at the latest after this share
     ramp: float = 0.5  # share of the price phase over which μ rises
+    settle: float = 0.2  # last share of the steps: gates only close, and only while above the target
 
     def __post_init__(self):
+        _require(
+            self.pattern in ("learned", "closed", "own"),
+            "gates.pattern",
+            "learned, closed or own",
+            self.pattern,
+        )
         _require(
             (self.open_share_target > 0) != (self.gate_bits > 0),
             "gates",
@@ -163,6 +173,7 @@ class Gates:
             (self.open_at_least, self.open_at_most),
         )
         _require(0 < self.ramp <= 1, "gates.ramp", "a share in (0, 1]", self.ramp)
+        _require(0 <= self.settle < 1, "gates.settle", "a share in [0, 1)", self.settle)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +194,9 @@ class Router:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW with warm-up and cosine decay for everything but the gates."""
+    """Warm-up and cosine decay for everything but the gates."""
 
+    kind: str = "muon"  # of the layers' matrices: muon (orthogonalised momentum) or adamw
     learning_rate: float = 3e-3
     warmup: float = 0.05  # share of the steps
     final: float = 0.1  # last learning rate as a share of the first
@@ -195,6 +207,7 @@ class Optimizer:
     unit_price: float = 0.0  # nats per token: group penalty ‖·‖₂ on each localist unit
 
     def __post_init__(self):
+        _require(self.kind in ("adamw", "muon"), "optimizer.kind", "adamw or muon", self.kind)
         _require(self.learning_rate > 0, "optimizer.learning_rate", "above 0", self.learning_rate)
         _require(0 <= self.warmup < 1, "optimizer.warmup", "a share in [0, 1)", self.warmup)
 
@@ -240,6 +253,15 @@ class Config:
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()
+
+    def __post_init__(self):
+        runs = self.model.neighbours * (self.model.blocks - 1)
+        _require(
+            not 0 < runs < self.data.context,
+            "model.neighbours",
+            f"runs of at least {-(-self.data.context // (self.model.blocks - 1))} positions to cover the context",
+            self.model.neighbours,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, ready for JSON."""

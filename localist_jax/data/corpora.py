@@ -162,6 +162,22 @@ def _read_or_download(config: Data) -> Splits:
     )
 
 
+def find(name: str, what: str) -> Path:
+    """Where a corpus that is no plain text lies: `$LOCALIST_DATA/<name>`.
+
+    Args:
+      name: of its folder.
+      what: has to be there, for the message.
+
+    Raises:
+      CorpusError: it is not there.
+    """
+    root = os.environ.get(ROOT_VARIABLE)
+    if root and (path := Path(root).expanduser() / name).exists():
+        return path
+    raise CorpusError(f"corpus {name!r} is not here: put {what} at ${ROOT_VARIABLE}/{name}")
+
+
 def _locate(config: Data) -> Path | None:
     if config.path:
         path = Path(config.path).expanduser()

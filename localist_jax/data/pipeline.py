@@ -35,9 +35,14 @@ class Batch:
     """B rows of T tokens; int32 arrays [B, T]."""
 
     tokens: Leaf  # inputs: each segment is BOS and its tokens but the last
-    targets: Leaf  # what each input position has to predict
+    targets: Leaf  # what each input position has to predict; PAD: nothing
     segments: Leaf  # 1, 2, … within a row; 0: padding, which counts nowhere
     positions: Leaf  # 0, 1, … within a segment
+
+    @property
+    def scored(self) -> Leaf:
+        """Bool [B, T]: positions whose prediction counts."""
+        return self.targets != PAD
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class Rows:
 
     @property
     def token_count(self) -> int:
-        """Targets that are no padding."""
+        """Tokens that are no padding."""
         return int(np.count_nonzero(self.segments))
 
     @property
@@ -67,7 +72,9 @@ class Rows:
         return Batch(self.tokens[index], self.targets[index], self.segments[index], self.positions[index])
 
 
-def pack(documents: Sequence[np.ndarray], context: int, bos: int) -> Rows:
+def pack(
+    documents: Sequence[np.ndarray], context: int, bos: int, scored: Sequence[np.ndarray] | None = None
+) -> Rows:
     """Packs documents into rows of `context` slots, so that every token is predicted exactly once.
 
     A document is cut into pieces of at most `context` tokens x₁ … xₙ. A piece is a segment with the
@@ -78,6 +85,7 @@ def pack(documents: Sequence[np.ndarray], context: int, bos: int) -> Rows:
       documents: token ids, one 1-D array each; empty ones leave no trace.
       context: T.
       bos: token that opens each segment.
+      scored: bool, shapes of the documents: tokens whose prediction counts; the others' targets become PAD.
 
     Raises:
       ValueError: `context` below 1.
@@ -90,6 +98,7 @@ def pack(documents: Sequence[np.ndarray], context: int, bos: int) -> Rows:
         raise ValueError(f"context: expected at least 1 token, got {context}")
     lengths = np.array([len(d) for d in documents], np.int64)
     flat = np.concatenate([np.zeros(0, np.int32), *documents]).astype(np.int32)
+    wanted = flat if scored is None else np.where(np.concatenate([np.zeros(0, bool), *scored]), flat, PAD)
     pieces = -(-lengths // context)
     nth = _count_up(pieces)
     sizes = np.minimum(context, np.repeat(lengths, pieces) - nth * context)
@@ -108,7 +117,7 @@ def pack(documents: Sequence[np.ndarray], context: int, bos: int) -> Rows:
 
     return Rows(
         tokens=place(np.where(position == 0, bos, previous), PAD),
-        targets=place(flat, PAD),
+        targets=place(wanted, PAD),
         segments=place(np.repeat(segment, sizes)),
         positions=place(position),
     )

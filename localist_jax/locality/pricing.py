@@ -149,6 +149,23 @@ def advance(
     return dataclasses.replace(state, price=jnp.where(opened_at >= 0, price, 0.0), opened_at=opened_at)
 
 
+def settled(
+    stepped: Float[Array, "*K"],
+    gates: Float[Array, "*K"],
+    settings: config.Gates,
+    progress: Numeric,
+    open_share: Float[Array, ""],
+) -> Float[Array, "*K"]:
+    """The gates after a step: in the last part of a run they only close, and only while too many are open.
+
+    The weights then learn with the gates that they will be used with, and a late outlier of the loss, whose pull
+    exceeds any price, cannot throw closed gates open.
+    """
+    late = progress >= 1 - settings.settle
+    closing = jnp.where(open_share > settings.open_share_target, jnp.minimum(stepped, gates), gates)
+    return jnp.where(late, closing, stepped)
+
+
 def _dual_ascent(price, excess, length):
     """Multiplicative dual ascent: ln μ moves with the excess, at most `PRICE_DECADES` per ramp."""
     rate = PRICE_DECADES * jnp.log(10.0) / length

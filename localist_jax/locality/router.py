@@ -16,6 +16,8 @@ from localist_jax.types import Key, widened
 
 FORBIDDEN = -1e9  # logit of a block that may not be chosen; its probability is exactly 0 in float32
 
+CERTAIN = 1e9  # logit of a block that is given, not chosen
+
 
 def allowed_blocks(active: Bool[Array, " K"], background: bool) -> Bool[Array, " K"]:
     """Blocks the router may choose: the active ones; block 0 only where it serves as background."""

@@ -6,6 +6,7 @@ the block axes by name.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import chex
@@ -89,10 +90,10 @@ def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float
 
 
 class Attention(nn.Module):
-    """Dialled attention of one layer. Localist: gates between blocks; perception: one block and a window.
+    """Attention of one layer. Localist: gates between blocks, and the dial; perception: a window, whatever the dial.
 
-    The perception layer's window is closed beyond by the dial alone (its single gate is 0), so that λ=0 is
-    ordinary attention in every layer; with `perception_window` 0 it is dense at every dial.
+    A perception layer that opened with the dial had to serve two masters, and cost every dial code length
+    (docs/measurements/dial_sweep.md). With `perception_window` 0 it is dense.
     """
 
     config: config.Model
@@ -125,8 +126,12 @@ class Attention(nn.Module):
             q_block=at.block, k_block=at.k_block, q_pos=at.positions, k_pos=at.k_positions,
             q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, window=window, mesh=self.mesh,
         )  # fmt: skip
-        route = at.route if self.localist else None
-        out, stats = attend(q, k, v, **call, route=route, stats=self.stats)
+        if self.localist:
+            out, stats = attend(q, k, v, **call, route=at.route, stats=self.stats)
+        else:
+            out, stats = attend(q, k, v, **call, stats="open" if self.stats == "dense" else self.stats)
+            if self.stats == "dense" and stats is not None:  # the dial takes nothing from it
+                stats = dataclasses.replace(stats, price_bits=jnp.zeros_like(stats.lse))
         if self.is_mutable_collection("intermediates"):
             # The full attention, read through `attend` itself: each key's value is its own unit vector.
             eye = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=q.dtype)[:, None], (*k.shape[:3], k.shape[1]))
@@ -143,6 +148,7 @@ class Attention(nn.Module):
         else:
             gates = jnp.full((c.heads, 2, 2), 0.0 if c.perception_window else 1.0)
             window = max(1, c.perception_window)
+            beta = jnp.full_like(beta, jnp.inf)
         return gating.odds(gates, beta), gating.relevant(gates)[None], window
 
 

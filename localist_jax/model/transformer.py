@@ -128,6 +128,9 @@ class Transformer(nn.Module):
             logits = Router(c, name="router")(x, tokens, blocks)
             allowed = router.allowed_blocks(blocks.active, c.background)
             key = self.make_rng("router") if noise else None
+            if c.neighbours:  # the control: nothing to learn, one block for a run of positions
+                near = jnp.minimum(1 + positions // c.neighbours, c.blocks - 1)
+                logits, key = router.CERTAIN * jax.nn.one_hot(near, c.block_capacity), None
             ids, route, probs = router.assign(logits, allowed, key=key, noise=noise)
             ids, route = router.with_sink(ids, route, sink)
 

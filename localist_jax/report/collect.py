@@ -53,7 +53,7 @@ def sweep(run: Run, localities: Sequence[float] = SWEEP) -> dict[str, Any]:
     """Validation figures at each λ, and how often the measuring function had to be compiled."""
     settings = run.evaluator.sweep(run.state.params, run.state.blocks, run.valid, localities)
     by_layer = {str(row["locality"]): row.pop("by_layer") for row in settings}
-    tokens = sum(int((batch.segments > 0).sum()) for batch in run.valid)
+    tokens = sum(int(batch.scored.sum()) for batch in run.valid)
     return {
         "settings": settings,
         "by_layer": by_layer,

@@ -41,7 +41,7 @@ class Evaluator:
         return self._full._cache_size()  # type: ignore[attr-defined]
 
     def bits_per_token(self, params: PyTree, blocks: Blocks, batches: Iterable[Batch], dial: Dial) -> dict:
-        """Only the code length: {"bits_per_token", "bits_per_byte"}."""
+        """Only the code length: {"bits_per_token", "bits_per_byte", "accuracy"}."""
         return _ratios(self._total(self._quick, params, blocks, batches, dial))
 
     def measure(self, params: PyTree, blocks: Blocks, batches: Iterable[Batch], dial: Dial) -> dict[str, Any]:
@@ -79,11 +79,12 @@ def _sums(model: Transformer, byte_lengths, stats, params, blocks: Blocks, batch
         model, params, batch.tokens, dial, blocks,
         positions=batch.positions, segments=batch.segments, stats=stats,
     )  # fmt: skip
-    valid = batch.segments > 0
+    valid = batch.scored
     sums = {
         "bits": jnp.where(valid, bits.code_length(out.logits, batch.targets), 0.0).sum(),
         "tokens": valid.sum(),
         "bytes": jnp.where(valid, byte_lengths[batch.targets], 0).sum(),
+        "hits": (valid & (out.logits.argmax(-1) == batch.targets)).sum(),
     }
     if stats == "none":
         return sums
@@ -103,6 +104,7 @@ def _ratios(sums: dict[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "bits_per_token": per_token,
         "bits_per_byte": float(sums["bits"]) / float(sums["bytes"]),
+        "accuracy": float(sums["hits"]) / tokens,
     }
     if "layers" in sums:
         layers = {name: np.asarray(total, np.float64) / tokens for name, total in sums["layers"].items()}

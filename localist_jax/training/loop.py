@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from localist_jax import config
-from localist_jax.data import Batch, prepare, train_batches
+from localist_jax.data import Batch, Prepared, prepare, train_batches
 from localist_jax.errors import StoppedRun
 from localist_jax.model import Transformer
 from localist_jax.parallel import mesh as meshes
@@ -46,7 +46,14 @@ class TrainingDiverged(StoppedRun):
     """A loss or parameters that are not finite; the last good checkpoint is kept."""
 
 
-def train(settings: config.Config, workdir: Path, *, command: str = "", hooks: Sequence[Hook] = ()) -> Run:
+def train(
+    settings: config.Config,
+    workdir: Path,
+    *,
+    command: str = "",
+    hooks: Sequence[Hook] = (),
+    prepared: Prepared | None = None,
+) -> Run:
     """Trains, or resumes, until `settings.train.steps` are done.
 
     Leaves in `workdir`: config.json, metrics.jsonl, TensorBoard files, checkpoints/. An interrupted run
@@ -57,13 +64,14 @@ def train(settings: config.Config, workdir: Path, *, command: str = "", hooks: S
       workdir: of the run.
       command: what the user typed, for the record.
       hooks: called after every `hook.every`-th step.
+      prepared: what to train on; None prepares the corpus that the settings name.
 
     Raises:
       TrainingDiverged: loss or parameters became NaN or infinite.
       CheckpointError: the folder holds a run of another topology.
       ValueError: bad corpus, batch or mesh.
     """
-    prepared = prepare(settings.data, workdir / "cache")
+    prepared = prepared or prepare(settings.data, workdir / "cache")
     mesh = meshes.make_mesh(settings.mesh)
     model = Transformer(settings.model, prepared.tokenizer.vocab_size, mesh.shape["data"], mesh)
     batches = train_batches(prepared.train, settings.data.batch, settings.train.seed)

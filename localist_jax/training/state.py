@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import chex
@@ -9,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import traverse_util
 
 from localist_jax import config
@@ -19,6 +21,12 @@ from localist_jax.types import Key, PyTree, struct
 
 GATES = ("localist", "attention", "gates")
 UNITS = ("localist", "units", "out")
+MUON_MOMENTUM, ADAM_SIZE = 0.95, 0.2  # the second: root mean square of an AdamW update at learning rate 1
+FIRST_GATES = {  # by `config.Gates.pattern`: what the gates [K, K] start from
+    "learned": lambda c: jnp.ones((c.block_capacity,) * 2),
+    "closed": lambda c: jnp.zeros((c.block_capacity,) * 2),
+    "own": lambda c: jnp.eye(c.block_capacity),
+}
 
 
 @struct
@@ -63,6 +71,10 @@ def create(model: Transformer, settings: config.Config, key: Key) -> TrainState:
     # Shapes of parameters do not depend on the batch; its size keeps the data shards apart.
     tokens = jnp.zeros((model.data_shards, 2), jnp.int32)
     params = model.init(init_key, tokens, Dial(0.0), blocks)["params"]
+    gates = at_path(params, GATES)
+    params = with_leaf(
+        params, GATES, jax.tree.map(lambda x: x * FIRST_GATES[settings.gates.pattern](c), gates)
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -83,26 +95,59 @@ def learning_rate(settings: config.Config) -> optax.Schedule:
 
 
 def optimizer(settings: config.Config) -> optax.GradientTransformation:
-    """AdamW with clipping for everything but the gates; vectors (gains) are not decayed."""
+    """AdamW, or Muon for the layers' matrices, with clipping; for everything but the gates. Gains are not decayed."""
     o = settings.optimizer
 
     def adam(decay: float) -> optax.GradientTransformation:
         return optax.adamw(learning_rate(settings), b1=o.b1, b2=o.b2, weight_decay=decay)
 
     none = optax.set_to_zero()
-    rules = {"matrix": adam(o.weight_decay), "vector": adam(0.0), "gate": none}
+    rules = {"table": adam(o.weight_decay), "vector": adam(0.0), "gate": none}
+    rules["matrix"] = rules["table"] if o.kind == "adamw" else _muon(settings)
     clip = optax.masked(
         optax.clip_by_global_norm(o.clip_norm), lambda p: _mask(p, lambda rule: rule != "gate")
     )
     return optax.chain(clip, optax.partition(rules, rule_of))
 
 
+def _muon(settings: config.Config) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024), its updates scaled to the size of AdamW's, so that one learning rate serves both."""
+
+    def sized(updates: PyTree, _) -> PyTree:
+        def resize(update, axes):
+            rows, columns = (math.prod(update.shape[i] for i in part) for part in axes)
+            return update * ADAM_SIZE * max(rows, columns) ** 0.5
+
+        return jax.tree.map(resize, updates, _matrices(updates))
+
+    return optax.chain(
+        optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=_matrices),
+        optax.stateless(sized),
+        optax.add_decayed_weights(settings.optimizer.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(settings)),
+    )
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """Which axes of each leaf are a matrix's rows and columns; layers and blocks hold many matrices."""
+
+    def of(path, leaf):
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        if path[-2] != "attention":
+            return optax.contrib.MuonDimensionNumbers((-2,), (-1,))
+        inwards = path[-1] != "out"  # [D, N, H]; outwards [N, H, D]
+        return optax.contrib.MuonDimensionNumbers(*(((-3,), (-2, -1)) if inwards else ((-3, -2), (-1,))))
+
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: of(path, leaf) for path, leaf in flat.items()})
+
+
 RULES = {  # by the last name on a parameter's path; every parameter must be here
     "gates": "gate",
     "gain": "vector",
-    **dict.fromkeys(
-        ("embedding", "kernel", "query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"
-    ),
+    **dict.fromkeys(("embedding", "kernel"), "table"),
+    **dict.fromkeys(("query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"),
 }
 
 

@@ -27,7 +27,7 @@ Metrics = dict[str, jax.Array]
 
 
 def perception_share(batch: Batch, model: config.Model) -> Float[Array, " P"]:
-    """Open share of each perception layer at λ=1: its window and the sink, or 1 where dense."""
+    """Open share of each perception layer: its window and the sink, or 1 where dense."""
     if not model.perception_window:
         return jnp.ones(model.router_layer)
     block = jnp.where(batch.positions == 0, 0, 1)
@@ -64,13 +64,13 @@ def make_train_step(
             positions=batch.positions, segments=batch.segments,
             noise=settings.router.noise, rngs={"router": key},
         )  # fmt: skip
-        valid = batch.segments > 0
-        code = jnp.where(valid, bits.code_length(out.logits, batch.targets), 0.0).sum()
+        valid, scored = batch.segments > 0, batch.scored
+        code = jnp.where(scored, bits.code_length(out.logits, batch.targets), 0.0).sum()
         allowed = router.allowed_blocks(state.blocks.active, c.background)
         routed = valid & (batch.positions > 0)
         usage = router.usage(out.block_probs, routed)
         penalty = router.usage_penalty(usage, allowed, settings.router.usage_floor)
-        nats = bits.to_nats(code) / jnp.maximum(1, valid.sum())
+        nats = bits.to_nats(code) / jnp.maximum(1, scored.sum())
         doubt = router.doubt(out.block_probs, routed)
         loss = nats + settings.router.usage_weight * penalty + settings.router.doubt_weight * doubt
         return loss, (out, code, usage, doubt, nats)
@@ -100,7 +100,9 @@ def make_train_step(
                 pricing.step_size(settings.gates, price.price, steps),
                 price.price,
             )
-            moves = price.priced & state.blocks.active[:, None] & state.blocks.active
+            stepped = pricing.settled(stepped, gates, settings.gates, state.step / steps, opened)
+            learned = settings.gates.pattern == "learned"
+            moves = learned & price.priced & state.blocks.active[:, None] & state.blocks.active
             new_gates = jnp.where(moves, stepped, gates)
             params = with_leaf(params, GATES, new_gates)
         if settings.optimizer.unit_price and c.block_units:
@@ -113,7 +115,7 @@ def make_train_step(
         sizes = jnp.asarray(byte_lengths)[batch.targets]
         metrics = {
             "bits_per_token": bits.from_nats(nats),
-            "bits_per_byte": code / jnp.maximum(1, jnp.where(batch.segments > 0, sizes, 0).sum()),
+            "bits_per_byte": code / jnp.maximum(1, jnp.where(batch.scored, sizes, 0).sum()),
             "locality": jnp.abs(dial.locality.mean()),
             "learning_rate": rate(state.step),
             "gradient_norm": optax.tree.norm(with_leaf(grads, GATES, jnp.zeros(()))),

@@ -34,9 +34,8 @@ def measured(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 run.model, with_leaf(params, GATES, gates), batch.tokens, dial, state.blocks,
                 positions=batch.positions, segments=batch.segments,
             )  # fmt: skip
-            valid = batch.segments > 0
-            code = jnp.where(valid, bits.code_length(out.logits, batch.targets), 0.0).sum()
-            return bits.to_nats(code) / valid.sum()
+            code = jnp.where(batch.scored, bits.code_length(out.logits, batch.targets), 0.0).sum()
+            return bits.to_nats(code) / batch.scored.sum()
 
         slope, gates = jax.jit(jax.grad(nats)), at_path(params, GATES)
         drawn = [training_dial(jax.random.key(i), run.settings.dial, 1.0, c.layers) for i in range(DRAWS)]

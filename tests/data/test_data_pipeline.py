@@ -57,6 +57,15 @@ def test_inputs_are_bos_then_the_targets_before(lengths):
         np.testing.assert_array_equal(positions, np.arange(len(tokens)))
 
 
+def test_what_is_not_scored_has_no_target_but_is_still_read():
+    rows = pack(
+        [np.array([5, 6, 7]), np.array([8, 9])], 5, BOS, [np.array([0, 1, 0]) > 0, np.array([1, 0]) > 0]
+    )
+    assert rows.tokens.tolist() == [[1, 5, 6, 1, 8]]
+    assert rows.targets.tolist() == [[0, 6, 0, 8, 0]]
+    assert rows.take(np.arange(1)).scored.tolist() == [[False, True, False, True, False]]
+
+
 @pytest.mark.parametrize("lengths", CASES.values(), ids=CASES.keys())
 def test_rows_are_contiguous_segments_then_zeros(lengths):
     rows = pack(make_documents(lengths), context=8, bos=BOS)

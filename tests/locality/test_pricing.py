@@ -115,3 +115,15 @@ def test_splitting_a_block_changes_neither_the_penalty_nor_its_gradient():
     before, after = (np.where(x > 0, pricing.weights(jnp.asarray(x), 3), 0) for x in (one, two))
     assert (after * B).sum() == pytest.approx((before * A).sum(), rel=1e-5)
     np.testing.assert_allclose(after[1, 2] + after[1, 3], before[1, 2], rtol=1e-5)
+
+
+def test_late_in_a_run_gates_only_close_and_only_above_the_target():
+    settings = config.Gates(open_share_target=0.2, settle=0.25)
+    gates, stepped = jnp.array([0.0, 0.5, 0.5]), jnp.array([0.9, 0.4, 0.6])
+
+    def at(progress, share):
+        return pricing.settled(stepped, gates, settings, progress, jnp.float32(share)).tolist()
+
+    assert at(0.74, 0.3) == stepped.tolist()
+    assert at(0.76, 0.19) == gates.tolist()
+    assert at(0.76, 0.3) == pytest.approx([0.0, 0.4, 0.5])

@@ -68,10 +68,31 @@ def test_at_zero_the_gates_do_not_matter(model, params, blocks, tokens):
     np.testing.assert_allclose(closed, plain, atol=1e-6)
 
 
-def test_at_zero_it_is_the_network_under_a_plain_causal_mask(model, params, blocks, tokens, small):
-    wide = dataclasses.replace(small, window=100, perception_window=100)  # every causal pair always open
+@pytest.mark.parametrize("perception", [0, 3])
+def test_at_zero_localist_layers_are_under_a_plain_causal_mask(
+    model, params, blocks, tokens, small, perception
+):
+    model = Transformer(dataclasses.replace(small, perception_window=perception), model.vocab_size)
+    wide = dataclasses.replace(model.config, window=100)  # every causal pair always open
     plain = logits_of(Transformer(wide, model.vocab_size), params, blocks, tokens, Dial(1.0))
     np.testing.assert_allclose(logits_of(model, params, blocks, tokens, Dial(0.0)), plain, atol=1e-5)
+
+
+def test_perception_looks_no_farther_than_its_window_and_has_no_price_at_any_dial(
+    model, params, blocks, tokens, small
+):
+    for value in (0.0, 0.9, 1.0):
+        out, sown = model.apply(
+            {"params": params}, tokens, Dial(value), blocks, stats="dense", mutable=["intermediates"]
+        )
+        attention = np.asarray(sown["intermediates"]["perception"]["attention"]["attention"][0])[
+            0
+        ]  # [B, T, N, S]
+        gap = np.arange(tokens.shape[1])[:, None] - np.arange(tokens.shape[1])
+        far = (gap >= small.perception_window) & (np.arange(tokens.shape[1]) > 0)  # the sink is always seen
+        assert (attention.swapaxes(2, 3)[:, far] == 0).all()
+        assert (np.asarray(out.stats.price_bits)[: small.router_layer] == 0).all()
+    assert (np.asarray(out.stats.price_bits)[small.router_layer :] > 0).any()
 
 
 def test_the_dial_matters_where_gates_are_closed(model, params, blocks, tokens):

@@ -1,5 +1,7 @@
 """One training step: what moves, what does not, and what is an exact zero afterwards."""
 
+import dataclasses
+
 import chex
 import flax.linen as nn
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 from localist_jax import bits, config
 from localist_jax.data import Batch
+from localist_jax.data.pipeline import PAD
 from localist_jax.locality import Dial, gates, router
 from localist_jax.model import Transformer, forward
 from localist_jax.training import state as states
@@ -33,7 +36,7 @@ def batches(count, seed=0):
         segments = np.ones((B, T), np.int32)
         segments[0, -4:] = 0
         yield Batch(
-            tokens=tokens, targets=np.roll(tokens, -1, 1), segments=segments,
+            tokens=tokens, targets=np.where(segments > 0, np.roll(tokens, -1, 1), PAD), segments=segments,
             positions=np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
         )  # fmt: skip
 
@@ -151,6 +154,38 @@ def test_the_logged_loss_is_the_code_length(train, small):
 def test_it_learns_a_repeated_batch(train, small):
     batch = next(batches(1))
     settings = settings_of(small, steps=40, optimizer={"learning_rate": 1e-2})
+    _, _, history = train(settings, data=[batch] * 40)
+    assert history[-1]["bits_per_token"] < 0.6 * history[0]["bits_per_token"]
+
+
+def test_only_scored_positions_count(train, small):
+    """A target of PAD is not asked for: the loss is the mean over the others."""
+    settings = settings_of(small, dial={"mode": "fixed", "locality": 0.0}, router={"noise": 0.0})
+    batch = next(batches(1))
+    half = dataclasses.replace(batch, targets=np.where(batch.positions % 2, batch.targets, PAD))
+    rest = dataclasses.replace(batch, targets=np.where(batch.positions % 2, PAD, batch.targets))
+    losses, counts = [], []
+    for part in (batch, half, rest):
+        losses.append(train(settings, data=[part])[2][0]["bits_per_token"])
+        counts.append(part.scored.sum())
+    assert losses[0] * counts[0] == pytest.approx(losses[1] * counts[1] + losses[2] * counts[2], rel=1e-5)
+
+
+def test_muon_makes_every_direction_of_a_matrix_move_alike(train, small):
+    """The update of each layer's matrix is close to a rotation, of the size of AdamW's."""
+    settings = settings_of(small, steps=2, optimizer={"kind": "muon", "weight_decay": 0.0, "warmup": 0.0})
+    first, last, _ = train(settings, data=[next(batches(1))] * 2)  # the first at learning rate 0
+    for path, split in ((("localist", "attention", "query"), 1), (("localist", "attention", "out"), 2)):
+        moved = np.asarray(at_path(last.params, path)) - np.asarray(at_path(first.params, path))
+        matrix = moved[0].reshape(np.prod(moved.shape[1 : 1 + split]), -1)
+        sizes = np.linalg.svd(matrix, compute_uv=False)
+        assert sizes.max() < 4 * np.quantile(sizes, 0.1)  # a scale that the norm undoes has no gradient
+    assert not np.array_equal(last.params["embedding"], first.params["embedding"])  # by AdamW
+
+
+def test_muon_learns_a_repeated_batch(train, small):
+    batch = next(batches(1))
+    settings = settings_of(small, steps=40, optimizer={"learning_rate": 1e-2, "kind": "muon"})
     _, _, history = train(settings, data=[batch] * 40)
     assert history[-1]["bits_per_token"] < 0.6 * history[0]["bits_per_token"]
 
