@@ -1,0 +1,199 @@
+"""bAbI tasks 1, 2 and 16 as one stream of stories: answers are scored, supporting lines are labelled.
+
+A story is read with its questions and answers in between, as far as it fits the context. What attention puts
+on the supporting lines at the moment of the answer is compared with what an even spread would put there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localist_jax.config import Config
+from localist_jax.data import Batch, Prepared, Tokenizer, corpora, pack
+from localist_jax.locality import Dial
+from localist_jax.model import Transformer, forward
+from localist_jax.training.run import Run
+
+TASKS = (1, 2, 16)
+BATCH = 16
+STORIES = {
+    "train": 2000,
+    "accuracy": 400,
+    "attention": 96,
+}  # of each task: learnt from, answered, looked into
+
+
+@dataclasses.dataclass
+class Story:
+    """Token ids of one story, which of them are answers, and for each answer its supporting tokens."""
+
+    ids: np.ndarray
+    answers: np.ndarray  # bool
+    support: dict[int, np.ndarray]  # index of an answer → bool, tokens of its supporting lines
+
+
+def folder() -> Path:
+    """Where bAbI lies."""
+    return corpora.find("babi", "the folder en-10k of bAbI QA v1.2") / "en-10k"
+
+
+def _file(task: int, split: str) -> Path:
+    found = sorted(folder().glob(f"qa{task}_*_{split}.txt"))
+    if not found:
+        raise corpora.CorpusError(f"corpus 'babi': no qa{task}_*_{split}.txt in {folder()}")
+    return found[0]
+
+
+def _lines(task: int, split: str) -> Iterator[list[tuple[int, str, str, list[int]]]]:
+    """Stories as lists of (number, text, answer or "", numbers of the supporting lines)."""
+    story: list[tuple[int, str, str, list[int]]] = []
+    for line in _file(task, split).read_text(encoding="utf-8").splitlines():
+        number, _, rest = line.partition(" ")
+        text, *more = rest.split("\t")
+        if number == "1" and story:
+            yield story
+            story = []
+        answer, support = (more[0], [int(n) for n in more[1].split()]) if more else ("", [])
+        story.append((int(number), text.strip(), answer, support))
+    yield story
+
+
+def _stories(task: int, split: str, tokenizer: Tokenizer, context: int) -> list[Story]:
+    return [_encode(lines, tokenizer, context) for lines in _lines(task, split)]
+
+
+def _encode(lines, tokenizer: Tokenizer, context: int) -> Story:
+    parts: list[np.ndarray] = []
+    spans: dict[int, slice] = {}
+    answers, support, length = [], {}, 0
+    for number, text, answer, supporting in lines:
+        said = tokenizer.encode(" " + text)
+        reply = tokenizer.encode(" " + answer)[:1] if answer else said[:0]
+        if length + len(said) + len(reply) > context:
+            break
+        spans[number] = slice(length, length + len(said))
+        parts += [said, reply]
+        length += len(said) + len(reply)
+        if answer:
+            answers.append(length - 1)
+            mask = np.zeros(context, bool)
+            for n in supporting:
+                mask[spans[n]] = True
+            support[length - 1] = mask
+    ids = np.concatenate(parts)
+    return Story(ids, np.isin(np.arange(len(ids)), answers), support)
+
+
+def prepare(settings: Config) -> Prepared:
+    """`STORIES` of each task: to train on from its training file, as validation from its test file.
+
+    Raises:
+      CorpusError: bAbI is not there.
+    """
+    texts = {
+        split: [
+            " ".join(f"{text} {answer}".strip() for _, text, answer, _ in story)
+            for t in TASKS
+            for story in _lines(t, split)
+        ]
+        for split in ("train", "test")
+    }
+    tokenizer = Tokenizer.train([" " + text for text in texts["train"]], settings.data.vocab_size)
+    context = settings.data.context
+    train = [s for t in TASKS for s in _answered(t, "train", tokenizer, context, "train")]
+    valid = [s for t in TASKS for s in _answered(t, "test", tokenizer, context, "accuracy")]
+    rows = [
+        pack([s.ids for s in stories], context, Tokenizer.BOS, [s.answers for s in stories])
+        for stories in (train, valid)
+    ]
+    sizes = {"train": len(train), "valid": len(valid)}
+    text = {
+        split: int(sum(tokenizer.byte_lengths[s.ids].sum() for s in stories))
+        for split, stories in (("train", train), ("valid", valid))
+    }
+    return Prepared("babi", tokenizer, rows[0], rows[1], documents=sizes, bytes=text)
+
+
+def _answered(task: int, split: str, tokenizer: Tokenizer, context: int, purpose: str) -> list[Story]:
+    """The first stories that have an answer within the context, as many as the purpose wants."""
+    stories = [s for s in _stories(task, split, tokenizer, context) if s.answers.any()]
+    return stories[: STORIES[purpose]]
+
+
+def measure(run: Run, locality: float) -> dict[str, Any]:
+    """By task: accuracy, and attention on the supporting lines at the moment of the answer.
+
+    `labelled` is the mass on supporting tokens, mean over layers and heads, `labelled_best` that of the best
+    head, `labelled_even` what an even spread over the visible tokens would give; `gated_mass` the mass that
+    came through gates.
+    """
+    c, context = run.settings.model, run.settings.data.context
+    dial = Dial(locality).broadcast(BATCH, c.layers, c.heads)
+    weights = (run.state.params, run.state.blocks)
+    read, look = (jax.jit(partial(f, run.model)) for f in (_right, _attention))
+    figures = {}
+    for task in TASKS:
+        right = asked = 0
+        for batch in _alone(_answered(task, "test", run.tokenizer, context, "accuracy"), context):
+            right += int(read(*weights, batch, dial))
+            asked += int(batch.scored.sum())
+        stories = _answered(task, "test", run.tokenizer, context, "attention")
+        seen = [look(*weights, batch, dial) for batch in _alone(stories, context)]
+        figures[f"babi_{task}"] = {"accuracy": right / asked, "questions": asked, **_labelled(stories, seen)}
+    return figures
+
+
+def _alone(stories: list[Story], context: int) -> Iterator[Batch]:
+    """Batches of `BATCH` rows with one story each."""
+    for first in range(0, len(stories), BATCH):
+        rows = [
+            pack([s.ids], context, Tokenizer.BOS, [s.answers]).take(np.arange(1))
+            for s in stories[first : first + BATCH]
+        ]
+        empty = jax.tree.map(np.zeros_like, rows[0])
+        yield jax.tree.map(lambda *xs: np.concatenate(xs), *rows, *[empty] * (BATCH - len(rows)))
+
+
+def _right(model: Transformer, params, blocks, batch: Batch, dial: Dial):
+    """How many answers are right."""
+    at = {"positions": batch.positions, "segments": batch.segments}
+    out = forward(model, params, batch.tokens, dial, blocks, **at)
+    return ((out.logits.argmax(-1) == batch.targets) & batch.scored).sum()
+
+
+def _attention(model: Transformer, params, blocks, batch: Batch, dial: Dial):
+    """Attention [L, B, T, N, S] and the mass that gates let through [L, B, N, T]."""
+    out, sown = model.apply(
+        {"params": params}, batch.tokens, dial, blocks,
+        positions=batch.positions, segments=batch.segments, stats="open", mutable=["intermediates"],
+    )  # fmt: skip
+    layers = [sown["intermediates"][s]["attention"]["attention"][0] for s in ("perception", "localist")]
+    return jnp.concatenate(layers), out.stats.gated_mass
+
+
+def _labelled(stories: list[Story], seen) -> dict[str, float]:
+    by_head, even, gated = [], [], []
+    for nth, (attention, mass) in enumerate(seen):
+        attention, mass = np.asarray(attention), np.asarray(mass)
+        for row, story in enumerate(stories[nth * BATCH : (nth + 1) * BATCH]):
+            for answer, support in story.support.items():
+                # Input position `answer` holds the token before it: it sees BOS and tokens 0 … answer − 1.
+                keys = np.concatenate([[False], support])[: attention.shape[-1]]
+                by_head.append(attention[:, row, answer][..., keys].sum(-1))
+                even.append(support[:answer].sum() / (answer + 1))
+                gated.append(mass[:, row, :, answer].mean())
+    heads = np.mean(by_head, 0)
+    return {
+        "labelled": float(heads.mean()),
+        "labelled_best": float(heads.max()),
+        "labelled_even": float(np.mean(even)),
+        "gated_mass": float(np.mean(gated)),
+    }

@@ -1,0 +1,280 @@
+"""The study's page: tables with spread, pictures, and every figure by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.dial_sweep import pictures
+from experiments.dial_sweep.babi import TASKS as BABI_TASKS
+from experiments.dial_sweep.conditions import ALL, CONDITIONS, VARIANTS
+from experiments.dial_sweep.tasks import TASKS
+from localist_jax.report import study
+
+RESOLVED = (
+    5.0  # standard deviations of the seeds that a benefit must be worth before shares of it mean anything
+)
+TEXT_COLUMNS = (
+    ("bits_per_token", "bits/token", ".4f"),
+    ("bits_per_byte", "bits/byte", ".4f"),
+    ("perplexity", "perplexity", ".2f"),
+    ("entropy_bits", "entropy, bits", ".2f"),
+    ("gated_mass", "gated mass", ".3f"),
+    ("price_bits", "price, bits", ".2f"),
+    ("open_share", "open share", ".3f"),
+)
+ANSWER_COLUMNS = (("accuracy", "accuracy", ".3f"), *TEXT_COLUMNS[3:])
+
+
+class Table:
+    """The results of one task: values over seeds by condition, λ and figure."""
+
+    def __init__(self, results: dict[str, dict[int, dict[str, Any]]]):
+        results = {name: results[name] for name in ALL if name in results}
+        self._rows = {
+            (condition, row["locality"]): [
+                next(r for r in by_seed[seed]["rows"] if r["locality"] == row["locality"])
+                for seed in sorted(by_seed)
+            ]
+            for condition, by_seed in results.items()
+            if by_seed
+            for row in next(iter(by_seed.values()))["rows"]
+        }
+        self._results = results
+
+    @property
+    def settings(self) -> list[tuple[str, float]]:
+        """(condition, λ) in the order of the table, variants left out."""
+        return [at for at in self._rows if at[0] in CONDITIONS]
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants of any-dial that were run."""
+        return [name for name in self._results if name in VARIANTS]
+
+    def __call__(self, condition: str, locality: float, *path: str) -> list[float]:
+        """One figure, one value per seed."""
+        rows = self._rows[condition, locality]
+        for name in path:
+            rows = [row[name] for row in rows]
+        return rows
+
+    def has(self, condition: str, locality: float, name: str) -> bool:
+        """Whether this figure was measured there."""
+        return name in self._rows[condition, locality][0]
+
+    def certified(self, condition: str) -> list[float]:
+        """Certified share at λ=1, one value per seed."""
+        return [figures["certified_share"] for _, figures in sorted(self._results[condition].items())]
+
+
+def kept_benefit(table: Table, condition: str, locality: float) -> list[float]:
+    """(bits(always) − bits)/(bits(always) − bits(dense)) by seed, against the means over seeds of both ends."""
+    low, high = (np.mean(table(*end, "bits_per_token")) for end in (("always", 1.0), ("dense", 0.0)))
+    return [float((low - x) / (low - high)) for x in table(condition, locality, "bits_per_token")]
+
+
+def resolution(table: Table) -> float:
+    """bits(always) − bits(dense) over the larger standard deviation of their seeds."""
+    ends = [table(*end, "bits_per_token") for end in (("always", 1.0), ("dense", 0.0))]
+    spread = max(np.std(values, ddof=1) for values in ends) if len(ends[0]) > 1 else np.inf
+    return float((np.mean(ends[0]) - np.mean(ends[1])) / spread)
+
+
+def figures_of(results: dict[str, Any]) -> dict[str, Any]:
+    """The figures that other pages and the roadmap quote by name; lists have one value per seed."""
+    named: dict[str, Any] = {}
+    for task, by_condition in results.items():
+        table = Table(by_condition)
+        named |= {"wikitext2": _wikitext2, "recall": _recall, "babi": _babi}[task](table)
+        for condition, locality in [
+            *table.settings,
+            *((name, x) for name in table.variants for x in (0.0, 1.0)),
+        ]:
+            columns = TEXT_COLUMNS if task == "wikitext2" else ANSWER_COLUMNS
+            for name, _, _ in columns:
+                named[f"{task}/{condition}@{locality:g}/{name}"] = table(condition, locality, name)
+    return named
+
+
+def _wikitext2(table: Table) -> dict[str, Any]:
+    entropy = np.divide(table("any", 1.0, "entropy_bits"), table("dense", 0.0, "entropy_bits"))
+    perplexity = np.divide(table("any", 1.0, "perplexity"), table("localist", 1.0, "perplexity"))
+    named = {
+        "wikitext2_resolution_sd": resolution(table),
+        "wikitext2_resolved": resolution(table) >= RESOLVED,
+        "wikitext2_kept_benefit_0": kept_benefit(table, "any", 0.0),
+        "wikitext2_kept_benefit_1": kept_benefit(table, "any", 1.0),
+        "wikitext2_open_share": table("any", 1.0, "open_share"),
+        "wikitext2_certified_share": table.certified("any"),
+        "wikitext2_entropy_ratio_1": entropy.tolist(),
+        "wikitext2_any_over_fixed_ppl_1": perplexity.tolist(),
+    }
+    if table.has("any", 1.0, "blimp"):
+        named["blimp_dense"] = table("dense", 0.0, "blimp")
+        for condition, locality in table.settings:
+            if condition == "any":
+                named[f"blimp_localist_{locality:g}"] = table("any", locality, "blimp")
+    return named
+
+
+def _recall(table: Table) -> dict[str, Any]:
+    return {
+        "recall_dense": table("dense", 0.0, "accuracy"),
+        "recall_dense_above": table("dense_above", 0.0, "accuracy"),
+        "recall_localist_0": table("any", 0.0, "accuracy"),
+        "recall_localist_1": table("any", 1.0, "accuracy"),
+        "recall_always_control": table("always", 1.0, "accuracy"),
+        "recall_open_share": table("any", 1.0, "open_share"),
+        "recall_window_control": table("window", 1.0, "accuracy"),
+        "recall_block_control": table("neighbours", 1.0, "accuracy"),
+    }
+
+
+def _babi(table: Table) -> dict[str, Any]:
+    return {
+        f"babi_{task}_{condition}_{locality:g}_{name}": table(condition, locality, f"babi_{task}", name)
+        for condition, locality in table.settings
+        for task in BABI_TASKS
+        for name in ("accuracy", "labelled", "labelled_best", "labelled_even", "gated_mass")
+    }
+
+
+def write(results: dict[str, Any], texts: dict[int, dict], seeds: list[int], out: Path, command: str) -> Path:
+    """Writes `dial_sweep.md`, `dial_sweep.json` and the pictures; returns the page's path."""
+    named = figures_of(results)
+    tables = {task: Table(by_condition) for task, by_condition in results.items()}
+    shown: dict[str, Any] = {"main": pictures.main(tables)}
+    body = [_introduction(seeds), "{main}\n"]
+    for task, table in tables.items():
+        body.append(f"## {TASKS[task].title}\n\n{TASKS[task].what.capitalize()}.\n")
+        body.append(
+            {"wikitext2": _text_section, "recall": _answer_section, "babi": _babi_section}[task](table)
+        )
+    if "babi" in tables:
+        shown["babi"] = pictures.babi(tables["babi"])
+    if texts:
+        body.append(_samples_section(texts))
+        named["samples"] = {
+            value: {
+                n: [by_dial[value][n] for by_dial in texts.values()] for n in ("bits_per_token", "repeats")
+            }
+            for value in next(iter(texts.values()))
+        }
+    return study.write(
+        out, "dial_sweep", title="The dial study", body="\n".join(body), command=command, seeds=seeds,
+        figures=named, pictures=shown,
+    )  # fmt: skip
+
+
+def _introduction(seeds: list[int]) -> str:
+    rows = [[f"`{name}`", condition.what] for name, condition in CONDITIONS.items()]
+    return (
+        "Does localism cost anything, and where? Every condition has the same architecture, parameters, data and "
+        f"number of steps. Figures are means over {len(seeds)} seeds ± half their range. *Open share* counts causal "
+        "pairs with non-zero weight at λ=1 over **all** layers, window and sink included.\n\n"
+        + study.table(["condition", "training"], rows).replace("--:", "---")
+    )
+
+
+def _rows(table: Table, columns, extra=None) -> str:
+    head = ["training", "λ", *(title for _, title, _ in columns)] + ([extra[0]] if extra else [])
+    rows = []
+    for condition, locality in table.settings:
+        cells = [study.spread(table(condition, locality, name), form) for name, _, form in columns]
+        if extra:
+            cells.append(study.spread(extra[1](condition, locality), ".2f"))
+        rows.append([f"`{condition}`", f"{locality:g}", *cells])
+    return study.table(head, rows)
+
+
+def _text_section(table: Table) -> str:
+    sure = resolution(table)
+    verdict = "resolved" if sure >= RESOLVED else "**not resolved**: read no shares from it"
+    benefit = np.mean(table("always", 1.0, "bits_per_token")) - np.mean(table("dense", 0.0, "bits_per_token"))
+    text = (
+        f"What dense attention adds to the always-open set is {benefit:.4f} bits per token, {sure:.1f} standard "
+        f"deviations of the seeds ({verdict}). *Kept* is the share of it that remains.\n\n"
+        + _rows(table, TEXT_COLUMNS, ("kept", lambda c, x: kept_benefit(table, c, x)))
+        + "\nCertified independent at λ=1 (T16), of all causal pairs: "
+        + ", ".join(f"`{c}` {study.spread(table.certified(c), '.3f')}" for c in ("any", "localist", "always"))
+        + ".\n"
+    )
+    text += _variants_section(table) if table.variants else ""
+    if table.has("any", 1.0, "blimp"):
+        dense = study.spread(table("dense", 0.0, "blimp"), ".3f")
+        cells = [
+            [f"{x:g}", study.spread(table(c, x, "blimp"), ".3f")] for c, x in table.settings if c == "any"
+        ]
+        text += f"\n### BLiMP\n\nDense: {dense}.\n\n" + study.table(["λ", "any-dial"], cells)
+    return text
+
+
+def _variants_section(table: Table) -> str:
+    rows = []
+    for name in ("any", *table.variants):
+        ends = [table(name, x, "bits_per_token")[0] for x in (0.0, 1.0)]
+        kept = [kept_benefit(table, name, x)[0] for x in (0.0, 1.0)]
+        share, entropy = (table(name, 1.0, figure)[0] for figure in ("open_share", "entropy_bits"))
+        what = ALL[name].what if name in VARIANTS else "any-dial as above"
+        rows.append(
+            [what, *(f"{x:.4f}" for x in ends), *(f"{x:.2f}" for x in kept), f"{share:.3f}", f"{entropy:.2f}"]
+        )
+    head = [
+        "any-dial with one change",
+        "bits λ=0",
+        "bits λ=1",
+        "kept λ=0",
+        "kept λ=1",
+        "open share",
+        "entropy λ=1",
+    ]
+    return (
+        "\n### What matters\n\nOne change each, the first seed alone: differences below the spread of seeds above mean "
+        "nothing. Kept is measured between the ends of the study, whatever the windows of the variant.\n\n"
+        + study.table(head, rows)
+    )
+
+
+def _answer_section(table: Table) -> str:
+    return _rows(table, ANSWER_COLUMNS)
+
+
+def _babi_section(table: Table) -> str:
+    text = ["{babi}\n"]
+    for task in BABI_TASKS:
+        head = ["training", "λ", "accuracy", "on support", "best head", "evenly spread", "gated mass"]
+        names = ("accuracy", "labelled", "labelled_best", "labelled_even", "gated_mass")
+        rows = [
+            [f"`{c}`", f"{x:g}", *(study.spread(table(c, x, f"babi_{task}", name)) for name in names)]
+            for c, x in table.settings
+        ]
+        text.append(f"### Task {task}\n\n" + study.table(head, rows))
+    return "\n".join(text)
+
+
+def _samples_section(texts: dict[int, dict]) -> str:
+    first = next(iter(texts.values()))
+    rows = [
+        [
+            "dense model" if value == "dense" else f"any-dial, λ={value}",
+            study.spread([by_dial[value]["bits_per_token"] for by_dial in texts.values()]),
+            study.spread([by_dial[value]["repeats"] for by_dial in texts.values()]),
+        ]
+        for value in first
+    ]
+    quoted = "\n".join(
+        f"- λ={value}: *{_one_line(first[value]['text'])}*" for value in ("0", "0.9", "1") if value in first
+    )
+    return (
+        "## What it writes\n\nContinuations of validation text (temperature 1, nucleus 0.95), scored by the dense "
+        "model of the same seed: bits per new token, and the share of repeated token triples.\n\n"
+        + study.table(["writer", "bits/token under dense", "repeats"], rows)
+        + f"\nAfter *{_one_line(first['1']['prompt'])}*\n\n{quoted}\n"
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("*", "").split())

@@ -1,0 +1,123 @@
+"""Runs in worker processes: each trained and measured once, kept in its folder, taken up where it stopped."""
+
+from __future__ import annotations
+
+import concurrent.futures as futures
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from localist_jax.config import Config, resolve
+from localist_jax.training.progress import human_time
+from localist_jax.training.run import Run, write_json
+
+RESULT = "result.json"
+
+
+def kept(folder: Path, settings: Config) -> dict[str, Any] | None:
+    """What an earlier call measured in this folder with these settings; None if there is nothing."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return stored["figures"] if _same(stored["settings"], settings) else None
+
+
+def _same(stored: dict[str, Any], settings: Config) -> bool:
+    """Whether a stored configuration is this one; fields that were added since have their defaults."""
+    try:
+        return resolve(stored) == settings
+    except ValueError:  # a field that is no more
+        return False
+
+
+def train_and_measure(
+    folder: Path,
+    settings: Config,
+    train: Callable[[Config, Path], Run],
+    measure: Callable[[Run], dict[str, Any]],
+) -> dict[str, Any]:
+    """Figures of one run, which is trained (or resumed) first unless it is there already.
+
+    A folder with a run of other settings is emptied. What is printed meanwhile goes to `train.log`.
+    """
+    if (found := kept(folder, settings)) is not None:
+        return found
+    about = folder / "config.json"
+    if about.is_file() and not _same(json.loads(about.read_text(encoding="utf-8"))["config"], settings):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    with open(folder / "train.log", "a", encoding="utf-8") as log, _printing_to(log):
+        run = train(settings, folder)
+        figures = measure(run) | {"seconds": round(time.monotonic() - begun)}
+    write_json(folder / RESULT, {"settings": settings.to_dict(), "figures": figures})
+    return figures
+
+
+class _printing_to:
+    """Sends standard error, of libraries written in C too, to a file."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def __enter__(self):
+        sys.stderr.flush()
+        self._saved = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+
+    def __exit__(self, *_):
+        sys.stderr.flush()
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+
+
+Job = tuple[Any, Callable[..., Any], tuple[Any, ...]]  # what it is, function, arguments
+
+
+class Pool:
+    """Workers, each with its own share of the processor's cores: small models hardly gain from several."""
+
+    def __init__(self, workers: int):
+        context = multiprocessing.get_context("spawn")
+        self._workers = workers
+        slots = context.Queue()
+        for slot in range(workers):
+            slots.put(slot)
+        self._executor = futures.ProcessPoolExecutor(workers, context, _settle, (slots, workers))
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def results(self, jobs: Sequence[Job], label: str) -> Iterator[tuple[Any, Any]]:
+        """(what it is, result) of each job as it is done; progress goes to standard error."""
+        begun, done = time.monotonic(), 0
+        pending = {self._executor.submit(function, *arguments): name for name, function, arguments in jobs}
+        total = len(pending)
+        while pending:
+            finished, _ = futures.wait(pending, return_when=futures.FIRST_COMPLETED)
+            for future in finished:
+                name, done = pending.pop(future), done + 1
+                result = future.result()
+                left = (time.monotonic() - begun) / done * (total - done)
+                said = "/".join(map(str, name)) if isinstance(name, tuple) else name
+                print(f"{label} {done}/{total}  {said}  {human_time(left)} left", file=sys.stderr, flush=True)
+                yield name, result
+
+
+def _settle(slots, workers: int) -> None:
+    """Keeps a worker to its share of the cores (where the platform can)."""
+    slot = slots.get()
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) >= workers:
+            os.sched_setaffinity(0, cores[slot::workers])

@@ -1,0 +1,157 @@
+"""What the conditions are compared on, at two sizes: a probe for CPU cores and a model for one GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.dial_sweep import babi, blimp, recall
+from experiments.dial_sweep.conditions import CONDITIONS
+from localist_jax import config
+from localist_jax.config import Config
+from localist_jax.data import Prepared, prepare, valid_batches
+from localist_jax.locality import Dial, reach
+from localist_jax.model import forward
+from localist_jax.training.run import Run
+from localist_jax.training.state import GATES, at_path
+
+ENDS_AND_CONTROLS = ("any", "dense", "dense_above", "always", "localist", "window", "neighbours")
+CERTIFIED_ROWS = 8  # validation rows whose pairs are followed through the layers (T16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+      title, what: for the page.
+      settings: by scale; seed 0. A task without the scale asked for is run at the probe's.
+      conditions: trained on it; all of them where it is text, those that a plain answer can tell apart elsewhere.
+      prepare: (settings, folder for caches) → rows and tokenizer.
+      extra: (run, λ, condition) → further figures at that dial.
+    """
+
+    title: str
+    what: str
+    settings: dict[str, Config]
+    conditions: tuple[str, ...]
+    prepare: Callable[[Config, Path], Prepared]
+    extra: Callable[[Run, float, str], dict[str, Any]] = lambda run, locality, condition: {}
+
+    def at(self, scale: str) -> Config:
+        """The configuration at a scale."""
+        return self.settings.get(scale, self.settings["cpu"])
+
+
+def measure(task: Task, run: Run, condition: str, localities: tuple[float, ...]) -> dict[str, Any]:
+    """Everything that is measured on one run: a row per λ, and the certified share at λ=1."""
+    batches = run.valid
+    rows = run.evaluator.sweep(run.state.params, run.state.blocks, batches, localities)
+    for row in rows:
+        del row["by_layer"]
+        row |= task.extra(run, row["locality"], condition)
+    figures: dict[str, Any] = {"rows": rows}
+    if 1.0 in localities:
+        figures["certified_share"] = certified_share(run)
+    return figures
+
+
+def certified_share(run: Run) -> float:
+    """Share of causal pairs whose later position provably does not depend on the earlier one's state at λ=1."""
+    c = run.settings.model
+    batch = valid_batches(run.data.valid, CERTIFIED_ROWS, CERTIFIED_ROWS)[0]
+    dial = Dial(1.0).broadcast(CERTIFIED_ROWS, c.layers, c.heads)
+    where = {"positions": batch.positions, "segments": batch.segments}
+    out = forward(run.model, run.state.params, batch.tokens, dial, run.state.blocks, **where)
+    gates = at_path(run.state.params, GATES)
+    pairs = reach.open_pairs(
+        gates, out.blocks, jnp.asarray(batch.positions), jnp.asarray(batch.segments), c.window
+    )
+    everything = reach.open_pairs(
+        jnp.ones_like(gates), out.blocks, jnp.asarray(batch.positions), jnp.asarray(batch.segments), c.window
+    )[0]
+    reached = jax.jit(reach.reach)(pairs)
+    return float(1 - (reached & everything).sum() / everything.sum())
+
+
+def _wikitext_extra(run: Run, locality: float, condition: str) -> dict[str, Any]:
+    return {"blimp": blimp.accuracy(run, locality)} if condition in ("any", "dense") else {}
+
+
+def _settings(**sections: dict[str, Any]) -> Config:
+    return config.resolve(sections)
+
+
+def _in_cache(settings: Config, folder: Path) -> Prepared:
+    return prepare(settings.data, folder)
+
+
+_PROBE = {"eval_every": 10_000, "save_every": 500, "log_every": 50, "keep": 1}
+TASKS: dict[str, Task] = {
+    "wikitext2": Task(
+        "WikiText-2",
+        "next token, byte-level BPE",
+        {
+            "cpu": _settings(
+                data={"corpus": "wikitext-2", "vocab_size": 2048, "context": 256, "batch": 4, "valid_rows": 256},
+                model={
+                    "layers": 4, "width": 96, "heads": 4, "kv_heads": 4, "head_size": 24, "feed_forward": 256,
+                    "block_units": 16, "window": 1, "perception_window": 2,
+                },
+                optimizer={"learning_rate": 6e-3},
+                train={"steps": 2400, **_PROBE},
+            ),
+            "gpu": _settings(
+                data={"corpus": "wikitext-2", "vocab_size": 16_384, "context": 1024, "batch": 16, "valid_rows": 128},
+                model={
+                    "layers": 12, "width": 512, "heads": 8, "kv_heads": 8, "head_size": 64, "feed_forward": 1408,
+                    "router_layer": 2, "blocks": 32, "block_capacity": 32, "block_units": 16, "window": 1,
+                    "perception_window": 2, "dtype": "bfloat16",
+                },
+                optimizer={"learning_rate": 1e-3},
+                train={"steps": 1000, **_PROBE},
+            ),
+        },
+        tuple(CONDITIONS),
+        _in_cache,
+        _wikitext_extra,
+    ),
+    "recall": Task(
+        "Associative recall",
+        f"{recall.PAIRS} pairs among fillers, asked for at the end of the row; only the answers are scored",
+        {
+            "cpu": _settings(
+                data={"corpus": "recall", "context": 64, "batch": 64, "valid_rows": 512},
+                model={
+                    "layers": 3, "width": 64, "heads": 4, "kv_heads": 4, "head_size": 16, "feed_forward": 192,
+                    "block_units": 16, "window": 1, "perception_window": 2,
+                },
+                train={"steps": 600, **_PROBE},
+            ),
+        },
+        ENDS_AND_CONTROLS,
+        lambda settings, folder: recall.prepare(settings),
+    ),
+    "babi": Task(
+        "bAbI 1, 2 and 16",
+        "one model for the three tasks; only the answers are scored",
+        {
+            "cpu": _settings(
+                data={"corpus": "babi", "vocab_size": 512, "context": 128, "batch": 16, "valid_rows": 256},
+                model={
+                    "layers": 3, "width": 64, "heads": 4, "kv_heads": 4, "head_size": 16, "feed_forward": 192,
+                    "block_units": 16, "window": 1, "perception_window": 8,
+                },
+                train={"steps": 1000, **_PROBE},
+            ),
+        },
+        ENDS_AND_CONTROLS,
+        lambda settings, folder: babi.prepare(settings),
+        lambda run, locality, condition: babi.measure(run, locality),
+    ),
+}  # fmt: skip

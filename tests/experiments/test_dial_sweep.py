@@ -1,0 +1,301 @@
+"""The dial study: its tasks are what they say, its controls match, its runs are kept, its arithmetic is right."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.dial_sweep import babi, blimp, page, pool, recall
+from experiments.dial_sweep.conditions import CONDITIONS, fitted
+from experiments.dial_sweep.study import Study, available, run
+from experiments.dial_sweep.tasks import TASKS
+from localist_jax import config
+from localist_jax.data import Tokenizer, corpora, valid_batches
+from localist_jax.locality import Dial
+from localist_jax.model import Transformer, forward
+from localist_jax.parallel.mesh import make_mesh
+from localist_jax.training.evaluate import SWEEP
+from localist_jax.training.run import Run, abstract_state, fresh_state
+from localist_jax.training.state import GATES, at_path
+from localist_jax.training.step import make_train_step
+
+STORY = """1 Mary moved to the bathroom.
+2 John went to the hallway.
+3 Where is Mary? \tbathroom\t1
+4 Mary went to the garden.
+5 Where is Mary? \tgarden\t4
+1 John went to the office.
+2 Where is John? \toffice\t1
+"""
+
+
+@pytest.fixture
+def corpus_root(tmp_path, monkeypatch):
+    """A folder with a little of bAbI and of BLiMP."""
+    (tmp_path / "babi" / "en-10k").mkdir(parents=True)
+    for task in babi.TASKS:
+        for split in ("train", "test"):
+            (tmp_path / "babi" / "en-10k" / f"qa{task}_x_{split}.txt").write_text(STORY)
+    (tmp_path / "blimp").mkdir()
+    (tmp_path / "blimp" / "blimp.tsv").write_text(
+        "uid\tfield\tterm\tgood\tbad\na\tb\tc\tHe didn't go, did he?\tHe didn't went, did he?\n"
+    )
+    monkeypatch.setenv(corpora.ROOT_VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+def small(**sections):
+    return TASKS["recall"].at("cpu").replace(
+        model={"layers": 2, "width": 16, "heads": 2, "kv_heads": 2, "head_size": 8, "feed_forward": 16},
+        train={"steps": 3, "save_every": 2}, **sections,
+    )  # fmt: skip
+
+
+# --- tasks -----------------------------------------------------------------------------------------
+
+
+def test_recall_asks_only_for_what_was_told_long_before():
+    settings = small()
+    rows = recall.prepare(settings).valid
+    context = settings.data.context
+    for tokens, targets in zip(rows.tokens[:50], rows.targets[:50], strict=True):
+        asked = np.flatnonzero(targets)
+        assert len(asked) == recall.PAIRS
+        for place in asked:
+            told = np.flatnonzero(tokens == tokens[place])[0]
+            assert tokens[told + 1] == targets[place]
+            assert place - told > (recall.ASKED_FROM - recall.TOLD_UNTIL) * context - 2
+
+
+def test_recall_draws_fresh_rows_for_every_seed():
+    one, other = (recall.prepare(small().replace(train={"seed": seed})) for seed in (0, 1))
+    assert not np.array_equal(one.valid.tokens, other.valid.tokens)
+    assert not np.array_equal(one.train.tokens[:50], one.valid.tokens[:50])
+
+
+def test_recall_refuses_a_context_that_is_too_short():
+    with pytest.raises(ValueError, match="do not fit a context of 16"):
+        recall.prepare(small(data={"context": 16, "batch": 4}))
+
+
+def test_babi_scores_answers_and_labels_their_support(corpus_root):
+    settings = config.resolve({"data": {"context": 64, "batch": 2, "vocab_size": 400}})
+    prepared = babi.prepare(settings)
+    said = prepared.tokenizer.decode
+    first = babi._stories(1, "test", prepared.tokenizer, 64)[0]
+    assert [said([i]) for i in first.ids[first.answers]] == [" bathroom", " garden"]
+    lines = [said(first.ids[mask[: len(first.ids)]]) for mask in first.support.values()]
+    assert lines == [" Mary moved to the bathroom.", " Mary went to the garden."]
+    scored = prepared.valid.targets[prepared.valid.targets != Tokenizer.PAD]
+    assert sorted(said([i]) for i in scored) == [" bathroom"] * 3 + [" garden"] * 3 + [" office"] * 3
+
+
+def test_babi_leaves_out_what_does_not_fit_the_context(corpus_root):
+    tokenizer = babi.prepare(
+        config.resolve({"data": {"context": 64, "batch": 2, "vocab_size": 400}})
+    ).tokenizer
+    short = babi._stories(1, "test", tokenizer, 22)[0]
+    assert len(short.ids) <= 22
+    assert short.answers.sum() == 1
+
+
+def test_blimp_is_spaced_like_wikitext(corpus_root):
+    assert blimp.pairs() == [(" He didn 't go , did he ?", " He didn 't went , did he ?")]
+
+
+def test_a_missing_corpus_is_left_out_with_a_line_that_says_where_it_belongs(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(corpora.ROOT_VARIABLE, raising=False)
+    assert available(Study(tmp_path, "cpu"), ["babi", "recall"]) == ["recall"]
+    assert "put the folder en-10k of bAbI" in capsys.readouterr().err
+
+
+# --- conditions --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", ["window", "neighbours"])
+def test_a_control_is_fitted_to_an_open_share_as_tightly_as_its_size_allows(control):
+    from experiments.dial_sweep.conditions import _share_of
+
+    settings = TASKS["recall"].at("cpu").replace(train={"steps": 1})
+    batches = valid_batches(recall.prepare(settings).valid, 64, 64)
+    size = fitted(settings, control, batches, 0.25)
+    assert (
+        _share_of(settings, control, batches, size) >= 0.25 > _share_of(settings, control, batches, size - 1)
+    )
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_every_condition_is_a_valid_configuration_with_as_many_parameters(name):
+    base = TASKS["recall"].at("cpu")
+    made = CONDITIONS[name].settings(base, 8)
+    sight = {"window": base.model.window, "perception_window": base.model.perception_window, "neighbours": 0}
+    same = dataclasses.replace(made.model, **sight)
+    assert (same, made.train, made.data) == (base.model, base.train, base.data)
+
+
+def stepped(settings, steps=2):
+    """The state after a few training steps, and the last batch."""
+    prepared = recall.prepare(settings)
+    model = Transformer(settings.model, prepared.tokenizer.vocab_size)
+    state = fresh_state(model, settings, make_mesh(settings.mesh))
+    batch = valid_batches(prepared.valid, settings.data.batch, settings.data.batch)[0]
+    step = jax.jit(make_train_step(model, settings, prepared.tokenizer.byte_lengths))
+    for _ in range(steps):
+        state, _ = step(state, batch)
+    return model, state, batch
+
+
+def test_gates_of_a_control_do_not_move():
+    priced = small(gates={"open_at_least": 0.0, "open_at_most": 0.0})
+    for name, wanted in (("always", np.zeros), ("neighbours", np.eye)):
+        settings = CONDITIONS[name].settings(priced, 8)
+        _, state, _ = stepped(settings)
+        gates = np.asarray(at_path(state.params, GATES))
+        K = settings.model.block_capacity
+        assert np.array_equal(gates, np.broadcast_to(wanted((K, K) if name == "always" else K), gates.shape))
+
+
+def test_blocks_of_neighbours_are_not_routed():
+    settings = CONDITIONS["neighbours"].settings(small(), 8)
+    model, state, batch = stepped(settings, steps=0)
+    out = forward(model, state.params, batch.tokens, Dial(1.0), state.blocks, positions=batch.positions)
+    assert out.blocks[0].tolist() == [0, *[1 + i // 8 for i in range(1, settings.data.context)]]
+
+
+def test_the_larger_scale_has_the_promised_size():
+    settings = TASKS["wikitext2"].at("gpu")
+    model = Transformer(settings.model, settings.data.vocab_size)
+    state = abstract_state(model, settings, make_mesh(settings.mesh))
+    assert 45e6 < sum(leaf.size for leaf in jax.tree.leaves(state.params)) < 60e6
+    assert settings.data.context == 1024
+
+
+# --- runs ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Study(tmp_path_factory.mktemp("study"), "cpu", steps=2)
+
+
+def test_a_run_is_measured_once_and_kept(study, monkeypatch):
+    small_settings = {"cpu": small()}
+    monkeypatch.setitem(TASKS, "recall", dataclasses.replace(TASKS["recall"], settings=small_settings))
+    figures = run(study, "recall", "any", 0)
+    assert [row["locality"] for row in figures["rows"]] == list(SWEEP)
+    assert 0 <= figures["certified_share"] <= 1
+    assert 0 <= figures["rows"][0]["accuracy"] <= 1
+    with monkeypatch.context() as patch:
+        patch.setattr("localist_jax.training.loop.train", _refuse)
+        assert run(study, "recall", "any", 0) == figures
+
+    control = run(study, "recall", "window", 0)  # fitted to the open share of the run above
+    matched = next(row["open_share"] for row in figures["rows"] if row["locality"] == 1)
+    assert control["rows"][0]["open_share"] == pytest.approx(matched, abs=0.06)
+
+
+def _refuse(*_, **__):
+    raise AssertionError("trained again")
+
+
+def test_what_is_printed_goes_to_the_log(tmp_path):
+    def loud(settings, folder):
+        os.write(2, b"from a library\n")
+
+    pool.train_and_measure(tmp_path, small(), loud, lambda run: {})
+    assert (tmp_path / "train.log").read_text() == "from a library\n"
+
+
+def test_a_folder_with_another_configuration_is_emptied(tmp_path):
+    old, new = small(), small(gates={"open_share_target": 0.3})
+    for settings in (old, new):
+        (tmp_path / "mark").touch() if settings is old else None
+        pool.train_and_measure(tmp_path, settings, _record, lambda run: {"x": 1})
+    assert not (tmp_path / "mark").exists()
+    assert pool.kept(tmp_path, old) is None
+    assert pool.kept(tmp_path, new) is not None
+
+
+def _record(settings, folder) -> Run:
+    (folder / "config.json").write_text(json.dumps({"config": settings.to_dict()}))
+    return None  # type: ignore[return-value]
+
+
+def test_workers_return_every_result(tmp_path):
+    with pool.Pool(2) as workers:
+        jobs = [(str(i), divmod, (7, i)) for i in (1, 2, 3)]
+        assert dict(workers.results(jobs, "test")) == {"1": (7, 0), "2": (3, 1), "3": (2, 1)}
+
+
+# --- the page --------------------------------------------------------------------------------------
+
+
+def invented(task):
+    """Results as the study has them: bits by condition, a little apart by seed."""
+    bits = {
+        "dense": 4.0,
+        "dense_above": 4.0,
+        "always": 5.0,
+        "any": 4.1,
+        "localist": 4.1,
+        "window": 4.8,
+        "neighbours": 4.9,
+    }
+    results = {}
+    for name, condition in CONDITIONS.items():
+        results[name] = {}
+        for seed in (0, 1, 2):
+            rows = []
+            for value in condition.localities:
+                code = bits.get(name, 4.3) + 0.01 * seed
+                row = {
+                    "locality": value, "bits_per_token": code, "bits_per_byte": code / 3, "perplexity": 2**code,
+                    "entropy_bits": 3.0 - value, "gated_mass": 0.1, "price_bits": value, "open_share": 0.2,
+                    "accuracy": 0.5,
+                }  # fmt: skip
+                if task == "wikitext2" and name in ("any", "dense"):
+                    row["blimp"] = 0.6
+                if task == "babi":
+                    names = ("accuracy", "labelled", "labelled_best", "labelled_even", "gated_mass")
+                    row |= {f"babi_{t}": dict.fromkeys(names, 0.3) for t in babi.TASKS}
+                rows.append(row)
+            results[name][seed] = {"rows": rows, "certified_share": 0.1}
+    return results
+
+
+def test_kept_benefit_is_measured_between_the_two_ends():
+    table = page.Table(invented("wikitext2"))
+    assert page.kept_benefit(table, "dense", 0.0) == pytest.approx([1.01, 1.0, 0.99])
+    assert page.kept_benefit(table, "always", 1.0) == pytest.approx([0.01, 0.0, -0.01])
+    assert page.kept_benefit(table, "any", 1.0)[1] == pytest.approx(0.9)
+    assert page.resolution(table) == pytest.approx(100.0)
+
+
+def test_the_page_has_every_table_picture_and_named_figure(tmp_path):
+    results = {task: invented(task) for task in TASKS}
+    said = {"bits_per_token": 4.0, "repeats": 0.1, "prompt": "a", "text": "b"}
+    texts = {seed: {**{f"{x:g}": said for x in SWEEP}, "dense": said} for seed in (0, 1, 2)}
+    path = page.write(results, texts, [0, 1, 2], tmp_path, "the command")
+    text = path.read_text()
+    assert "{" not in text.replace("{main}", "{")  # every picture found its place
+    for picture in ("main", "babi"):
+        assert (tmp_path / f"dial_sweep_{picture}.svg").is_file()
+        assert f"dial_sweep_{picture}.svg" in text
+    figures = json.loads((tmp_path / "dial_sweep.json").read_text())["figures"]
+    wanted = {
+        *(
+            "wikitext2_resolved",
+            "wikitext2_kept_benefit_0",
+            "wikitext2_kept_benefit_1",
+            "wikitext2_open_share",
+        ),
+        *("wikitext2_entropy_ratio_1", "wikitext2_any_over_fixed_ppl_1", "blimp_dense", "blimp_localist_1"),
+        *("recall_dense", "recall_localist_1", "recall_open_share", "recall_window_control"),
+        *("recall_block_control", "babi_1_any_1_accuracy"),
+    }
+    assert wanted <= set(figures)
+    assert figures["wikitext2_resolved"] is True
+    assert figures["wikitext2_entropy_ratio_1"] == pytest.approx([2 / 3] * 3)
