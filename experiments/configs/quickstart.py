@@ -24,7 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.model.heads = c.model.kv_heads = 4
     c.model.head_size = 48
     c.model.feed_forward = 512
-    c.model.perception_window = 32
+    c.model.perception_window = 8
+    c.optimizer.learning_rate = 6e-3
     c.train.steps = 750
     c.train.eval_every = 150
     c.train.save_every = 150

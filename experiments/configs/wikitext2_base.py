@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     c.model.blocks = c.model.block_capacity = 32
     c.model.block_units = 16
     c.model.window = 16
-    c.model.perception_window = 128
+    c.model.perception_window = 16
     c.model.dtype = "bfloat16"
     c.optimizer.learning_rate = 1e-3
     c.train.steps = 1000

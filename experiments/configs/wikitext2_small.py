@@ -24,7 +24,8 @@ def get_config() -> ConfigDict:
     c.model.heads = c.model.kv_heads = 4
     c.model.head_size = 64
     c.model.feed_forward = 640
-    c.model.perception_window = 32
+    c.model.perception_window = 8
+    c.optimizer.learning_rate = 6e-3
     c.train.steps = 3000
     c.train.eval_every = 500
     c.train.save_every = 250

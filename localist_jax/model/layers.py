@@ -92,8 +92,8 @@ def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float
 class Attention(nn.Module):
     """Attention of one layer. Localist: gates between blocks, and the dial; perception: a window, whatever the dial.
 
-    A perception layer that opened with the dial had to serve two masters, and cost every dial code length
-    (docs/measurements/dial_sweep.md). With `perception_window` 0 it is dense.
+    A perception layer that opened with the dial had to serve two masters: it cost 0.06 to 0.07 bits per token at
+    every dial (WikiText-2, 0.8 M parameters, one seed). With `perception_window` 0 it is dense.
     """
 
     config: config.Model

@@ -69,10 +69,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float], form: str = ".3f") -> str:
-    """Mean and half the range over seeds: `6.447 ± 0.012`.
+    """Mean and half the range over seeds: `6.447 ± 0.012`; of one seed its value alone.
 
     >>> spread([1.0, 2.0], ".1f")
     '1.5 ± 0.5'
     """
-    middle = sum(values) / len(values)
-    return f"{middle:{form}} ± {(max(values) - min(values)) / 2:{form}}"
+    middle, half = sum(values) / len(values), (max(values) - min(values)) / 2
+    unsigned = form.replace(".", "z.", 1)  # no −0.00
+    return f"{middle:{unsigned}} ± {half:{form}}" if len(values) > 1 else f"{middle:{unsigned}}"
