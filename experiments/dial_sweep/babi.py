@@ -7,6 +7,7 @@ on the supporting lines at the moment of the answer is compared with what an eve
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.dial_sweep.rows import one_each
 from localist_jax.config import Config
 from localist_jax.data import Batch, Prepared, Tokenizer, corpora, pack
 from localist_jax.locality import Dial
@@ -66,10 +68,6 @@ def _lines(task: int, split: str) -> Iterator[list[tuple[int, str, str, list[int
     yield story
 
 
-def _stories(task: int, split: str, tokenizer: Tokenizer, context: int) -> list[Story]:
-    return [_encode(lines, tokenizer, context) for lines in _lines(task, split)]
-
-
 def _encode(lines, tokenizer: Tokenizer, context: int) -> Story:
     parts: list[np.ndarray] = []
     spans: dict[int, slice] = {}
@@ -98,15 +96,12 @@ def prepare(settings: Config) -> Prepared:
     Raises:
       CorpusError: bAbI is not there.
     """
-    texts = {
-        split: [
-            " ".join(f"{text} {answer}".strip() for _, text, answer, _ in story)
-            for t in TASKS
-            for story in _lines(t, split)
-        ]
-        for split in ("train", "test")
-    }
-    tokenizer = Tokenizer.train([" " + text for text in texts["train"]], settings.data.vocab_size)
+    texts = (
+        " " + " ".join(f"{text} {answer}".strip() for _, text, answer, _ in story)
+        for t in TASKS
+        for story in _lines(t, "train")
+    )
+    tokenizer = Tokenizer.train(texts, settings.data.vocab_size)
     context = settings.data.context
     train = [s for t in TASKS for s in _answered(t, "train", tokenizer, context, "train")]
     valid = [s for t in TASKS for s in _answered(t, "test", tokenizer, context, "accuracy")]
@@ -124,8 +119,8 @@ def prepare(settings: Config) -> Prepared:
 
 def _answered(task: int, split: str, tokenizer: Tokenizer, context: int, purpose: str) -> list[Story]:
     """The first stories that have an answer within the context, as many as the purpose wants."""
-    stories = [s for s in _stories(task, split, tokenizer, context) if s.answers.any()]
-    return stories[: STORIES[purpose]]
+    stories = (_encode(lines, tokenizer, context) for lines in _lines(task, split))
+    return list(itertools.islice((s for s in stories if s.answers.any()), STORIES[purpose]))
 
 
 def measure(run: Run, locality: float) -> dict[str, Any]:
@@ -154,12 +149,8 @@ def measure(run: Run, locality: float) -> dict[str, Any]:
 def _alone(stories: list[Story], context: int) -> Iterator[Batch]:
     """Batches of `BATCH` rows with one story each."""
     for first in range(0, len(stories), BATCH):
-        rows = [
-            pack([s.ids], context, Tokenizer.BOS, [s.answers]).take(np.arange(1))
-            for s in stories[first : first + BATCH]
-        ]
-        empty = jax.tree.map(np.zeros_like, rows[0])
-        yield jax.tree.map(lambda *xs: np.concatenate(xs), *rows, *[empty] * (BATCH - len(rows)))
+        part = stories[first : first + BATCH]
+        yield one_each([s.ids for s in part], context, BATCH, [s.answers for s in part])
 
 
 def _right(model: Transformer, params, blocks, batch: Batch, dial: Dial):

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.dial_sweep.rows import one_each
 from localist_jax import bits
-from localist_jax.data import Batch, Tokenizer, corpora, pack
+from localist_jax.data import Batch, corpora
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer, forward
 from localist_jax.training.run import Run
@@ -52,17 +53,10 @@ def accuracy(run: Run, locality: float) -> float:
     for length in np.unique(lengths):
         alike = np.flatnonzero(lengths == length)
         for part in np.array_split(alike, -(-len(alike) // BATCH)):
-            batch = _rows([sentences[i] for i in part], int(length))
+            batch = one_each([sentences[i] for i in part], int(length), BATCH)
             codes[part] = np.asarray(read(run.state.params, run.state.blocks, batch, dial))[: len(part)]
     good, bad = codes.reshape(-1, 2).T
     return float((good < bad).mean())
-
-
-def _rows(sentences: list[np.ndarray], length: int) -> Batch:
-    """`BATCH` rows with one sentence each; rows that are left over stay empty."""
-    rows = [pack([ids], length, Tokenizer.BOS).take(np.arange(1)) for ids in sentences]
-    empty = jax.tree.map(np.zeros_like, rows[0])
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *rows, *[empty] * (BATCH - len(rows)))
 
 
 def _code(model: Transformer, params, blocks, batch: Batch, dial: Dial):

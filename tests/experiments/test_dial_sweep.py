@@ -10,6 +10,7 @@ import pytest
 
 from experiments.dial_sweep import babi, blimp, page, pool, recall
 from experiments.dial_sweep.conditions import CONDITIONS, fitted
+from experiments.dial_sweep.rows import one_each
 from experiments.dial_sweep.study import Study, available, run
 from experiments.dial_sweep.tasks import TASKS
 from localist_jax import config
@@ -85,7 +86,7 @@ def test_babi_scores_answers_and_labels_their_support(corpus_root):
     settings = config.resolve({"data": {"context": 64, "batch": 2, "vocab_size": 400}})
     prepared = babi.prepare(settings)
     said = prepared.tokenizer.decode
-    first = babi._stories(1, "test", prepared.tokenizer, 64)[0]
+    first = babi._answered(1, "test", prepared.tokenizer, 64, "accuracy")[0]
     assert [said([i]) for i in first.ids[first.answers]] == [" bathroom", " garden"]
     lines = [said(first.ids[mask[: len(first.ids)]]) for mask in first.support.values()]
     assert lines == [" Mary moved to the bathroom.", " Mary went to the garden."]
@@ -97,9 +98,17 @@ def test_babi_leaves_out_what_does_not_fit_the_context(corpus_root):
     tokenizer = babi.prepare(
         config.resolve({"data": {"context": 64, "batch": 2, "vocab_size": 400}})
     ).tokenizer
-    short = babi._stories(1, "test", tokenizer, 22)[0]
+    short = babi._answered(1, "test", tokenizer, 22, "accuracy")[0]
     assert len(short.ids) <= 22
     assert short.answers.sum() == 1
+
+
+def test_one_each_keeps_the_order_and_leaves_the_rest_empty():
+    batch = one_each(
+        [np.array([5, 6]), np.array([7, 8, 9])], 4, 3, [np.array([0, 1]) > 0, np.array([1, 0, 0]) > 0]
+    )
+    assert batch.tokens.tolist() == [[1, 5, 0, 0], [1, 7, 8, 0], [0, 0, 0, 0]]
+    assert batch.targets.tolist() == [[0, 6, 0, 0], [7, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_blimp_is_spaced_like_wikitext(corpus_root):
