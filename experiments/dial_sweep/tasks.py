@@ -92,6 +92,10 @@ def _in_cache(settings: Config, folder: Path) -> Prepared:
 
 
 _PROBE = {"eval_every": 10_000, "save_every": 500, "log_every": 50, "keep": 1}
+_SMALL = {
+    "layers": 3, "width": 64, "heads": 4, "kv_heads": 4, "head_size": 16, "feed_forward": 192, "block_units": 16,
+    "window": 1,
+}  # fmt: skip
 TASKS: dict[str, Task] = {
     "wikitext2": Task(
         "WikiText-2",
@@ -127,10 +131,7 @@ TASKS: dict[str, Task] = {
         {
             "cpu": _settings(
                 data={"corpus": "recall", "context": 64, "batch": 64, "valid_rows": 512},
-                model={
-                    "layers": 3, "width": 64, "heads": 4, "kv_heads": 4, "head_size": 16, "feed_forward": 192,
-                    "block_units": 16, "window": 1, "perception_window": 2,
-                },
+                model={**_SMALL, "perception_window": 2},
                 train={"steps": 600, **_PROBE},
             ),
         },
@@ -143,10 +144,7 @@ TASKS: dict[str, Task] = {
         {
             "cpu": _settings(
                 data={"corpus": "babi", "vocab_size": 512, "context": 128, "batch": 16, "valid_rows": 256},
-                model={
-                    "layers": 3, "width": 64, "heads": 4, "kv_heads": 4, "head_size": 16, "feed_forward": 192,
-                    "block_units": 16, "window": 1, "perception_window": 8,
-                },
+                model={**_SMALL, "perception_window": 8},
                 train={"steps": 1000, **_PROBE},
             ),
         },
