@@ -105,16 +105,16 @@ TASKS: dict[str, Task] = {
                 data={"corpus": "wikitext-2", "vocab_size": 2048, "context": 256, "batch": 4, "valid_rows": 256},
                 model={
                     "layers": 4, "width": 96, "heads": 4, "kv_heads": 4, "head_size": 24, "feed_forward": 256,
-                    "block_units": 16, "window": 1, "perception_window": 2,
+                    "blocks": 32, "block_capacity": 32, "block_units": 16, "window": 16, "perception_window": 2,
                 },
                 optimizer={"learning_rate": 6e-3},
-                train={"steps": 2400, **_PROBE},
+                train={"steps": 1800, **_PROBE},
             ),
             "gpu": _settings(
                 data={"corpus": "wikitext-2", "vocab_size": 16_384, "context": 1024, "batch": 16, "valid_rows": 128},
                 model={
                     "layers": 12, "width": 512, "heads": 8, "kv_heads": 8, "head_size": 64, "feed_forward": 1408,
-                    "router_layer": 2, "blocks": 32, "block_capacity": 32, "block_units": 16, "window": 1,
+                    "router_layer": 2, "blocks": 32, "block_capacity": 32, "block_units": 16, "window": 16,
                     "perception_window": 2, "dtype": "bfloat16",
                 },
                 optimizer={"learning_rate": 1e-3},
