@@ -26,10 +26,10 @@ ARROWS = {
     "model": FOUNDATION | {"locality", "attention"},
     "data": FOUNDATION,
     "parallel": FOUNDATION,
-    "recruitment": FOUNDATION,
+    "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
-    "report": FOUNDATION | {"locality", "model", "training"},
-    "__main__": FOUNDATION | {"locality", "training", "report"},
+    "report": FOUNDATION | {"locality", "model", "training", "recruitment"},
+    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report"},
     "__init__": set(),
 }
 

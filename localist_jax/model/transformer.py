@@ -38,6 +38,7 @@ class Output:
       logits: float32 [B, T, V].
       blocks: int32 [B, T]; the semantic block of each position.
       block_probs: float32 [B, T, K]; the router's probabilities, without noise.
+      states: [B, T, D]; what the router reads.
       stats: attention statistics with a leading layer axis, [L, B, N, T]; None unless asked for.
       cache: the cache with these tokens in it, if one was given.
     """
@@ -45,6 +46,7 @@ class Output:
     logits: chex.Array
     blocks: chex.Array
     block_probs: chex.Array
+    states: chex.Array
     stats: AttentionStats | None = None
     cache: Cache | None = None
 
@@ -56,12 +58,12 @@ class Router(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], tokens: Int[Array, "B T"], blocks: Blocks):
-        """Logits [B, T, K]."""
+        """Logits [B, T, K], and the normalised states [B, T, D] that they are linear in."""
         c = self.config
         h = Norm(c.norm_eps, name="norm")(x)
         axes = ("embed", "router_block")
         w = weight(self, "kernel", (c.width, c.block_capacity), axes, c.width, gain=FIRST_CONFIDENCE)
-        return widened(h) @ w + anchors.prior(blocks, tokens)
+        return widened(h) @ w + anchors.prior(blocks, tokens), h
 
 
 class Transformer(nn.Module):
@@ -125,13 +127,13 @@ class Transformer(nn.Module):
         x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, False), at)
 
         with jax.named_scope("router"):
-            logits = Router(c, name="router")(x, tokens, blocks)
+            logits, states = Router(c, name="router")(x, tokens, blocks)
             allowed = router.allowed_blocks(blocks.active, c.background)
             key = self.make_rng("router") if noise else None
             if c.neighbours:  # the control: nothing to learn, one block for a run of positions
                 near = jnp.minimum(1 + positions // c.neighbours, c.blocks - 1)
                 logits, key = router.CERTAIN * jax.nn.one_hot(near, c.block_capacity), None
-            ids, route, probs = router.assign(logits, allowed, key=key, noise=noise)
+            ids, route, probs = router.assign(logits, allowed, blocks, key=key, noise=noise)
             ids, route = router.with_sink(ids, route, sink)
 
         shards = self.data_shards if B % self.data_shards == 0 else 1
@@ -156,7 +158,9 @@ class Transformer(nn.Module):
         if cache is not None:
             names = ("perception", "localist")[: len(written)]
             cache = dataclasses.replace(cache, **dict(zip(names, written, strict=True)))
-        return Output(logits=logits, blocks=ids, block_probs=probs, stats=all_stats, cache=cache)
+        return Output(
+            logits=logits, blocks=ids, block_probs=probs, states=states, stats=all_stats, cache=cache
+        )
 
     def _stack(self, name: str, localist: bool, stats: Stats):
         """Scanned layers: one compiled body, parameters stacked on a leading `layers` axis."""

@@ -169,13 +169,18 @@ class Run:
         return self.tokenizer.decode([*self.tokenizer.encode(prompt).tolist(), *generation.tokens])
 
 
+def boxed_state(model: Transformer, settings: config.Config) -> TrainState:
+    """Shapes and dtypes of a run's state, its parameters and moments boxed with their logical axis names."""
+    return jax.eval_shape(lambda key: states.create(model, settings, key), jax.random.key(0))
+
+
 def abstract_state(model: Transformer, settings: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of a run's state, without making it.
 
     Raises:
       ValueError: a dimension that does not divide over its mesh axis.
     """
-    boxed = jax.eval_shape(lambda key: states.create(model, settings, key), jax.random.key(0))
+    boxed = boxed_state(model, settings)
     shardings = rules.state_shardings(boxed, mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),

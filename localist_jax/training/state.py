@@ -21,6 +21,7 @@ from localist_jax.types import Key, PyTree, struct
 
 GATES = ("localist", "attention", "gates")
 UNITS = ("localist", "units", "out")
+ROUTER = ("router", "kernel")
 MUON_MOMENTUM, ADAM_SIZE = 0.95, 0.2  # the second: root mean square of an AdamW update at learning rate 1
 FIRST_GATES = {  # by `config.Gates.pattern`: what the gates [K, K] start from
     "learned": lambda c: jnp.ones((c.block_capacity,) * 2),
