@@ -213,6 +213,52 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Recruitment:
+    """When the model takes on blocks, and what evidence that takes."""
+
+    every: int = 0  # steps between the end of a trial and the next survey; 0: off
+    start: float = 0.1  # share of the steps before the first trial
+    stop: float = 0.9  # share of the steps after which none is opened
+    horizon: int = 50  # steps of a trial
+    candidates: int = 3  # ways to divide a block that are tried side by side
+    placebos: int = 5  # random divisions beside them
+    survey: int = 8  # batches that proposals are made from
+    rate: float = 1.0  # of a newcomer's differences from its parent, as a share of the run's learning rate
+    alpha: float = 0.05  # chance of a false recruitment, in all
+    cost: str = "prequential"  # of a candidate's parameters: prequential, bic or fixed
+    bits_per_parameter: float = 0.0  # of `fixed`
+    blocks_at_most: int = 64  # the capacity may double up to here
+
+    def __post_init__(self):
+        _require(self.every >= 0, "recruitment.every", "0 (off) or more", self.every)
+        for name in ("horizon", "candidates", "survey"):
+            _require(getattr(self, name) >= 1, f"recruitment.{name}", "at least 1", getattr(self, name))
+        _require(
+            self.placebos >= 2, "recruitment.placebos", "at least 2, to know their spread", self.placebos
+        )
+        _require(
+            0 <= self.start <= self.stop <= 1,
+            "recruitment.start",
+            "0 ≤ start ≤ stop ≤ 1",
+            (self.start, self.stop),
+        )
+        _require(self.rate > 0, "recruitment.rate", "above 0", self.rate)
+        _require(0 < self.alpha < 1, "recruitment.alpha", "a probability in (0, 1)", self.alpha)
+        _require(
+            self.cost in ("prequential", "bic", "fixed"),
+            "recruitment.cost",
+            "prequential, bic or fixed",
+            self.cost,
+        )
+        _require(
+            (self.bits_per_parameter > 0) == (self.cost == "fixed"),
+            "recruitment.bits_per_parameter",
+            "above 0 for the cost model `fixed`, 0 for the others",
+            self.bits_per_parameter,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """Length of a run, and what it leaves behind."""
 
@@ -251,6 +297,7 @@ class Config:
     gates: Gates = Gates()
     router: Router = Router()
     optimizer: Optimizer = Optimizer()
+    recruitment: Recruitment = Recruitment()
     train: Train = Train()
     mesh: Mesh = Mesh()
 
@@ -261,6 +308,12 @@ class Config:
             "model.neighbours",
             f"runs of at least {-(-self.data.context // (self.model.blocks - 1))} positions to cover the context",
             self.model.neighbours,
+        )
+        _require(
+            not self.recruitment.every or self.model.block_units > 0,
+            "model.block_units",
+            "at least 1 where recruitment is on: a newcomer is told by its units",
+            self.model.block_units,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -114,6 +114,16 @@ class Run:
             },
         )
 
+    def regrown(self) -> bool:
+        """Fits settings and model to a state that has grown beyond its capacity; whether it had."""
+        capacity = self.state.blocks.active.size
+        if capacity == self.settings.model.block_capacity:
+            return False
+        self.settings = self.settings.replace(model={"block_capacity": capacity})
+        self.model = dataclasses.replace(self.model, config=self.settings.model)
+        self.__dict__.pop("evaluator", None)
+        return True
+
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint says about itself: the configuration and the topology it was saved with."""
         c = self.settings.model

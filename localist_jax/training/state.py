@@ -17,7 +17,7 @@ from localist_jax import config
 from localist_jax.locality import Blocks, Dial
 from localist_jax.locality.pricing import Pricing
 from localist_jax.model import Transformer
-from localist_jax.types import Key, PyTree, struct
+from localist_jax.types import Key, Numeric, PyTree, struct
 
 GATES = ("localist", "attention", "gates")
 UNITS = ("localist", "units", "out")
@@ -95,23 +95,31 @@ def learning_rate(settings: config.Config) -> optax.Schedule:
     )
 
 
-def optimizer(settings: config.Config) -> optax.GradientTransformation:
-    """AdamW, or Muon for the layers' matrices, with clipping; for everything but the gates. Gains are not decayed."""
-    o = settings.optimizer
+def optimizer(settings: config.Config, start: Numeric = 0) -> optax.GradientTransformation:
+    """AdamW, or Muon for the layers' matrices, with clipping; for everything but the gates. Gains are not decayed.
+
+    Args:
+      settings: the run's configuration.
+      start: step of the run at which these moments begin, for what joins it later; may be traced.
+    """
+    o, planned = settings.optimizer, learning_rate(settings)
+
+    def rate(count: Numeric) -> Any:
+        return planned(count + start)
 
     def adam(decay: float) -> optax.GradientTransformation:
-        return optax.adamw(learning_rate(settings), b1=o.b1, b2=o.b2, weight_decay=decay)
+        return optax.adamw(rate, b1=o.b1, b2=o.b2, weight_decay=decay)
 
     none = optax.set_to_zero()
     rules = {"table": adam(o.weight_decay), "vector": adam(0.0), "gate": none}
-    rules["matrix"] = rules["table"] if o.kind == "adamw" else _muon(settings)
+    rules["matrix"] = rules["table"] if o.kind == "adamw" else _muon(settings, rate)
     clip = optax.masked(
         optax.clip_by_global_norm(o.clip_norm), lambda p: _mask(p, lambda rule: rule != "gate")
     )
     return optax.chain(clip, optax.partition(rules, rule_of))
 
 
-def _muon(settings: config.Config) -> optax.GradientTransformation:
+def _muon(settings: config.Config, rate: optax.Schedule) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024), its updates scaled to the size of AdamW's, so that one learning rate serves both."""
 
     def sized(updates: PyTree, _) -> PyTree:
@@ -125,7 +133,7 @@ def _muon(settings: config.Config) -> optax.GradientTransformation:
         optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=_matrices),
         optax.stateless(sized),
         optax.add_decayed_weights(settings.optimizer.weight_decay),
-        optax.scale_by_learning_rate(learning_rate(settings)),
+        optax.scale_by_learning_rate(rate),
     )
 
 
