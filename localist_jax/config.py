@@ -29,6 +29,7 @@ class Data:
     vocab_size: int = 4096  # of the byte-level BPE trained on the corpus, specials included
     context: int = 256  # tokens per row
     batch: int = 16  # rows per step, over all devices
+    shuffle: bool = True  # off: rows come in the order of the text, as a stream does
     valid_fraction: float = 0.05  # held out where the corpus has no split of its own
     valid_rows: int = 128  # rows used by an evaluation; 0: all of them
 

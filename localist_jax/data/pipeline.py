@@ -155,17 +155,18 @@ def _best_fit(sizes: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def train_batches(
-    rows: Rows, batch: int, seed: int, *, shard: tuple[int, int] = (0, 1)
+    rows: Rows, batch: int, seed: int, *, shuffle: bool = True, shard: tuple[int, int] = (0, 1)
 ) -> grain.DatasetIterator[Batch]:
-    """Endless shuffled batches; `get_state()` and `set_state()` resume exactly.
+    """Endless batches; `get_state()` and `set_state()` resume exactly.
 
-    Each epoch visits every row once in an order of its own; a batch may span two epochs. The sequence
-    of global batches depends on (rows, batch, seed) alone, not on the number of hosts.
+    Each epoch visits every row once, in an order of its own or (`shuffle` off) in that of the text; a batch may
+    span two epochs. The sequence of global batches depends on (rows, batch, seed) alone, not on the number of hosts.
 
     Args:
       rows: packed rows, the same on every host.
       batch: rows per step over all hosts.
       seed: of the shuffle.
+      shuffle: off for text that comes as a stream.
       shard: (host, hosts); a host gets its `batch / hosts` consecutive rows of each global batch.
 
     Raises:
@@ -179,7 +180,8 @@ def train_batches(
         )
     # Grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    dataset = grain.MapDataset.range(len(rows)).shuffle(seed=spread).repeat().batch(batch)
+    order = grain.MapDataset.range(len(rows))
+    dataset = (order.shuffle(seed=spread) if shuffle else order).repeat().batch(batch)
     batches = dataset.map(lambda index: rows.take(index[mine]))
     # The rows are in memory: reader threads would only fight over the interpreter.
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))

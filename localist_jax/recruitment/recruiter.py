@@ -31,6 +31,7 @@ from localist_jax.recruitment.proposals import (
     WAYS,
     Concept,
     Proposal,
+    Survey,
     make_reader,
     placebo,
     proposals,
@@ -101,7 +102,7 @@ class Recruiter(Hook):
         active = np.asarray(state.blocks.active)
         number = int(self._trial.number)
         rng = np.random.default_rng([self._run.settings.train.seed, number])
-        ranked = _of_one_parent(proposals(found, active.tolist(), rng, self._concepts))[: r.candidates]
+        ranked = self._ranked(found, active, rng)
         if not ranked:
             return state
         births, anchors, costs = [], [], []
@@ -121,6 +122,11 @@ class Recruiter(Hook):
         self._trial = trial.opened(self._trial, state, self._run.settings, births, anchors, costs, leaving)
         self._open, self._horizon, self._is_open = ranked, step - 1 + r.horizon, True
         return state
+
+    def _ranked(self, found: Survey, active: np.ndarray, rng: np.random.Generator) -> list[Proposal]:
+        """The candidates of the next trial, all for one parent."""
+        made = proposals(found, active.tolist(), rng, self._concepts)
+        return _of_one_parent(made)[: self._run.settings.recruitment.candidates]
 
     def _birth(self, state: TrainState, place: int, proposal: Proposal, direction: np.ndarray) -> Birth:
         whole = (place, proposal.parent, int(self._trial.births) + 1)
@@ -168,7 +174,7 @@ class Recruiter(Hook):
         model = dataclasses.replace(self._run.model, config=settings.model)
         state, report = growth.grow(state, [], boxed_state(model, settings), self._run.mesh)
         self._run.state = state
-        self._run.regrown()
+        self._run.fit()
         self._compile()
         self._write(step, "enlarged", capacity=larger, seconds=round(report.seconds, 3))
         return state, capacity

@@ -89,7 +89,9 @@ def train(
     prepared = prepared or prepare(settings.data, workdir / "cache")
     mesh = meshes.make_mesh(settings.mesh)
     model = Transformer(settings.model, prepared.tokenizer.vocab_size, mesh.shape["data"], mesh)
-    batches = train_batches(prepared.train, settings.data.batch, settings.train.seed)
+    batches = train_batches(
+        prepared.train, settings.data.batch, settings.train.seed, shuffle=settings.data.shuffle
+    )
     with Checkpoints(workdir / "checkpoints", keep=settings.train.keep) as checkpoints:
         start = checkpoints.latest() or 0
         if start:
@@ -139,7 +141,7 @@ class _Loop:
     def go(self, start: int) -> None:
         settings, run = self.run.settings, self.run
         t, tokens = settings.train, settings.data.batch * settings.data.context
-        step_fn = self._compiled()
+        step_fn, built_for = self._compiled(), run.model
         place = rules.batch_sharding(run.mesh)
         progress = Progress(t.steps, start=start, tokens=tokens)
         pending: list[Metrics] = []
@@ -148,8 +150,9 @@ class _Loop:
             for hook in self.hooks:
                 if step % hook.every == 0:
                     run.state = hook(step, run.state, batch)
-            if run.regrown():
-                step_fn = self._compiled()
+            run.fit()
+            if run.model is not built_for:
+                step_fn, built_for = self._compiled(), run.model
             run.state, metrics = step_fn(run.state, batch)
             pending.append(metrics)
             if step == start + 1:

@@ -114,15 +114,13 @@ class Run:
             },
         )
 
-    def regrown(self) -> bool:
-        """Fits settings and model to a state that has grown beyond its capacity; whether it had."""
+    def fit(self) -> None:
+        """Fits settings and model to the state, which may have grown beyond their capacity."""
         capacity = self.state.blocks.active.size
-        if capacity == self.settings.model.block_capacity:
-            return False
-        self.settings = self.settings.replace(model={"block_capacity": capacity})
-        self.model = dataclasses.replace(self.model, config=self.settings.model)
-        self.__dict__.pop("evaluator", None)
-        return True
+        if capacity != self.settings.model.block_capacity:
+            self.settings = self.settings.replace(model={"block_capacity": capacity})
+            self.model = dataclasses.replace(self.model, config=self.settings.model)
+            self.__dict__.pop("evaluator", None)
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint says about itself: the configuration and the topology it was saved with."""

@@ -162,6 +162,8 @@ def test_batches_span_epochs_so_no_row_is_dropped(rows):
 def test_batches_are_a_function_of_rows_batch_and_seed(rows):
     assert take(train_batches(rows, 4, seed=3), 8) == take(train_batches(rows, 4, seed=3), 8)
     assert take(train_batches(rows, 4, seed=3), 8) != take(train_batches(rows, 4, seed=4), 8)
+    one, other = (take(train_batches(rows, 4, seed=s, shuffle=False), 8) for s in (3, 4))
+    assert one == other != take(train_batches(rows, 4, seed=3), 8)
 
 
 def test_neighbouring_seeds_do_not_share_epochs(rows):
