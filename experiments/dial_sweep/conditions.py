@@ -96,10 +96,10 @@ VARIANTS: dict[str, Condition] = {
         "gates priced from 60 % of the run", gates={"open_at_least": 0.6, "open_at_most": 0.6}
     ),
     "half_open": _variant("half the open share", gates={"open_share_target": 0.12}),
-    "blocks_16": _variant("16 blocks, not 32", model={"blocks": 16, "block_capacity": 16}),
-    "blocks_64": _variant("64 blocks", model={"blocks": 64, "block_capacity": 64}),
-    "window_1": _variant("no window: gates decide all but the position itself", model={"window": 1}),
-    "window_8": _variant("window 8, not 16", model={"window": 8}),
+    "blocks_8": _variant("8 blocks, not 16", model={"blocks": 8, "block_capacity": 8}),
+    "blocks_32": _variant("32 blocks", model={"blocks": 32, "block_capacity": 32}),
+    "window_8": _variant("window 8 in all layers", model={"window": 8, "perception_window": 8}),
+    "window_16": _variant("window 16 in the localist layers", model={"window": 16}),
     "router_2": _variant("router after layer 2, not 1", model={"router_layer": 2}),
 }
 ALL = {**CONDITIONS, **VARIANTS}
