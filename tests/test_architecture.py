@@ -29,7 +29,8 @@ ARROWS = {
     "recruitment": FOUNDATION,
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
     "report": FOUNDATION | {"locality", "model", "training"},
-    "__main__": FOUNDATION | {"locality", "training", "report"},
+    "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
+    "__main__": FOUNDATION | {"locality", "training", "report", "adopt"},
     "__init__": set(),
 }
 

@@ -62,7 +62,7 @@ def test_what_is_not_scored_has_no_target_but_is_still_read():
         [np.array([5, 6, 7]), np.array([8, 9])], 5, BOS, [np.array([0, 1, 0]) > 0, np.array([1, 0]) > 0]
     )
     assert rows.tokens.tolist() == [[1, 5, 6, 1, 8]]
-    assert rows.targets.tolist() == [[0, 6, 0, 8, 0]]
+    assert rows.targets.tolist() == [[UNSCORED, 6, UNSCORED, 8, UNSCORED]]
     assert rows.take(np.arange(1)).scored.tolist() == [[False, True, False, True, False]]
 
 
