@@ -140,7 +140,7 @@ def make_train_step(
             "gate_price": price.price,
             "gates_closed": gating.closed_share(new_gates, state.blocks.active),
             "open_share": opened,
-            "kkt_residual": jnp.where(moves, residual, 0.0)[..., 1:].mean(),
+            "kkt_residual": jnp.where(moves, residual, 0.0)[..., 1:].sum() / max(1, residual[..., 1:].size),
             "usage_min": jnp.where(usage > 0, usage, 1.0).min(),
             "usage_entropy_bits": bits.entropy(usage),
             "router_doubt_bits": bits.from_nats(doubt),
