@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localist_jax.adopt import adopt, export
+from localist_jax.adopt import adopt, export, families, shards
+from localist_jax.adopt import load as load_checkpoint
 from localist_jax.adopt.localise import localise, settings_of
+from localist_jax.adopt.tensors import tensors
 from localist_jax.config import Config, Data, resolve
 from localist_jax.data import load, valid_batches
 from localist_jax.locality import Dial
@@ -212,6 +214,24 @@ def _on_the_way(checkpoint: Path, folder: Path) -> dict[str, Any]:
     return {"roundtrip_exact": same}
 
 
+LARGE: dict[str, Any] = {
+    "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 512, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "intermediate_size": 2048, "vocab_size": 32_000, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def large_checkpoint(folder: Path) -> Path:
+    """A checkpoint of zeros, large enough that its memory is not the compiler's."""
+    if not folder.exists():
+        wanted = tensors(families.model_of(LARGE), LARGE["vocab_size"])
+        folder.mkdir(parents=True)
+        shards.write(
+            folder, ((t.name, np.zeros(t.shape, np.float32)) for t in wanted), shard_bytes=100_000_000
+        )
+        write_json(folder / "config.json", LARGE)
+    return folder
+
+
 PROBE = """
 import sys, json
 from pathlib import Path
@@ -221,18 +241,17 @@ print(json.dumps(study.memory_of(Path(sys.argv[1]))))
 
 
 def memory_of(folder: Path) -> dict[str, float]:
-    """Peak memory of reading a checkpoint, in a process of its own: bytes beyond the model, over its largest tensor."""
-    from localist_jax.adopt import families
-    from localist_jax.adopt import load as reader
-    from localist_jax.adopt.tensors import tensors
+    """Peak of resident memory while a checkpoint is read, over what the process held before; bytes.
 
+    Pages of the files that are mapped while they are read count too.
+    """
     raw = families.read_config(folder)
     settings = Config(model=families.model_of(raw)).replace(
         data={"vocab_size": families.vocabulary_of(raw)}, optimizer={"trunk": 0.0, "kind": "adamw"}
     )
     jax.block_until_ready(jnp.zeros(8) + 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    state, _ = reader(folder, settings)
+    state, _ = load_checkpoint(folder, settings)
     jax.block_until_ready(state.params)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from localist_jax import __main__ as localist
 from localist_jax.adopt import adopt, export
 from localist_jax.adopt.shards import write as write_shards
+from localist_jax.data import Tokenizer
 from localist_jax.locality import Dial
 from localist_jax.model import forward as eager_forward
 from localist_jax.model.cache import Cache
@@ -222,9 +224,46 @@ def test_tied_weights_that_were_written_twice_must_be_the_same(tmp_path):
         adopt(folder, tmp_path / "other")
 
 
-def test_what_cannot_be_exported_is_said(tiny_run, adopted, tmp_path):
-    with pytest.raises(ValueError, match="perception_window must be 0"):
-        export(tiny_run, tmp_path / "x")
+def test_what_cannot_be_exported_is_said(adopted, tmp_path):
     _, run = adopted(VARIANTS[0])
+    windowed, adding = (
+        dataclasses.replace(run, settings=run.settings.replace(model=change))
+        for change in ({"perception_window": 4}, {"block_units": 8, "dialled_units": False})
+    )
+    with pytest.raises(ValueError, match="perception_window must be 0"):
+        export(windowed, tmp_path / "x")
+    with pytest.raises(ValueError, match="localist units add to λ=0"):
+        export(adding, tmp_path / "x")
     with pytest.raises(ValueError, match=r"dtype: expected one of float32.*'int8'"):
         export(run, tmp_path / "x", "int8")
+
+
+def test_the_commands(tmp_path, capsys):
+    folder = checkpoints.write(tmp_path / "checkpoint", "llama, tied, linear", shards=2)
+    localist.main(["adopt", str(folder), "--out", str(tmp_path / "run"), "--context", "32"])
+    localist.main(["generate", str(tmp_path / "run"), "a text", "--dial", "0", "1", "--tokens", "3"])
+    localist.main(["inspect", str(tmp_path / "run"), "a text", "--dial", "0"])
+    localist.main(["export", str(tmp_path / "run"), str(tmp_path / "back")])
+    out = capsys.readouterr().out
+    assert out.count("a text") == 2
+    assert out.splitlines()[-1] == str(tmp_path / "back")
+    with pytest.raises(SystemExit):
+        localist.main(["adopt", str(folder), "--out", str(tmp_path / "run")])
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "holds a run already" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_generation_ends_at_a_stop(adopted):
+    _, run = adopted(VARIANTS[0])
+    first = run.generate(["abc"], [0.0], max_new=4, temperature=0)[0]
+    ending = dataclasses.replace(
+        run,
+        tokenizer=Tokenizer.from_json(
+            run.tokenizer.to_json(), vocab_size=checkpoints.V, stop=first.tokens[1:2]
+        ),
+    )
+    ended = ending.generate(["abc"], [0.0], max_new=4, temperature=0)[0]
+    assert (ended.tokens, ended.finish) == (first.tokens[:1], "stop")
+    assert first.tokens[1] != first.tokens[0]
