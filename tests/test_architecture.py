@@ -29,7 +29,8 @@ ARROWS = {
     "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
     "report": FOUNDATION | {"locality", "model", "training", "recruitment"},
-    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report"},
+    "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
+    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt"},
     "__init__": set(),
 }
 

@@ -23,7 +23,7 @@ from localist_jax.model.transformer import Transformer, forward
 from localist_jax.types import Numeric, PyTree
 
 BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are ever compiled
-PAD, BOS = 0, 1  # never sampled
+PAD, BOS = 0, 1  # of our own tokenizer; never sampled
 
 Constraint = Callable[[jax.Array, Sequence[Sequence[int]]], jax.Array]
 
@@ -37,7 +37,8 @@ class Generation:
       bits: code length of each under the model, before temperature, nucleus and constraint.
       price_bits, fidelity: attention statistics of the step that chose each token, mean over layers and heads;
         empty where they were not asked for.
-      finish: "length" (all that was asked for) or "context" (the context is full).
+      finish: "length" (all that was asked for), "context" (the context is full) or "stop" (a token of `stop`,
+        which is not among the tokens).
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -61,13 +62,16 @@ def generate(
     seed: int = 0,
     stats: Stats = "dense",
     constraint: Constraint | None = None,
+    bos: int | None = BOS,
+    silent: np.ndarray | None = None,
+    stop: Sequence[int] = (),
     on_tokens: Callable[[Sequence[int]], None] | None = None,
 ) -> list[Generation]:
     """Continues every prompt.
 
     Args:
       model, params, blocks: the network.
-      prompts: token ids without BOS; may be empty.
+      prompts: token ids without BOS; may be empty, where there is a BOS.
       dial: one for all, or one per request.
       context: positions of the cache, BOS included.
       max_new: tokens per request at the most.
@@ -77,21 +81,28 @@ def generate(
       stats: what is measured on the way: "dense" price and fidelity; "open" fidelity alone, so that a localist
         layer at λ=1 reads only the cache pages of open blocks; "none" nothing.
       constraint: (logits [B, V], tokens so far by request) → logits; the door for rules.
+      bos: the token in front of every prompt; None: none.
+      silent: bool [V], tokens that are never sampled; None: PAD and BOS of our own tokenizer.
+      stop: tokens that end a request.
       on_tokens: called with the new token of every request after each step.
 
     Raises:
       ValueError: no prompts, a prompt that does not fit the context, settings out of range, or a number of
         dials that is neither 1 nor the number of prompts.
     """
-    _check(prompts, context, max_new, temperature, top_p)
+    opening = [] if bos is None else [bos]
+    prompts = [[*opening, *prompt] for prompt in prompts]
+    _check(prompts, context, max_new, temperature, top_p, len(opening))
     B = len(prompts)
+    if silent is None:
+        silent = np.arange(model.vocab_size) <= BOS
     if not isinstance(dial, Dial):
         dial = Dial.for_requests(dial)
     dial = dial.broadcast(B, model.config.layers, model.config.heads)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
 
     done = [Generation() for _ in prompts]
-    lengths = np.array([len(prompt) + 1 for prompt in prompts])
+    lengths = np.array([len(prompt) for prompt in prompts])
     tokens, positions, segments = _pad(prompts, context)
     cache = Cache.create(model.config, B, context)
     at = lengths - 1
@@ -99,11 +110,13 @@ def generate(
         read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, stats=stats)
         logits, figures, cache = read
         free = logits if constraint is None else constraint(logits, [g.tokens for g in done])
-        chosen, code = _sample(free, logits, keys, step, temperature, top_p)
+        chosen, code = _sample(free, logits, silent, keys, step, temperature, top_p)
         chosen, code, figures = jax.device_get((chosen, code, figures))
         running = lengths + step <= context
         for r, generation in enumerate(done):
-            if running[r]:
+            if int(chosen[r]) in stop and generation.finish == "length" and running[r]:
+                generation.finish = "stop"
+            elif running[r] and generation.finish == "length":
                 generation.tokens.append(int(chosen[r]))
                 generation.bits.append(float(code[r]))
                 for name, values in figures.items():
@@ -112,23 +125,28 @@ def generate(
             on_tokens(chosen.tolist())
         next_position = lengths + step
         tokens, positions = chosen[:, None].astype(np.int32), next_position[:, None].astype(np.int32)
-        segments = (next_position < context).astype(np.int32)[:, None]
+        going = [generation.finish == "length" for generation in done]
+        segments = ((next_position < context) & going).astype(np.int32)[:, None]
         at = np.zeros(B, np.int32)
         if not segments.any():
             break
     for generation in done:
-        generation.finish = "length" if len(generation.tokens) == max_new else "context"
+        if generation.finish == "length" and len(generation.tokens) < max_new:
+            generation.finish = "context"
     return done
 
 
-def _check(prompts, context, max_new, temperature, top_p) -> None:
+def _check(prompts, context, max_new, temperature, top_p, opening) -> None:
     if not prompts:
         raise ValueError("generate: no prompts were given")
     for r, prompt in enumerate(prompts):
-        if len(prompt) + 1 > context:
+        if not prompt:
+            raise ValueError(f"generate: prompt {r} is empty, and this model has no BOS to begin with")
+        if len(prompt) > context:
+            after = " after BOS" if opening else ""
             raise ValueError(
-                f"generate: prompt {r} has {len(prompt)} tokens, but the context holds {context - 1} after BOS; "
-                "shorten the prompt, or train with a larger config.data.context"
+                f"generate: prompt {r} has {len(prompt) - opening} tokens, but the context holds "
+                f"{context - opening}{after}; shorten the prompt, or use a larger config.data.context"
             )
     if max_new < 1:
         raise ValueError(f"generate: max_new must be at least 1, got {max_new}")
@@ -139,14 +157,14 @@ def _check(prompts, context, max_new, temperature, top_p) -> None:
 
 
 def _pad(prompts, context):
-    """BOS and prompt of every request, padded to a common bucket: tokens, positions, segments [B, T]."""
-    longest = max(len(prompt) for prompt in prompts) + 1
+    """The prompt of every request, padded to a common bucket: tokens, positions, segments [B, T]."""
+    longest = max(len(prompt) for prompt in prompts)
     width = min(context, -(-longest // BUCKET) * BUCKET)
     tokens = np.full((len(prompts), width), PAD, np.int32)
     segments = np.zeros_like(tokens)
     for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt) + 1] = [BOS, *prompt]
-        segments[row, : len(prompt) + 1] = 1
+        tokens[row, : len(prompt)] = prompt
+        segments[row, : len(prompt)] = 1
     return tokens, np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape), segments
 
 
@@ -182,14 +200,14 @@ def _read(
 def _sample(
     free: Float[Array, "B V"],
     logits: Float[Array, "B V"],
+    silent,
     keys,
     step: Numeric,
     temperature: Numeric,
     top_p: Numeric,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws from the nucleus of softmax(free/temperature); code length under softmax(logits)."""
-    special = jnp.arange(free.shape[-1]) <= BOS
-    free = jnp.where(special, -jnp.inf, free)
+    free = jnp.where(silent, -jnp.inf, free)
     scaled = free / jnp.maximum(temperature, 1e-6)
     by_rank = jnp.sort(jax.nn.softmax(scaled), descending=True)
     before = jnp.cumsum(by_rank, -1) - by_rank

@@ -1,7 +1,7 @@
 """The localist transformer: perception layers, one semantic router, localist layers.
 
-Llama/Qwen3 family (RMSNorm, rotary positions, grouped-query attention, QK-norm, SwiGLU, tied
-embeddings) with a router that assigns every position a block, and attention that a dial moves from
+Llama/Qwen3 family (RMSNorm, rotary positions, grouped-query attention, QK-norm or none, SwiGLU, tied
+or untied embeddings) with a router that assigns every position a block, and attention that a dial moves from
 distributed to localist. Used functionally: `init` gives a parameter pytree, `apply` reads it.
 """
 
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         """Next-token logits, blocks and statistics.
 
         Args:
-          tokens: ids; position 0 of every segment holds the BOS token (the sink).
+          tokens: ids; position 0 of every segment is the sink (block 0): BOS, or whatever token stands there.
           dial: traced; broadcastable to [B, L, N].
           blocks: traced; active blocks and their anchors.
           positions, segments: of packed rows; default: one segment that fills the row.
@@ -151,8 +151,10 @@ class Transformer(nn.Module):
 
         with jax.named_scope("logits"):
             x = Norm(c.norm_eps, name="final_norm")(x)
+            shape, axes = embedding.shape, ("vocab", "embed")
+            head = embedding if c.tied else weight(self, "head", shape, axes, c.width)
             logits = jnp.einsum(
-                "BTD,VD->BTV", x, embedding.astype(x.dtype), preferred_element_type=widened(x).dtype
+                "BTD,VD->BTV", x, head.astype(x.dtype), preferred_element_type=widened(x).dtype
             )
         all_stats = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
         if cache is not None:

@@ -224,6 +224,7 @@ def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch):
         model, params, batch.tokens, dial, blocks, positions=batch.positions, segments=batch.segments
     )
     excess = jax.nn.softmax(out.logits) - jax.nn.one_hot(batch.targets, out.logits.shape[-1])
-    slopes = jnp.einsum("BTV,VD->BTD", excess, params["embedding"])
+    head = params["embedding"] if c.tied else params["head"]
+    slopes = jnp.einsum("BTV,VD->BTD", excess, head)
     code = bits.code_length(out.logits, batch.targets)
     return out.states.astype(jnp.float32), slopes, out.blocks, code

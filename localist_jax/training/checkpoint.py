@@ -31,6 +31,7 @@ HINTS = {
     "blocks": "set config.model.block_capacity and anchor_capacity as in the checkpoint, or grow it",
     "pairs": "set config.model.block_capacity as in the checkpoint, or grow it",
     "embedding": "set config.data.vocab_size and config.model.width as in the checkpoint",
+    "params/head": "set config.model.tied as in the checkpoint",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def train(
     command: str = "",
     hooks: Sequence[Hook] = (),
     prepared: Prepared | None = None,
+    begin: Callable[[TrainState], TrainState] | None = None,
 ) -> Run:
     """Trains, or resumes, until `settings.train.steps` are done.
 
@@ -80,6 +81,7 @@ def train(
       command: what the user typed, for the record.
       hooks: called before every `hook.every`-th step.
       prepared: what to train on; None prepares the corpus that the settings name.
+      begin: fresh state → the one that step 0 begins with, such as one with weights from elsewhere.
 
     Raises:
       TrainingDiverged: loss or parameters became NaN or infinite.
@@ -100,6 +102,7 @@ def train(
             batches.set_state(cursor)
         else:
             state = fresh_state(model, settings, mesh)
+            state = begin(state) if begin else state
         run = Run(workdir, settings, model, prepared.tokenizer, state, mesh, prepared)
         run.record(command)
         with Journal(workdir, resume_step=start) as journal:

@@ -97,8 +97,13 @@ class Run:
             state, _ = checkpoints.restore(abstract_state(model, settings, mesh), manifest["step"])
         return cls(workdir, settings, model, tokenizer, state, mesh)
 
-    def record(self, command: str) -> None:
-        """Writes config.json and tokenizer.json: what the run is made of, with what, on what, when."""
+    def record(self, command: str, data: dict[str, Any] | None = None) -> None:
+        """Writes config.json and tokenizer.json: what the run is made of, with what, on what, when.
+
+        Args:
+          command: what the user typed.
+          data: about what it was trained on; None: the corpus.
+        """
         self.tokenizer.save(self.workdir / "tokenizer.json")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         write_json(
@@ -110,7 +115,7 @@ class Run:
                 "machine": machine(),
                 "date": datetime.date.today().isoformat(),
                 "parameters": parameters,
-                "data": self.data.describe(),
+                "data": self.data.describe() if data is None else data,
             },
         )
 
@@ -136,7 +141,8 @@ class Run:
     @cached_property
     def data(self) -> Prepared:
         """The corpus, tokenised and packed."""
-        return self.prepared or prepare(self.settings.data, self.workdir / "cache")
+        given = self.tokenizer if self.settings.data.tokenizer else None
+        return self.prepared or prepare(self.settings.data, self.workdir / "cache", given)
 
     @cached_property
     def valid(self) -> list[Batch]:
@@ -169,6 +175,9 @@ class Run:
             ids,
             dial,
             context=self.settings.data.context,
+            bos=self.tokenizer.bos,
+            silent=self.tokenizer.silent,
+            stop=self.tokenizer.stop,
             **options,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import chex
@@ -111,12 +112,15 @@ def optimizer(settings: config.Config, start: Numeric = 0) -> optax.GradientTran
         return optax.adamw(rate, b1=o.b1, b2=o.b2, weight_decay=decay)
 
     none = optax.set_to_zero()
-    rules = {"table": adam(o.weight_decay), "vector": adam(0.0), "gate": none}
+    rules = {"table": adam(o.weight_decay), "vector": adam(0.0), "gate": none, "frozen": none}
     rules["matrix"] = rules["table"] if o.kind == "adamw" else _muon(settings, rate)
+    by_path = partial(rule_of, trunk=o.trunk)
     clip = optax.masked(
-        optax.clip_by_global_norm(o.clip_norm), lambda p: _mask(p, lambda rule: rule != "gate")
+        optax.clip_by_global_norm(o.clip_norm),
+        lambda p: jax.tree.map(lambda rule: rule not in ("gate", "frozen"), by_path(p)),
     )
-    return optax.chain(clip, optax.partition(rules, rule_of))
+    slower = optax.masked(optax.scale(o.trunk), trunk_mask)
+    return optax.chain(clip, optax.partition(rules, by_path), slower if 0 < o.trunk < 1 else optax.identity())
 
 
 def _muon(settings: config.Config, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -155,13 +159,13 @@ def _matrices(params: PyTree) -> PyTree:
 RULES = {  # by the last name on a parameter's path; every parameter must be here
     "gates": "gate",
     "gain": "vector",
-    **dict.fromkeys(("embedding", "kernel"), "table"),
+    **dict.fromkeys(("embedding", "head", "kernel"), "table"),
     **dict.fromkeys(("query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"),
 }
 
 
-def rule_of(params: PyTree) -> PyTree:
-    """The optimizer rule of every parameter.
+def rule_of(params: PyTree, trunk: float = 1.0) -> PyTree:
+    """The optimizer rule of every parameter; with `trunk` 0 those of the trunk are "frozen".
 
     Raises:
       ValueError: a parameter that no rule covers, by its path.
@@ -172,8 +176,20 @@ def rule_of(params: PyTree) -> PyTree:
             raise ValueError(
                 f"optimizer: no rule covers parameter {'/'.join(path)}; add it to training.state.RULES"
             )
-    return traverse_util.unflatten_dict({path: RULES[path[-1]] for path in flat})
+    rules = {path: RULES[path[-1]] if trunk or not in_trunk(path) else "frozen" for path in flat}
+    return traverse_util.unflatten_dict(rules)
 
 
-def _mask(params: PyTree, wanted) -> PyTree:
-    return jax.tree.map(wanted, rule_of(params))
+def in_trunk(path: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to what any transformer has: all but router, gates and localist units.
+
+    >>> in_trunk(("embedding",)), in_trunk(("router", "norm", "gain")), in_trunk(GATES)
+    (True, False, False)
+    """
+    return path[0] != "router" and "units" not in path and path[-1] != "gates"
+
+
+def trunk_mask(params: PyTree) -> PyTree:
+    """`in_trunk` of every parameter."""
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: in_trunk(path) for path in flat})
