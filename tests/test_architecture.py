@@ -29,7 +29,8 @@ ARROWS = {
     "recruitment": FOUNDATION,
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
     "report": FOUNDATION | {"locality", "model", "training"},
-    "__main__": FOUNDATION | {"locality", "training", "report"},
+    "rules": FOUNDATION | {"locality", "model", "training"},
+    "__main__": FOUNDATION | {"locality", "training", "report", "rules"},
     "__init__": set(),
 }
 

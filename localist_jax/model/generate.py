@@ -102,9 +102,7 @@ def generate(
     at = lengths - 1
     for step in range(max_new):
         rules = guide.steering(written)
-        read = _read(
-            model, params, blocks, cache, tokens, positions, segments, at, dial, rules, stats=stats
-        )
+        read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, rules, stats=stats)
         logits, figures, by_layer, cache = read
         chosen, code = _sample(guide(logits, written), logits, keys, step, temperature, top_p)
         chosen, code, figures, by_layer = jax.device_get((chosen, code, figures, by_layer))

@@ -100,7 +100,12 @@ def _promised(into: Steering, r: int, model: Any, bound, far: set[int], position
     promised[part] = np.where(
         targets[part] > 0,
         certificates.target_fidelity_bound(
-            into.gain[r, part], into.beta[r, part], bound, np.maximum(targets[part], 1), near + sink, rest[part]
+            into.gain[r, part],
+            into.beta[r, part],
+            bound,
+            np.maximum(targets[part], 1),
+            near + sink,
+            rest[part],
         ),
         0.0,
     )

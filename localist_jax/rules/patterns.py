@@ -8,26 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import llguidance
 import numpy as np
+import re2
 
-MISSING = "regular expressions in rules need llguidance and RE2; pip install 'localist_jax[grammars]'"
 END = 1  # BOS, which is never sampled, stands for the end of the output
-
-
-def _library() -> Any:
-    try:
-        import llguidance
-    except ImportError as error:
-        raise ValueError(MISSING) from error
-    return llguidance
 
 
 def problem_with_regex(regex: str) -> str:
     """What is wrong with a regular expression; "" if nothing is: enforcement and checker both take it."""
-    try:
-        import re2
-    except ImportError as error:
-        raise ValueError(MISSING) from error
     options = re2.Options()
     options.log_errors = False
     options.max_mem = 1 << 23
@@ -41,9 +30,8 @@ def problem_with_regex(regex: str) -> str:
 
 def problem_with_grammar(grammar: str) -> str:
     """What is wrong with a grammar; "" if nothing is."""
-    library = _library()
     try:
-        return _short(library.LLMatcher.validate_grammar(library.grammar_from("grammar", grammar)))
+        return _short(llguidance.LLMatcher.validate_grammar(llguidance.grammar_from("grammar", grammar)))
     except (ValueError, UnicodeEncodeError) as error:
         return _short(error)
 
@@ -76,16 +64,14 @@ class Engine:
 
     def __init__(self, tokenizer: Any):
         """From a `data.Tokenizer`."""
-        library = _library()
-        self._library, self._size = library, tokenizer.vocab_size
-        self._inner = library.LLTokenizer(
-            library.TokenizerWrapper(_Vocabulary(tokenizer)), n_vocab=tokenizer.vocab_size
-        )
+        self._size = tokenizer.vocab_size
+        wrapped = llguidance.TokenizerWrapper(_Vocabulary(tokenizer))
+        self._inner = llguidance.LLTokenizer(wrapped, n_vocab=tokenizer.vocab_size)
 
     def format(self, regex: str = "", grammar: str = "") -> Matcher:
         """Follows an output that is to have this form."""
-        text = grammar or _lark(regex)
-        return Matcher(self._library.LLMatcher(self._inner, self._library.grammar_from("grammar", text)), self._size)
+        source = llguidance.grammar_from("grammar", grammar or _lark(regex))
+        return Matcher(llguidance.LLMatcher(self._inner, source), self._size)
 
     def without(self, regex: str) -> Matcher:
         """Follows an output that is not to contain a match."""

@@ -56,9 +56,7 @@ class Program:
 
         concepts = [atom.concept for atom in self.atoms]
         concepts += [name for rule in self.active if rule.attend for name in rule.attend.to]
-        anchors = {
-            name: [Pattern.of(a) for a in rules.anchors(name)] for name in dict.fromkeys(concepts)
-        }
+        anchors = {name: [Pattern.of(a) for a in rules.anchors(name)] for name in dict.fromkeys(concepts)}
         wanted = [pattern for one in effects for pattern in one.demanded]
         self.places = Places([*(p for ps in anchors.values() for p in ps), *wanted])
         number = {pattern: i for i, pattern in enumerate(self.places.patterns)}
@@ -89,7 +87,9 @@ class Program:
             for options in one.demands
         ]
         self.always = self._mask(
-            np.concatenate([vocabulary.containing(b.pattern) for b in self.bans if not self._plain(b)] or [[]])
+            np.concatenate(
+                [vocabulary.containing(b.pattern) for b in self.bans if not self._plain(b)] or [[]]
+            )
         )
         self._masks: dict[tuple[tuple[int, ...], bool], np.ndarray] = {}
         self._biases: dict[tuple[int, ...], tuple[np.ndarray, dict[tuple[int, ...], list]]] = {}

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from localist_jax.rules import language as lang
+from localist_jax.rules import patterns
 from localist_jax.rules.folding import Pattern
 from localist_jax.rules.language import RuleError, RuleSet
 
@@ -257,9 +258,7 @@ class _Reader:
         kind = kinds[0]
         value, inner = parts[kind], f"{path}.{kind}"
         if kind in ("present", "absent"):
-            within = (
-                self.whole(parts["within"], f"{path}.within", 1, 100_000) if "within" in parts else 0
-            )
+            within = self.whole(parts["within"], f"{path}.within", 1, 100_000) if "within" in parts else 0
             sentence = self.flag(parts["sentence"], f"{path}.sentence") if "sentence" in parts else False
             if within and sentence:
                 raise self.error(node, path, "expected within or sentence, got both")
@@ -297,8 +296,6 @@ class _Reader:
         return lang.Item(regex=self.regex(parts["regex"], f"{path}.regex"))
 
     def regex(self, node: yaml.Node, path: str) -> str:
-        from localist_jax.rules import patterns
-
         text = self.text(node, path, lang.LONGEST_PATTERN)
         problem = patterns.problem_with_regex(text)
         if problem:
@@ -319,16 +316,12 @@ class _Reader:
 
     def prefer(self, node: yaml.Node, path: str) -> tuple[tuple[lang.Item, ...], float]:
         parts = self.fields(node, path, {"items": True, "bits": True})
-        found = self.items(
-            parts["items"], f"{path}.items", lambda n, p: self.item(n, p, {"concept": False})
-        )
+        found = self.items(parts["items"], f"{path}.items", lambda n, p: self.item(n, p, {"concept": False}))
         if not found:
             raise self.error(node, f"{path}.items", "expected at least one phrase, got none")
         return found, self.number(parts["bits"], f"{path}.bits", 1e-6, 40)
 
     def format(self, node: yaml.Node, path: str) -> lang.Format:
-        from localist_jax.rules import patterns
-
         parts = self.fields(node, path, {"regex": False, "grammar": False})
         if len(parts) != 1:
             raise self.error(node, path, "expected exactly one of regex and grammar")

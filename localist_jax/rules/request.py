@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from localist_jax.rules import patterns
+from localist_jax.rules.folding import is_word
 from localist_jax.rules.language import Format, Present
 from localist_jax.rules.program import Program
 from localist_jax.rules.text import Text
@@ -59,11 +60,7 @@ class Request:
         self._forced = None
         self._sticky: set[int] = set()
         holds = [program.truth_to_rules(truth) for truth in self._truths()]
-        wanted = [
-            rule
-            for i, rule in enumerate(program.active)
-            if rule.format and any(h[i] for h in holds)
-        ]
+        wanted = [rule for i, rule in enumerate(program.active) if rule.format and any(h[i] for h in holds)]
         chosen = max(wanted, key=lambda rule: rule.priority).format if wanted else None
         if chosen is None or engine is None:
             self.formats = None
@@ -240,11 +237,11 @@ class Request:
             at = after.find(pattern.text, max(0, start - len(pattern.text) + 1))
             while at >= 0:
                 end = at + len(pattern.text)
-                complete = pattern.begins(after[at - 1 : at] if at else "") and pattern.ends(after[end : end + 1])
+                complete = pattern.begins(after[at - 1 : at] if at else "") and pattern.ends(
+                    after[end : end + 1]
+                )
                 known = at <= start
-                if complete and (
-                    not known or i in self.bans or i in self.program.banned(self.holds_at(at))
-                ):
+                if complete and (not known or i in self.bans or i in self.program.banned(self.holds_at(at))):
                     return True
                 at = after.find(pattern.text, at + 1)
         return False
@@ -294,8 +291,6 @@ class Request:
         return one
 
     def _begins_no_word(self) -> np.ndarray:
-        from localist_jax.rules.folding import is_word
-
         return np.array([bool(text) and not is_word(text[0]) for text in self.program.vocabulary.folded])
 
     def bias(self) -> np.ndarray | None:

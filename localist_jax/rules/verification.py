@@ -12,6 +12,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import re2
+import z3
+
 from localist_jax.rules import language as lang
 from localist_jax.rules.effects import Effects, lifting, together
 from localist_jax.rules.folding import Pattern
@@ -82,9 +85,6 @@ class _Proof:
     """The propositions of one rule set, and questions about them."""
 
     def __init__(self, rules: RuleSet):
-        import z3
-
-        self.z3: Any = z3
         self.rules = rules
         everything = {atom for rule in rules.rules for atom in lang.atoms(rule.when)}
         self.truth = {atom: z3.Bool(f"p{i}") for i, atom in enumerate(sorted(everything, key=str))}
@@ -103,47 +103,45 @@ class _Proof:
                 kind = a.concept in self.rules.kinds(b.concept) and _nearer(a, b)
                 inside = b.concept in follows.get(a.concept, ()) and not (b.within or b.sentence)
                 if kind or inside:
-                    yield self.z3.Implies(self.truth[a], self.truth[b])
+                    yield z3.Implies(self.truth[a], self.truth[b])
 
     def _formula(self, condition: lang.Condition):
         if isinstance(condition, Present):
             return self.truth[condition]
         if isinstance(condition, lang.Not):
-            return self.z3.Not(self._formula(condition.part))
-        join = self.z3.And if isinstance(condition, lang.All) else self.z3.Or
+            return z3.Not(self._formula(condition.part))
+        join = z3.And if isinstance(condition, lang.All) else z3.Or
         return join(*[self._formula(part) for part in condition.parts])
 
     def example(self, formulas: Sequence[Any], fewest: Iterable[Any] = ()):
         """A context in which the formulas hold together (with as few of `fewest` true as can be), or None."""
         fewest = list(fewest)
-        solver = self.z3.Optimize() if fewest else self.z3.Solver()
+        solver = z3.Optimize() if fewest else z3.Solver()
         solver.set("timeout", PATIENCE)
         solver.add(*self.background, *formulas)
         for proposition in fewest:
-            solver.add_soft(self.z3.Not(proposition))
+            solver.add_soft(z3.Not(proposition))
         answer = solver.check()
-        if answer == self.z3.unknown:
+        if answer == z3.unknown:
             raise RuleError("rules: the solver gave up on this set; split it, or make its conditions simpler")
-        return solver.model() if answer == self.z3.sat else None
+        return solver.model() if answer == z3.sat else None
 
     def conflict(self, one: Effects, options, everyone: list[Effects]) -> list[Finding]:
         """Whether a requirement can be impossible: each of its phrases banned, by rules that hold together."""
         blockers = [self._blockers(one, phrase, pattern, everyone) for phrase, pattern in options]
         if not all(blockers):
             return []
-        chosen = {rule.id: self.z3.Bool(f"in {rule.id}") for by in blockers for rule, _ in by}
+        chosen = {rule.id: z3.Bool(f"in {rule.id}") for by in blockers for rule, _ in by}
 
         def all_blocked(by_option):
-            return [
-                self.z3.Or(*[self.z3.And(chosen[rule.id], holds) for rule, holds in by]) for by in by_option
-            ]
+            return [z3.Or(*[z3.And(chosen[rule.id], holds) for rule, holds in by]) for by in by_option]
 
         mine = self.holds[one.rule.id]
         fixed = [[(r, h) for r, h in by if r.priority > one.rule.priority] for by in blockers]
-        decided = self.z3.And(*[self.z3.Or(*[h for _, h in by]) for by in fixed])
+        decided = z3.And(*[z3.Or(*[h for _, h in by]) for by in fixed])
         found: list[Finding] = []
         for kind, extra in (
-            ("contradiction", [*all_blocked(blockers), self.z3.Not(decided)]),
+            ("contradiction", [*all_blocked(blockers), z3.Not(decided)]),
             ("overridden", all_blocked(fixed)),
         ):
             context = self.example([mine, *extra], chosen.values())
@@ -171,16 +169,16 @@ class _Proof:
         for other in everyone:
             if other.rule.priority < one.rule.priority or not together(other.rule, one.rule):
                 continue
-            hits = [
-                self._banned(ban, other.rule) for ban in other.bans if ban.implied_by(pattern)
-            ] + [self.holds[other.rule.id] for regex in other.regexes if _matches(regex, phrase)]
+            hits = [self._banned(ban, other.rule) for ban in other.bans if ban.implied_by(pattern)] + [
+                self.holds[other.rule.id] for regex in other.regexes if _matches(regex, phrase)
+            ]
             if hits:
-                found.append((other.rule, self.z3.Or(*hits)))
+                found.append((other.rule, z3.Or(*hits)))
         return found
 
     def _banned(self, ban: Pattern, rule: Rule):
-        lifted = [self.z3.Not(self.holds[by.id]) for by in lifting(ban, rule, self.everyone)]
-        return self.z3.And(self.holds[rule.id], *lifted)
+        lifted = [z3.Not(self.holds[by.id]) for by in lifting(ban, rule, self.everyone)]
+        return z3.And(self.holds[rule.id], *lifted)
 
     def format_conflicts(self, with_format: list[Rule]) -> list[Finding]:
         """Pairs that ask for different formats of the same output."""
@@ -200,7 +198,7 @@ class _Proof:
 
     def always_covered(self, rule: Rule, by: list[Rule]) -> bool:
         """Whether one of `by` holds wherever the rule does."""
-        others = [self.z3.Not(self.holds[other.id]) for other in by]
+        others = [z3.Not(self.holds[other.id]) for other in by]
         return self.example([self.holds[rule.id], *others]) is None
 
     def _in(self, context, chosen, rule: Rule) -> bool:
@@ -245,8 +243,6 @@ def _implied_concepts(rules: RuleSet, names: set[str]) -> dict[str, set[str]]:
 
 
 def _matches(regex: str, phrase: str) -> bool:
-    import re2
-
     return re2.search(regex, phrase) is not None
 
 
@@ -273,7 +269,9 @@ def _shadows(proof: _Proof, alive: list[Effects]) -> list[Finding]:
             shadowed.add(one.rule.id)
             names = _names(list(dict.fromkeys(by)))
             ids = (one.rule.id, *dict.fromkeys(rule.id for rule in by))
-            words = f"rule {one.rule} adds nothing: {names} always do{'es' if len(ids) == 2 else ''} what it does"
+            words = (
+                f"rule {one.rule} adds nothing: {names} always do{'es' if len(ids) == 2 else ''} what it does"
+            )
             found.append(Finding("shadowed", ids, words))
     return found
 
@@ -293,8 +291,10 @@ def _covers(rules: RuleSet, one: Effects):
     if rule.attend:
         yield lambda other: _attends_as_much(other.rule, rule)
     if rule.prefer:
-        yield lambda other: set(rule.prefer) <= set(other.rule.prefer) and (
-            other.rule.prefer_bits >= rule.prefer_bits
+        yield (
+            lambda other: (
+                set(rule.prefer) <= set(other.rule.prefer) and (other.rule.prefer_bits >= rule.prefer_bits)
+            )
         )
     if rule.format:
         yield lambda other: other.rule.format == rule.format
