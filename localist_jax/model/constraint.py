@@ -20,7 +20,7 @@ class Constraint:
     """Does nothing; each method may be overridden. `generate` calls them in this order."""
 
     def start(self, prompts: Tokens, budgets: Sequence[int], context: int) -> None:
-        """Before the first step: prompts without BOS, the most tokens that each request can get, and the cache's size."""
+        """Before the first step: prompts without BOS, the tokens that each can get at most, and the cache's size."""
 
     def steering(self, written: Tokens) -> Steering | None:
         """What attention rules ask of the step that reads the last token; the same structure at every step."""
@@ -44,4 +44,5 @@ class Function(Constraint):
         self._function = function
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
+        """What the function returns."""
         return self._function(logits, written)

@@ -110,7 +110,7 @@ def generate(
             if reason and open_ended[r] and step < budgets[r]:
                 done[r].finish, open_ended[r] = reason, False
         running = open_ended & (step < budgets)
-        for r in np.flatnonzero(running):
+        for r in np.flatnonzero(running).tolist():
             done[r].tokens.append(int(chosen[r]))
             done[r].bits.append(float(code[r]))
             for name, values in figures.items():
@@ -125,7 +125,7 @@ def generate(
         at = np.zeros(B, np.int32)
         if not segments.any():
             break
-    for r in np.flatnonzero(open_ended):
+    for r in np.flatnonzero(open_ended).tolist():
         done[r].finish = "length" if budgets[r] == max_new else "context"
     return done
 

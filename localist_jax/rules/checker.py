@@ -233,11 +233,13 @@ def _normal(character: str) -> str:
     if character == "\u2800" or character.isspace():
         return " "
     out = ""
-    bare = [c for c in unicodedata.normalize("NFKD", character) if unicodedata.category(c)[0] != "M"]
+    bare = [
+        c for c in unicodedata.normalize("NFKD", character) if unicodedata.category(c) not in ("Mn", "Me")
+    ]
     for part in unicodedata.normalize("NFKD", "".join(bare).casefold()):
         if part.isspace():
             out += " "
-        elif part in "\u115f\u1160" or unicodedata.category(part) in ("Cf", "Cc", "Cs"):
+        elif part in "\u115f\u1160" or unicodedata.category(part) in ("Mn", "Me", "Cf", "Cc", "Cs"):
             continue
         elif ord(part) < 128:
             out += part.lower()

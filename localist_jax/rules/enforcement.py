@@ -214,6 +214,6 @@ def _logit_bound(model: config.Model, params: PyTree) -> np.ndarray:
     if params is None or not model.qk_norm or not shape[0]:
         return np.full(shape, np.inf)
     attention = params["localist"]["attention"]
-    gains = (np.asarray(attention[name]["gain"]) for name in ("query_norm", "key_norm"))
-    bound = certificates.logit_bound(*gains, dtype=model.dtype)
+    q_gain, k_gain = (np.asarray(attention[name]["gain"]) for name in ("query_norm", "key_norm"))
+    bound = certificates.logit_bound(q_gain, k_gain, dtype=model.dtype)
     return np.broadcast_to(bound[:, None], shape).copy()

@@ -15,8 +15,9 @@
 
 **Text** is prompt and output. A *phrase* is looked for without regard to case, accents, look-alikes, invisible
 characters and the kind of white space (`folding`), as whole words; a `*` at its beginning or end leaves that end open.
-A concept is *present* where one of its anchors, or one of its children's, ends before the place in question; `within: n`:
-no more than n words before it; `sentence: true`: with no end of a sentence (. ! ? before white space) between.
+A concept is *present* where one of its anchors, or one of its children's, ends before the place in question;
+`within: n`: no more than n words before it; `sentence: true`: with no end of a sentence (. ! ? before white space)
+between.
 
 **Output.** `forbid`: a phrase must not be completed in the output if the rule holds where the phrase begins. `require`:
 once the rule has held at any place from the end of the prompt on, the output must contain the phrase (of a concept:
@@ -27,7 +28,8 @@ prompt; the output is that regular expression or grammar, and nothing else.
 but the concepts' anchors (and self, sink and window) by that λ; `fidelity` also raises the anchors' odds, so far
 that at least that share of attention lies on them, whatever the input.
 
-A higher `priority` wins: its requirement lifts a lower rule's ban on the phrase; of two formats it is the one that counts.
+A higher `priority` wins: its requirement lifts a lower rule's ban on the phrase; of two formats it is the one that
+counts.
 """
 
 from __future__ import annotations

@@ -32,11 +32,11 @@ class Ban:
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
-    """A requirement: one of these phrases, each as a pattern and as tokens."""
+    """A requirement: one of these phrases, each as (place in `Program.places`, its bytes, tokens that they take)."""
 
     rule: int
     words: str
-    options: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]  # (place in `Program.places`, spellings)
+    options: tuple[tuple[int, bytes, int], ...]
 
 
 class Program:
@@ -81,16 +81,13 @@ class Program:
             Demand(
                 i,
                 " or ".join(f"'{phrase}'" for phrase, _ in options),
-                tuple((number[pattern], tuple(vocabulary.spellings(phrase))) for phrase, pattern in options),
+                tuple((number[pattern], *_written(phrase, vocabulary)) for phrase, pattern in options),
             )
             for i, one in enumerate(effects)
             for options in one.demands
         ]
-        self.always = self._mask(
-            np.concatenate(
-                [vocabulary.containing(b.pattern) for b in self.bans if not self._plain(b)] or [[]]
-            )
-        )
+        conditional = [vocabulary.containing(b.pattern) for b in self.bans if not self._plain(b)]
+        self.always = self._mask({int(token) for tokens in conditional for token in tokens})
         self._masks: dict[tuple[tuple[int, ...], bool], np.ndarray] = {}
         self._biases: dict[tuple[int, ...], tuple[np.ndarray, dict[tuple[int, ...], list]]] = {}
 
@@ -144,10 +141,10 @@ class Program:
         """Whether a token that contains the phrase cannot also hold what decides about its rule."""
         return self.active[ban.rule].when == lang.ALWAYS and not ban.lifted_by
 
-    def _mask(self, forbidden) -> np.ndarray:
+    def _mask(self, containing: set[int]) -> np.ndarray:
         """Tokens with text before a conditional phrase in them: whether the rule holds there is not known before."""
         allowed = np.ones(self.vocabulary.size, bool)
-        for token in np.asarray(forbidden, np.int32):
+        for token in containing:
             text = self.vocabulary.folded[token]
             if any(
                 text[:at].strip()
@@ -158,6 +155,12 @@ class Program:
             ):
                 allowed[token] = False
         return allowed
+
+
+def _written(phrase: str, vocabulary: Vocabulary) -> tuple[bytes, int]:
+    """A phrase as a word of its own, and the tokens that it takes."""
+    written = (" " + phrase.strip().strip("*").strip()).encode()
+    return written, vocabulary.count(written)
 
 
 def _compiled(condition: lang.Condition, where: dict[Present, int]) -> Callable[[Truth], bool]:

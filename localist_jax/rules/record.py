@@ -55,7 +55,12 @@ def _audit(enforcer: Enforcer, r: int, generation: Generation) -> dict[str, Any]
         "price_bits_by_token": [round(x, 6) for x in trail["price_bits"]],
         "attention": _attention(trail["attention"]),
         "requirements": [
-            {"rule": due.rule, "required": due.words, "met": due.met, **({"why": due.why} if due.why else {})}
+            {
+                "rule": due.rule,
+                "required": due.words,
+                "met": due.met,
+                **({"why": due.why} if due.why and not due.met else {}),
+            }
             for due in request.due.values()
         ],
         "verdict": {

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from localist_jax.rules import patterns
-from localist_jax.rules.folding import is_word
 from localist_jax.rules.language import Format, Present
 from localist_jax.rules.program import Program
 from localist_jax.rules.text import Text
+
+SPARE = 3  # tokens by which requirements are begun early: a character may have to be completed first
 
 
 @dataclasses.dataclass
@@ -23,7 +24,7 @@ class Due:
     rule: str
     words: str
     met: bool = False
-    why: str = ""  # it was given up
+    why: str = ""  # what stood in its way last
 
 
 class Request:
@@ -40,7 +41,9 @@ class Request:
         self.stop = ""  # why it ends
         self.formats: tuple[Format, patterns.Matcher] | None = None
         self._without: dict[str, patterns.Matcher] = {}
-        self._forced: tuple[tuple[str, str], tuple[int, ...]] | None = None
+        self._forced: tuple[tuple[str, str], bytes] | None = (
+            None  # what is being written for which requirement
+        )
 
     @property
     def left(self) -> int:
@@ -57,7 +60,10 @@ class Request:
         self._look(0)
         names = {rule.id for rule in program.active}
         self.due = {key: due for key, due in self.due.items() if due.met or key[0] in names}
-        self._forced = None
+        if self._forced and self._forced[0] not in {
+            (program.active[demand.rule].id, demand.words) for demand in program.demands
+        }:
+            self._forced = None
         self._sticky: set[int] = set()
         holds = [program.truth_to_rules(truth) for truth in self._truths()]
         wanted = [rule for i, rule in enumerate(program.active) if rule.format and any(h[i] for h in holds)]
@@ -78,10 +84,10 @@ class Request:
         """A token was written."""
         start = len(self.text.folded)
         self.text.add(token)
-        if self._forced and self._forced[1][:1] == (token,):
-            self._forced = (self._forced[0], self._forced[1][1:]) if self._forced[1][1:] else None
-        else:
-            self._forced = None
+        if self._forced:
+            key, rest = self._forced
+            rest = rest.removeprefix(self.text.pieces[token])
+            self._forced = (key, rest) if rest else None
         if self.formats and not self.formats[1].take(token):
             self.stop = self.stop or "rules: the output left its format"
         for regex in self._without:
@@ -150,7 +156,7 @@ class Request:
             if demand.rule in self.firing and key not in self.due:
                 self.due[key] = Due(*key)
             if key in self.due:
-                self.due[key].met = any(self._stands(place) for place, _ in demand.options)
+                self.due[key].met = any(self._stands(place) for place, _, _ in demand.options)
 
     def _stands(self, place: int) -> bool:
         return any(begin >= self.border for begin, _ in self._met.get(place, ()))
@@ -251,47 +257,40 @@ class Request:
     def _force(self, allowed: np.ndarray) -> np.ndarray | None:
         """The tokens that requirements leave, as soon as they need all the room that is left; None: any."""
         if self._forced:
-            return self._only(self._forced[1][0], allowed)
-        waiting = []
+            return self._write(*self._forced, allowed)
+        missing, last_word, need = [], False, 0
         for demand in self.program.demands:
             key = (self.program.active[demand.rule].id, demand.words)
             due = self.due.get(key)
-            if due is None or due.why or any(self._secure(place) for place, _ in demand.options):
+            if due is None or any(self._secure(place) for place, _, _ in demand.options):
                 continue
-            spellings = [ids for _, both in demand.options for ids in both[:1]]
-            waiting.append((key, sorted(spellings, key=len), due.met))
-        need = sum(len(spellings[0]) for _, spellings, _ in waiting)
-        if not waiting or self.left > need:
+            need += min(size for _, _, size in demand.options)
+            if due.met:  # at the very end of the text: the next letter may make it another word
+                last_word = True
+            else:
+                missing.append((due, key, sorted(demand.options, key=lambda option: option[2])))
+        if self.left > need + SPARE or not (missing or last_word):
             return None
-        for key, spellings, met in waiting:
-            if met:  # it stands at the end of the text: enough that no letter follows
-                closing = allowed & self._begins_no_word()
-                if closing[2:].any():
-                    return closing
-                continue
-            for ids in spellings:
-                if len(ids) <= self.left and allowed[ids[0]]:
-                    self._forced = (key, ids)
-                    return self._only(ids[0], allowed)
-            self.due[key].why = (
-                "there is no room left for it"
-                if min(map(len, spellings)) > self.left
-                else "other rules forbid its first token"
-            )
-        return None
+        for due, key, options in missing:
+            for _, written, size in options:
+                forced = self._write(key, written, allowed) if size <= self.left else None
+                if forced is not None:
+                    return forced
+            if min(size for _, _, size in options) > self.left:
+                due.why = due.why or "there is no room left for it"
+        closing = allowed & self.program.vocabulary.between_words
+        return closing if last_word and closing[2:].any() else None
 
-    def _only(self, token: int, allowed: np.ndarray) -> np.ndarray | None:
-        if not allowed[token]:
-            assert self._forced
-            self.due[self._forced[0]].why = "other rules forbid a token of it"
-            self._forced = None
+    def _write(self, key: tuple[str, str], rest: bytes, allowed: np.ndarray) -> np.ndarray | None:
+        """Only the token with which `rest` goes on; None, and said why, if other rules forbid every such token."""
+        token = self.program.vocabulary.next_of(rest, allowed)
+        if token is None:
+            self.due[key].why, self._forced = "other rules forbid it", None
             return None
+        self.due[key].why, self._forced = "", (key, rest)
         one = np.zeros_like(allowed)
         one[token] = True
         return one
-
-    def _begins_no_word(self) -> np.ndarray:
-        return np.array([bool(text) and not is_word(text[0]) for text in self.program.vocabulary.folded])
 
     def bias(self) -> np.ndarray | None:
         """Bits [V] by which preferred tokens are raised; None: none."""

@@ -20,7 +20,7 @@ class Text:
 
     def __init__(self, pieces: Sequence[bytes]):
         """`pieces` are the bytes of every token."""
-        self._pieces = pieces
+        self.pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.folded = ""
         self.tokens: list[int] = []
@@ -36,7 +36,7 @@ class Text:
     def add(self, token: int) -> None:
         """Appends a token."""
         begun = bool(self.pending)
-        more = fold(self._decoder.decode(self._pieces[token]), self.folded or "x")
+        more = fold(self._decoder.decode(self.pieces[token]), self.folded or "x")
         start, index = len(self.folded), len(self.tokens)
         self.tokens.append(token)
         self.folded += more
@@ -52,7 +52,7 @@ class Text:
         """What a token would append to the folded text."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.setstate(self._decoder.getstate())
-        return fold(decoder.decode(self._pieces[token]), self.folded or "x")
+        return fold(decoder.decode(self.pieces[token]), self.folded or "x")
 
     def words_between(self, start: int, end: int) -> int:
         """Words that begin at start … end−1."""

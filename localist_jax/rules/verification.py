@@ -151,10 +151,9 @@ class _Proof:
             others = [rule for rule in involved if rule.id != one.rule.id]
             names = " or ".join(f"'{phrase}'" for phrase, _ in options)
             when = self._words(context, [one.rule, *others])
+            banning = "forbids it itself"
             if others:
                 banning = f"{_names(others)} forbid{'s' if len(others) == 1 else ''} it"
-            else:
-                banning = "forbids it itself"
             what = f"rule {one.rule} requires {names}, but {banning}, {when}"
             if kind == "contradiction":
                 what += "; make their conditions exclude each other, or give one a higher priority"

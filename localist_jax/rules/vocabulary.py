@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from localist_jax.rules.folding import Pattern, fold
+from localist_jax.rules.folding import Pattern, fold, is_word
 
 LAST = "\U0010ffff"
 Ids = np.ndarray
@@ -38,6 +38,9 @@ class Vocabulary:
         self.inside = np.array(
             [token for token, piece in enumerate(self.bytes) if piece and 0x80 <= piece[0] < 0xC0], np.int32
         )
+        self.between_words = np.array([bool(text) and not is_word(text[0]) for text in self.folded])
+        self._token_of = {piece: token for token, piece in enumerate(self.bytes) if piece}
+        self._longest = max(map(len, self._token_of))
         self._completing: dict[tuple[str, bool], Ids] = {}
         self._containing: dict[Pattern, Ids] = {}
 
@@ -73,6 +76,23 @@ class Vocabulary:
         bare = phrase.strip().strip("*").strip()
         both = (self.tokenizer.encode(text).tolist() for text in (" " + bare, bare))
         return list(dict.fromkeys(tuple(ids) for ids in both))
+
+    def next_of(self, rest: bytes, allowed: np.ndarray | None = None) -> int | None:
+        """The longest (allowed) token with which these bytes can go on; None if there is none."""
+        for size in range(min(len(rest), self._longest), 0, -1):
+            token = self._token_of.get(rest[:size])
+            if token is not None and (allowed is None or allowed[token]):
+                return token
+        return None
+
+    def count(self, text: bytes) -> int:
+        """Tokens that it takes to write these bytes."""
+        tokens = 0
+        while text:
+            token = self.next_of(text)
+            assert token is not None  # every byte is a token
+            text, tokens = text[len(self.bytes[token]) :], tokens + 1
+        return tokens
 
     def _range(self, piece: str) -> tuple[int, int]:
         return (
