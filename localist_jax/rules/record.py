@@ -55,12 +55,7 @@ def _audit(enforcer: Enforcer, r: int, generation: Generation) -> dict[str, Any]
         "price_bits_by_token": [round(x, 6) for x in trail["price_bits"]],
         "attention": _attention(trail["attention"]),
         "requirements": [
-            {
-                "rule": due.rule,
-                "required": due.words,
-                "met": due.met,
-                **({"why": due.why} if due.why and not due.met else {}),
-            }
+            {"rule": due.rule, "required": due.words, "met": due.met, "why": "" if due.met else due.why}
             for due in request.due.values()
         ],
         "verdict": {

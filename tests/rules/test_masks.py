@@ -20,7 +20,8 @@ def test_both_ways_of_folding_agree_on_every_character():
 
 @pytest.mark.parametrize(
     "disguise",
-    ["PASSWORD", "pаsswоrd", "ｐａｓｓｗｏｒｄ", "𝓹𝓪𝓼𝓼𝔀𝓸𝓻𝓭", "pass\u200bword", "pa\u00adss\u2060word", "pásswörd", "p\u0430ss\ufe0fword"],
+    ["PASSWORD", "pаsswоrd", "ｐａｓｓｗｏｒｄ",
+     "𝓹𝓪𝓼𝓼𝔀𝓸𝓻𝓭", "pass\u200bword", "pa\u00adss\u2060word", "pásswörd", "p\u0430ss\ufe0fword"],
 )  # fmt: skip
 def test_disguises_fold_to_the_word(disguise):
     assert fold(disguise) == "password"
@@ -33,7 +34,8 @@ BANS = [
     "forbid: [warfarin with, ask your, пароль]",
 ]
 PIECES = ["the", " cat", " ca", "t", " no", " ", "\n", "interaction", " inter", "a", "ction", "pass", "word", ".",
-          "\u200b", "а", "é", " my", " ask", " your", " warfarin", " with", " the", " dog", " ate", "egory", " sat", " on", "п", "ароль"]  # fmt: skip
+          "\u200b", "а", "é", " my", " ask", " your",
+          " warfarin", " with", " the", " dog", " ate", "egory", " sat", " on", "п", "ароль"]  # fmt: skip
 
 
 @pytest.mark.parametrize("then", BANS)
@@ -68,15 +70,18 @@ def test_allowed_is_exactly_what_the_checker_lets_pass(then, vocabulary, tokeniz
 
 
 CONDITIONS = [
-    "warfarin", "{absent: doctor}", "{absent: warfarin}", "{present: aspirin, within: 2}", "{absent: aspirin, within: 1}",
+    "warfarin", "{absent: doctor}", "{absent: warfarin}",
+    "{present: aspirin, within: 2}", "{absent: aspirin, within: 1}",
     "{present: warfarin, sentence: true}", "{all: [{absent: doctor}, {any: [aspirin, warfarin]}]}",
 ]  # fmt: skip
-WORDS = [" warfarin", " aspirin", " doctor", " doc", "tor", ".", "!", " cat", " no", " interaction", " war", "farin", ",", "s"]  # fmt: skip
+WORDS = [" warfarin", " aspirin", " doctor", " doc", "tor", ".", "!", " cat", " no", " interaction", " war", "farin",
+         ",", "s"]  # fmt: skip
 
 
 @pytest.mark.parametrize("when", CONDITIONS)
 def test_conditional_bans_never_let_pass_what_the_checker_finds(when, vocabulary, tokenizer):
-    text = "concepts: {warfarin: {anchors: [warfarin, war]}, aspirin: {anchors: [aspirin]}, doctor: {anchors: [doctor]}}"
+    text = "concepts: {warfarin: {anchors: [warfarin, war]}, "
+    text += "aspirin: {anchors: [aspirin]}, doctor: {anchors: [doctor]}}"
     rules = parse(
         f"{text}\nrules: [{{id: r, when: {when}, then: {{forbid: [cat, no interaction, '*farin']}}}}]"
     )

@@ -69,7 +69,8 @@ def test_a_contradiction_is_named_with_its_context():
         ("""  - {id: r, when: heart, then: {format: {regex: '[a-z]+'}}}
   - {id: a, when: doctor, then: {format: {regex: '[0-9]+'}}}""", [("contradiction", ("r", "a"))]),
         # dead: a kind is its parent, a phrase holds its words, near is present
-        ("""  - {id: r, when: {all: [warfarin, {absent: anticoagulant}]}, then: {forbid: [tea]}}""", [("dead", ("r",))]),
+        ("""  - {id: r, when: {all: [warfarin, {absent: anticoagulant}]},
+     then: {forbid: [tea]}}""", [("dead", ("r",))]),
         ("""  - {id: r, when: {all: [attack, {absent: heart}]}, then: {forbid: [tea]}}""", [("dead", ("r",))]),
         ("""  - {id: r, when: {all: [{present: heart, within: 5}, {not: {present: heart, within: 9}}]},
      then: {forbid: [tea]}}""", [("dead", ("r",))]),
