@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from localist_jax.locality import certificates
 from localist_jax.locality.steering import GROUPS, MOST_GAIN, Steering
-from localist_jax.rules.language import RuleError, RuleSet
+from localist_jax.rules.language import RuleError, RuleSet, Scope
 from localist_jax.rules.request import Request
 
 
@@ -31,6 +32,17 @@ def check_scope(rules: RuleSet, model: Any) -> None:
                 )
 
 
+@functools.lru_cache(maxsize=1024)
+def _where(scope: Scope, model: Any) -> np.ndarray:
+    """bool [L, N]: the layers and heads in scope."""
+    where = np.zeros((model.layers, model.heads), bool)
+    layers = list(scope.layers) or list(range(model.router_layer, model.layers))
+    heads = list(scope.heads) or list(range(model.heads))
+    where[np.ix_(layers, heads)] = True
+    where.flags.writeable = False
+    return where
+
+
 def steer(into: Steering, r: int, request: Request, model: Any, bound: np.ndarray) -> list[dict[str, Any]]:
     """Writes the attention rules of request `r` into a batch's `Steering`.
 
@@ -45,17 +57,13 @@ def steer(into: Steering, r: int, request: Request, model: Any, bound: np.ndarra
     """
     position, window = len(request.text.tokens), model.window  # the query's position; BOS is 0
     acting, groups = [], {}  # type: ignore[var-annotated]
-    for i in request.firing:
+    firing = set(request.firing)
+    for i in sorted(request.program.attending & firing):
         rule = request.program.active[i]
-        if rule.attend is None:
-            continue
-        where = np.zeros((model.layers, model.heads), bool)
-        layers = list(rule.scope.layers) or list(range(model.router_layer, model.layers))
-        heads = list(rule.scope.heads) or list(range(model.heads))
-        where[np.ix_(layers, heads)] = True
+        assert rule.attend
         anchors = sorted(request.anchors(rule.attend.to))
         if anchors:
-            acting.append((rule, where, anchors))
+            acting.append((rule, _where(rule.scope, model), anchors))
             for at in anchors:
                 groups.setdefault(at, set()).add(len(acting) - 1)
     kinds = list(dict.fromkeys(map(frozenset, groups.values())))[:GROUPS]

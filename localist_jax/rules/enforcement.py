@@ -26,8 +26,6 @@ from localist_jax.rules.verification import verify
 from localist_jax.rules.vocabulary import Vocabulary
 from localist_jax.types import PyTree
 
-_condition = jax.jit(price.condition)
-
 
 class Enforcer(Constraint):
     """Enforces a rule set on the requests of one `generate` after the other.
@@ -123,6 +121,11 @@ class Enforcer(Constraint):
         ]
         for request in self._requests:
             request.adopt(self.program, self._engine)
+        c, B = self.model, len(prompts)
+        self._idle = jax.device_put(Steering.none(B, c.layers, c.heads, context))
+        self._all = np.ones((B, self.vocabulary.size), bool)
+        self._all[:, :2] = False  # specials are never sampled
+        self._zero = jnp.zeros(self._all.shape)
 
     def steering(self, written: Tokens) -> Steering | None:
         """See `Constraint`; also where swapped rules come into force."""
@@ -133,32 +136,31 @@ class Enforcer(Constraint):
             if changed:
                 request.adopt(self.program, self._engine)
                 trail["since"].append((len(tokens), self.program))
-        c = self.model
-        into = Steering.none(len(self._requests), c.layers, c.heads, self._context)
+        c, B = self.model, len(self._requests)
         self._promises: list[list[dict[str, Any]]] = [[] for _ in self._requests]
-        if self._attention:
-            for r, request in enumerate(self._requests):
-                if not request.stop and any(request.program.active[i].attend for i in request.firing):
-                    self._promises[r] = attending.steer(into, r, request, c, self._bound)
+        acting = [r for r, q in enumerate(self._requests) if self._attention and _attends(q)]
+        if not acting:
+            return self._idle
+        into = Steering.none(B, c.layers, c.heads, self._context)
+        for r in acting:
+            self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound)
         return into
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
         """See `Constraint`."""
         if not self._output:
             return logits
-        shape = (len(self._requests), self.vocabulary.size)
-        allowed, bias = np.ones(shape, bool), np.zeros(shape, np.float32)
+        allowed, bias = self._all.copy(), None
         for r, request in enumerate(self._requests):
-            if not request.stop:
-                allowed[r] = request.allowed()
-                raised = request.bias()
-                if raised is not None:
-                    bias[r] = raised
             if request.stop:
-                allowed[r] = True
-        allowed[:, :2] = False
-        plain = _without_specials(logits)
-        free, bits, possible = _condition(plain, allowed, bias)
+                continue
+            mask, raised = request.allowed(), request.bias()
+            if not request.stop:
+                allowed[r] &= mask
+                if raised is not None:
+                    bias = np.zeros(allowed.shape, np.float32) if bias is None else bias
+                    bias[r] = raised
+        free, bits, possible = _condition(logits, allowed, self._zero if bias is None else bias)
         bits, possible = jax.device_get((bits, possible))
         for request, trail, cost, can in zip(self._requests, self.trail, bits, possible, strict=True):
             if not can and not request.stop:
@@ -203,9 +205,15 @@ class Enforcer(Constraint):
         return program is not None
 
 
+def _attends(request: Request) -> bool:
+    return not request.stop and not request.program.attending.isdisjoint(request.firing)
+
+
 @jax.jit
-def _without_specials(logits):
-    return jnp.where(jnp.arange(logits.shape[-1]) < 2, -jnp.inf, logits)
+def _condition(logits, allowed, bias_bits):
+    """`price.condition` of the distribution without the special tokens, so that no rule costs nothing."""
+    plain = jnp.where(jnp.arange(logits.shape[-1]) < 2, -jnp.inf, logits)
+    return price.condition(plain, allowed, bias_bits)
 
 
 def _logit_bound(model: config.Model, params: PyTree) -> np.ndarray:

@@ -11,12 +11,14 @@ from localist_jax.types import widened
 
 
 def condition(
-    logits: Float[Array, "B V"], allowed: Bool[Array, "B V"], bias_bits: Float[Array, "B V"] | None = None
-) -> tuple[Float[Array, "B V"], Float[Array, " B"], Bool[Array, " B"]]:
+    logits: Float[Array, "*B V"],
+    allowed: Bool[Array, "*B V"],
+    bias_bits: Float[Array, "*B V"] | None = None,
+) -> tuple[Float[Array, "*B V"], Float[Array, "*B"], Bool[Array, "*B"]]:
     """The distribution nearest to the model's that obeys, and the price of it (T14).
 
-    q ∝ p · 2^bias on the allowed tokens and exactly 0 elsewhere; the price is KL(q‖p), which without bias is
-    −log₂ P(allowed).
+    q ∝ p · 2^bias on the allowed tokens and exactly 0 elsewhere; the price is KL(q‖p) = E_q bias + log₂ Σp −
+    log₂ Σ_allowed p·2^bias, without bias −log₂ P(allowed); in log space, so that no small probability becomes 0.
 
     Args:
       logits: of p; −∞ is probability 0.
@@ -28,20 +30,11 @@ def condition(
       is: the price is ∞, and the logits are those of p, so that no NaN is ever drawn from.
     """
     logits = widened(logits)
-    p = jax.nn.softmax(logits)
-    kept = jnp.where(allowed, p, 0.0)
-    mass = kept.sum(-1)
-    possible = mass > 0
+    possible = (allowed & jnp.isfinite(logits)).any(-1)
     free = logits if bias_bits is None else logits + bits.to_nats(bias_bits)
     free = jnp.where(allowed, free, -jnp.inf)
-    if bias_bits is None:
-        price = -jnp.log2(jnp.where(possible, mass, 1.0))
-    else:
-        weight = jnp.where(kept > 0, bias_bits, -jnp.inf)
-        top = jnp.where(possible, weight.max(-1), 0.0)[:, None]
-        tilted = jnp.where(kept > 0, kept * jnp.exp2(jnp.where(kept > 0, bias_bits - top, 0.0)), 0.0)
-        total = jnp.where(possible, tilted.sum(-1), 1.0)
-        gain = (tilted * jnp.where(kept > 0, bias_bits, 0.0)).sum(-1) / total
-        price = gain - jnp.log2(total) - top[:, 0]
-    price = jnp.where(possible, jnp.maximum(price, 0.0), jnp.inf)
-    return jnp.where(possible[:, None], free, logits), price, possible
+    free = jnp.where(possible[..., None], free, logits)
+    price = bits.from_nats(jax.nn.logsumexp(logits, -1) - jax.nn.logsumexp(free, -1))
+    if bias_bits is not None:
+        price = price + (jax.nn.softmax(free) * bias_bits).sum(-1)
+    return free, jnp.where(possible, jnp.maximum(price, 0.0), jnp.inf), possible

@@ -39,6 +39,14 @@ class Demand:
     options: tuple[tuple[int, bytes, int], ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Consequences:
+    """Rules that may hold, and bans that may be in force (indices)."""
+
+    firing: tuple[int, ...]
+    bans: frozenset[int]
+
+
 class Program:
     """See the module."""
 
@@ -66,8 +74,9 @@ class Program:
             for place in dict.fromkeys(places):
                 self.concepts_of.setdefault(place, []).append(name)
 
+        demanding = [one for one in effects if one.demands]
         self.bans = [
-            Ban(i, pattern, tuple(index[rule.id] for rule in lifting(pattern, one.rule, effects)))
+            Ban(i, pattern, tuple(index[rule.id] for rule in lifting(pattern, one.rule, demanding)))
             for i, one in enumerate(effects)
             for pattern in one.bans
         ]
@@ -77,6 +86,8 @@ class Program:
                 self.prefixes.setdefault(ban.pattern.text[:size], []).append(i)
         self.longest = max(map(len, self.prefixes), default=0)
         self.regexes = [(i, regex) for i, one in enumerate(effects) for regex in one.regexes]
+        self.attending = frozenset(i for i, rule in enumerate(self.active) if rule.attend)
+        self.preferring = frozenset(i for i, rule in enumerate(self.active) if rule.prefer)
         self.demands = [
             Demand(
                 i,
@@ -88,12 +99,25 @@ class Program:
         ]
         conditional = [vocabulary.containing(b.pattern) for b in self.bans if not self._plain(b)]
         self.always = self._mask({int(token) for tokens in conditional for token in tokens})
-        self._masks: dict[tuple[tuple[int, ...], bool], np.ndarray] = {}
+        self._consequences: dict[tuple[tuple[bool, ...], ...], Consequences] = {}
+        self._masks: dict[tuple[frozenset[int], bool], np.ndarray] = {}
         self._biases: dict[tuple[int, ...], tuple[np.ndarray, dict[tuple[int, ...], list]]] = {}
 
     def truth_to_rules(self, truth: Truth) -> tuple[bool, ...]:
         """Which rules hold."""
         return tuple(condition(truth) for condition in self.conditions)
+
+    def consequences(self, truths: tuple[tuple[bool, ...], ...]) -> Consequences:
+        """What follows where one of these truths is the case (remembered: most steps repeat the last one's)."""
+        if truths not in self._consequences:
+            if len(self._consequences) >= KEPT:
+                self._consequences.clear()
+            holds = [self.truth_to_rules(truth) for truth in truths]
+            self._consequences[truths] = Consequences(
+                firing=tuple(i for i in range(len(self.active)) if any(h[i] for h in holds)),
+                bans=frozenset().union(*(self.banned(h) for h in holds)),
+            )
+        return self._consequences[truths]
 
     def banned(self, holds: Sequence[bool]) -> frozenset[int]:
         """The bans in force where these rules hold."""
@@ -106,7 +130,7 @@ class Program:
     def mask(self, bans: frozenset[int], last: str) -> np.ndarray:
         """bool [V]: tokens that complete no whole banned phrase, behind a text that ends with `last`."""
         in_word = bool(last) and is_word(last)
-        key = (tuple(sorted(bans)), in_word)
+        key = (bans, in_word)
         if key not in self._masks:
             if len(self._masks) >= KEPT:
                 self._masks.clear()

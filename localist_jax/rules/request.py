@@ -65,8 +65,8 @@ class Request:
         }:
             self._forced = None
         self._sticky: set[int] = set()
-        holds = [program.truth_to_rules(truth) for truth in self._truths()]
-        wanted = [rule for i, rule in enumerate(program.active) if rule.format and any(h[i] for h in holds)]
+        firing = program.consequences(tuple(self._truths())).firing
+        wanted = [program.active[i] for i in firing if program.active[i].format]
         chosen = max(wanted, key=lambda rule: rule.priority).format if wanted else None
         if chosen is None or engine is None:
             self.formats = None
@@ -144,16 +144,15 @@ class Request:
     def _evaluate(self) -> None:
         """Which rules hold now; what has come into force; what is met."""
         program = self.program
-        self.holds = [program.truth_to_rules(truth) for truth in self._truths()]
-        self.firing = [i for i in range(len(program.active)) if any(h[i] for h in self.holds)]
-        self.bans = frozenset().union(*(program.banned(h) for h in self.holds))
+        now = program.consequences(tuple(self._truths()))
+        self.firing, self.bans = now.firing, now.bans
         step = len(self.text.tokens) - self.prompt
         for i in self.firing:
             self.steps.setdefault(program.active[i].id, []).append(step)
-            self._sticky.add(i)
+        self._sticky.update(self.firing)
         for demand in program.demands:
             key = (program.active[demand.rule].id, demand.words)
-            if demand.rule in self.firing and key not in self.due:
+            if key not in self.due and demand.rule in self.firing:
                 self.due[key] = Due(*key)
             if key in self.due:
                 self.due[key].met = any(self._stands(place) for place, _, _ in demand.options)
@@ -294,7 +293,7 @@ class Request:
 
     def bias(self) -> np.ndarray | None:
         """Bits [V] by which preferred tokens are raised; None: none."""
-        preferring = tuple(i for i in self.firing if self.program.active[i].prefer)
+        preferring = tuple(i for i in self.program.preferring if i in self.firing)
         if not preferring:
             return None
         first, following = self.program.bias(preferring)
