@@ -71,7 +71,7 @@ class Engine:
     def format(self, regex: str = "", grammar: str = "") -> Matcher:
         """Follows an output that is to have this form."""
         source = llguidance.grammar_from("grammar", grammar or _lark(regex))
-        return Matcher(llguidance.LLMatcher(self._inner, source), self._size)
+        return Matcher(llguidance.LLMatcher(self._inner, source, log_level=0), self._size)
 
     def without(self, regex: str) -> Matcher:
         """Follows an output that is not to contain a match."""
