@@ -52,51 +52,60 @@ def steer(into: Steering, r: int, request: Request, model: Any, bound: np.ndarra
       bound: S of every localist layer and head (T5), [L − router_layer, N].
 
     Returns:
-      For each rule that acts: id, concepts, how many anchor positions lie beyond the window, and the promised share of
-      attention on them by layer and head [L, N] (0 where it does not act, or where none lies there).
+      For each rule that acts: id, concepts, how many anchor positions lie beyond the window, how many found no group
+      (more than GROUPS different scopes at once), and the promised share of attention on the anchors beyond the window
+      of all rules that act in a head [L, N] (0 where it does not act, or where none lies there).
     """
     position, window = len(request.text.tokens), model.window  # the query's position; BOS is 0
-    acting, groups = [], {}  # type: ignore[var-annotated]
-    firing = set(request.firing)
-    for i in sorted(request.program.attending & firing):
+    acting, scopes = [], {}  # type: ignore[var-annotated]
+    for i in sorted(request.program.attending & set(request.firing)):
         rule = request.program.active[i]
         assert rule.attend
-        anchors = sorted(request.anchors(rule.attend.to))
+        anchors = request.anchors(rule.attend.to)
         if anchors:
             acting.append((rule, _where(rule.scope, model), anchors))
             for at in anchors:
-                groups.setdefault(at, set()).add(len(acting) - 1)
-    kinds = list(dict.fromkeys(map(frozenset, groups.values())))[:GROUPS]
-    for at, rules in groups.items():
-        if frozenset(rules) in kinds:
-            into.group[r, at] = 1 + kinds.index(frozenset(rules))
-    far = {at for at in groups if at <= position - window and into.group[r, at]}
+                scopes.setdefault(at, set()).add(rule.scope)
     into.since[r] = request.prompt
+    # Positions that the same scopes point to share a group, whatever the rules are.
+    kinds = list(dict.fromkeys(frozenset(found) for found in scopes.values()))[:GROUPS]
+    for at, found in scopes.items():
+        if frozenset(found) in kinds:
+            into.group[r, at] = 1 + kinds.index(frozenset(found))
+    for g, kind in enumerate(kinds):
+        for scope in kind:
+            into.gate[r, _where(scope, model), g] = 1.0
     report = []
-    for n, (rule, where, anchors) in enumerate(acting):
-        attend = rule.attend
-        assert attend
+    for rule, where, anchors in acting:
+        assert rule.attend
         into.acts[r] |= where
-        if attend.dial:
+        if rule.attend.dial:
             with np.errstate(divide="ignore"):
-                into.beta[r][where] -= np.log1p(-attend.dial)
-        targets = [at for at in anchors if at in far]
-        if attend.fidelity and targets:
+                into.beta[r][where] -= np.log1p(-rule.attend.dial)
+        grouped = [at for at in anchors if into.group[r, at]]
+        targets = [at for at in grouped if at <= position - window]
+        if rule.attend.fidelity and targets:
             wide = np.zeros((model.layers, model.heads))
             wide[model.router_layer :] = certificates.gain_for_fidelity(
-                attend.fidelity, bound, len(targets), position + 1 - len(targets)
+                rule.attend.fidelity, bound, len(targets), position + 1 - len(targets)
             )
             into.gain[r][where] = np.maximum(into.gain[r], np.minimum(wide, MOST_GAIN))[where]
-        for g, kind in enumerate(kinds):
-            if n in kind:
-                into.gate[r, where, g] = 1.0
-        report.append({"rule": rule.id, "to": list(attend.to), "anchors": len(targets), "where": where})
+        report.append(
+            {
+                "rule": rule.id,
+                "to": list(rule.attend.to),
+                "anchors": len(targets),
+                "left_out": len(anchors) - len(grouped),
+                "where": where,
+            }
+        )
+    far = [at for at in scopes if into.group[r, at] and at <= position - window]
     for entry in report:
         entry["promised"] = _promised(into, r, model, bound, far, position) * entry["where"]
     return report
 
 
-def _promised(into: Steering, r: int, model: Any, bound, far: set[int], position: int) -> np.ndarray:
+def _promised(into: Steering, r: int, model: Any, bound, far: list[int], position: int) -> np.ndarray:
     """Share of attention on all far anchors that each head points to, at the least (T3, T5), [L, N]."""
     in_group = np.bincount([into.group[r, at] for at in far], minlength=GROUPS + 1)[1:]
     targets = into.gate[r] @ in_group  # [L, N]
@@ -104,17 +113,12 @@ def _promised(into: Steering, r: int, model: Any, bound, far: set[int], position
     sink = int(position >= near)
     rest = np.maximum(0, position + 1 - near - sink - targets)
     part = slice(model.router_layer, None)
-    promised = np.zeros((model.layers, model.heads))
-    promised[part] = np.where(
-        targets[part] > 0,
-        certificates.target_fidelity_bound(
-            into.gain[r, part],
-            into.beta[r, part],
-            bound,
-            np.maximum(targets[part], 1),
-            near + sink,
-            rest[part],
-        ),
-        0.0,
+    beta = (
+        np.zeros_like(into.beta[r, part]) if model.background else into.beta[r, part]
+    )  # block 0 is open to all
+    share = certificates.target_fidelity_bound(
+        into.gain[r, part], beta, bound, np.maximum(targets[part], 1), near + sink, rest[part]
     )
+    promised = np.zeros((model.layers, model.heads))
+    promised[part] = np.where(targets[part] > 0, share, 0.0)
     return promised

@@ -96,6 +96,7 @@ def _attention(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "to": pairs[0][0]["to"],
                 "steps": len(pairs),
                 "steps_with_anchors_beyond_the_window": len(with_anchors),
+                "anchors_left_out": max(entry["left_out"] for entry, _ in pairs),
                 "layers": layers,
             }
         )
