@@ -25,8 +25,8 @@ one of its anchors). `prefer` raises the odds of beginning and continuing phrase
 prompt; the output is that regular expression or grammar, and nothing else.
 
 **Attention** of the positions from which tokens are chosen, in the layers and heads in scope: `dial` closes all keys
-but the concepts' anchors (and self, sink and window) by that λ; `fidelity` also raises the anchors' odds, so far
-that at least that share of attention lies on them, whatever the input.
+but the concepts' anchors (and self, sink and window) by that λ; `fidelity` leaves that to the request's dial and raises
+the anchors' odds, so far that at least that share of attention lies on those beyond the window, whatever the input.
 
 A higher `priority` wins: its requirement lifts a lower rule's ban on the phrase; of two formats it is the one that
 counts.
