@@ -33,6 +33,11 @@ setup(
         "numpy>=2.0",
         "scipy>=1.13",
         "matplotlib>=3.9",
+        "pyyaml>=6.0.4",
+        "z3-solver>=5.4.1",  # proves rule sets consistent
+        "llguidance>=1.9.1",  # regular expressions and grammars over tokens
+        "google-re2>=1.1.20251105",  # the independent checker's: linear time
+        "confusable-homoglyphs>=3.3.1",  # Unicode's look-alikes
     ],
     extras_require={
         "cuda": [f"jax[cuda12]{JAX.removeprefix('jax')}"],
@@ -42,6 +47,7 @@ setup(
         "parity": ["torch>=2.13", "transformers>=5.24"],  # what adopted models are compared with, in tests
         "dev": [
             "pytest>=8.3",
+            "hypothesis>=6.170",
             "pytest-xdist>=3.6",
             "pytest-timeout>=2.3",
             "beartype>=0.23",

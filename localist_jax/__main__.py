@@ -1,10 +1,12 @@
-"""The command `localist`: train, eval, generate, inspect, report; adopt and export.
+"""The command `localist`: train, eval, generate, inspect, report; rules; adopt, localise and export.
 
 localist train experiments/configs/quickstart.py --workdir runs/quickstart --set train.steps=500
 localist eval runs/quickstart --dials 0 0.9 0.99 1
 localist generate runs/quickstart "The list type" --dial 0.9
 localist inspect runs/quickstart "An iterator is an object" --dial 1 --picture attention.png
 localist report runs/quickstart
+localist rules check house.yaml
+localist generate runs/quickstart "The list type" --rules house.yaml --audit out.json
 localist adopt ~/models/Qwen3-0.6B --out runs/qwen
 localist export runs/qwen ~/models/back
 """
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from localist_jax.errors import one_line
+from localist_jax.rules import command as rules
 
 DIALS = (0.0, 0.9, 0.99, 1.0)
 
@@ -66,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=0.8)
     sub.add_argument("--top-p", type=float, default=0.95)
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--rules", type=Path, metavar="FILE", help="rules; default: the run's active ones, if any"
+    )
+    sub.add_argument("--watch", action="store_true", help="take up changes of the rules between two tokens")
+    sub.add_argument("--audit", type=Path, metavar="OUT.json", help="where to write the audit record")
 
     sub = command(
         "inspect", _inspect, "Per token: block, fidelity, entropy, price; attention by block as a picture."
@@ -101,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("export", _export, "Write the model at λ=0 as a Hugging Face checkpoint.")
     sub.add_argument("out", type=Path, help="folder of the checkpoint")
     sub.add_argument("--dtype", default="", help="float32, bfloat16 or float16; default: as adopted")
+    rules.add_to(commands)
     return parser
 
 
@@ -185,17 +194,34 @@ def _generate(arguments: argparse.Namespace) -> None:
         top_p=arguments.top_p,
         seed=arguments.seed,
     )
-    for dial, generation in zip(arguments.dial, run.generate(prompts, dials, **options), strict=True):
+    with rules.enforced(run, arguments) as enforcer:
+        generations = run.generate(prompts, dials, constraint=enforcer, **options)
+    if enforcer is not None:
+        _report_rules(enforcer, generations, arguments.audit)
+    for dial, generation in zip(arguments.dial, generations, strict=True):
         if len(prompts) > 1:
             print(f"── λ = {dial}")
         print(run.text(arguments.prompt, generation))
-        spent = sum(generation.bits) / len(generation.bits)
-        price = sum(generation.price_bits) / len(generation.price_bits)
+        count = max(1, len(generation.tokens))
+        spent, price = sum(generation.bits) / count, sum(generation.price_bits) / count
         print(
             f"[{len(generation.tokens)} tokens, {spent:.2f} bits/token, locality costs {price:.3f} attention bits, "
             f"ended by {generation.finish}]",
             file=sys.stderr,
         )
+
+
+def _report_rules(enforcer, generations, path: Path | None) -> None:
+    from localist_jax.rules.record import audits
+    from localist_jax.training.run import write_json
+
+    records = audits(enforcer, generations)
+    if path:
+        write_json(path, records)
+    for record in records:
+        fired = ", ".join(entry["rule"] for entry in record["fired"]) or "none"
+        verdict = "complies" if record["verdict"]["compliant"] else f"DOES NOT COMPLY: {record['verdict']}"
+        print(f"[rules fired: {fired}; price {record['price_bits']:.2f} bits; {verdict}]", file=sys.stderr)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -30,7 +30,8 @@ ARROWS = {
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
     "report": FOUNDATION | {"locality", "model", "training", "recruitment"},
     "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
-    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt"},
+    "rules": FOUNDATION | {"locality", "model", "training"},
+    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules"},
     "__init__": set(),
 }
 

@@ -53,7 +53,10 @@ def test_make_targets_exist():
 
 def test_files_and_links_exist():
     linked = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    named = [f"localist_jax/{p}" for p in re.findall(r"`((?:locality|attention)/\w*(?:\.py)?)`", README)]
+    named = [
+        f"localist_jax/{p}"
+        for p in re.findall(r"`((?:locality|attention|rules|recruitment)/\w*(?:\.py)?)`", README)
+    ]
     named += [f"proofs_check/{p}" for p in re.findall(r"`(t\d\d\w+\.py)`", README)]
     missing = [p for p in [*linked, *named] if not (ROOT / p).exists()]
     assert not missing
@@ -63,7 +66,14 @@ def test_every_theorem_module_is_in_the_map():
     assert all(f"`{path.name}`" in README for path in (ROOT / "proofs_check").glob("t[0-9]*.py"))
 
 
-def test_python_in_it_runs_on_a_trained_model(tiny_run, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=len)
+def test_python_in_it_runs_on_a_trained_model(code, tiny_run):
     assert importlib.util.find_spec("localist_jax")
     exec(compile(code.replace("runs/quickstart", str(tiny_run.workdir)), "README.md", "exec"), {})
+
+
+def test_the_rule_file_in_it_is_consistent():
+    from localist_jax.rules import parse, verify
+
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert verify(parse(text)).all == ()

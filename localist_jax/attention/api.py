@@ -66,7 +66,7 @@ def attend(
       q_block, k_block: block of each position; q_block may name one of Kq ≥ K rows of the odds.
       q_pos, k_pos: position within the segment.
       q_seg, k_seg: segment; 0 marks padding, which sees nothing and is seen by nothing.
-      odds: ω ∈ [0, 1] with the dial already in it; exactly 0 closes a pair.
+      odds: ω ≥ 0 with the dial already in it, above 1 only where rules ask for it; exactly 0 closes a pair.
       relevant: what counts as R in the statistics.
       route: straight-through one-hot of the blocks (T = S, Kq = K); carries the gradient to the router.
       window: 1 is the position itself.

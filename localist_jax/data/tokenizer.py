@@ -157,6 +157,11 @@ class Tokenizer:
         return "".join(VISIBLE.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
 
     @property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token; none of a special one."""
+        return list(self._bytes)
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the vocabulary and its merges."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]

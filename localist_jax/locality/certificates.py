@@ -81,3 +81,43 @@ def log_odds_for_fidelity(epsilon, bound, relevant, irrelevant) -> np.ndarray:
         beta = 2 * np.asarray(bound, np.float64) + np.log(u / b) + np.log((1 - epsilon) / epsilon)
     up = beta + 1e-6 * (1 + np.abs(np.where(u > 0, beta, 0.0)))  # survives the cast to float32
     return np.where(u > 0, np.maximum(0.0, up), 0.0)
+
+
+def target_fidelity_bound(gain, beta, bound, target, always_open, irrelevant) -> np.ndarray:
+    """F_T ≥ 1/(1 + (r/a)·e^{2S−γ} + (u/a)·e^{2S−γ−β}) for every input (T3 for a target set, with T5's |s| ≤ S).
+
+    Args:
+      gain: γ, ln of the odds of the a keys of the target, nats.
+      beta: β of the dial that closes the u irrelevant keys.
+      bound: S in nats.
+      target, always_open, irrelevant: a ≥ 1, r and u, numbers of keys.
+
+    Returns:
+      The bound, rounded down.
+    """
+    gain, beta, S = (np.asarray(x, np.float64) for x in (gain, beta, bound))
+    a, r, u = (np.asarray(x, np.float64) for x in (target, always_open, irrelevant))
+    with np.errstate(over="ignore", invalid="ignore"):
+        closed = np.where(u > 0, u * np.exp(-beta), 0.0)
+        beside = (r + closed) / a
+        leak = np.where(beside > 0, beside * np.exp(2 * S - gain), 0.0)
+    return np.where(leak == 0, 1.0, np.nextafter((1 - 1e-5) / (1 + leak), 0.0))
+
+
+def gain_for_fidelity(fidelity, bound, target, others) -> np.ndarray:
+    """γ ≥ max(0, 2S + ln(m/a) + ln(F/(1−F))): guarantees F_T ≥ F for every input whatever the dial. Rounded up.
+
+    Args:
+      fidelity: F in (0, 1).
+      bound: S in nats.
+      target, others: a ≥ 1 keys of the target, and m other visible keys.
+
+    >>> gain = gain_for_fidelity(0.9, 2.0, target=3, others=61)
+    >>> bool(target_fidelity_bound(gain, 0.0, 2.0, 3, 61, 0) >= 0.9)
+    True
+    """
+    F, a, m = (np.asarray(x, np.float64) for x in (fidelity, target, others))
+    with np.errstate(divide="ignore"):
+        gain = 2 * np.asarray(bound, np.float64) + np.log(m / a) + np.log(F / (1 - F))
+    up = gain + 2e-5 / (1 - F) + 1e-6 * np.abs(np.where(m > 0, gain, 0.0))
+    return np.where(m > 0, np.maximum(0.0, up), 0.0)

@@ -19,13 +19,12 @@ from localist_jax import bits
 from localist_jax.attention.api import Stats
 from localist_jax.locality import Blocks, Dial
 from localist_jax.model.cache import Cache
+from localist_jax.model.constraint import Constraint, Function
 from localist_jax.model.transformer import Transformer, forward
 from localist_jax.types import Numeric, PyTree
 
 BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are ever compiled
 PAD, BOS = 0, 1  # of our own tokenizer; never sampled
-
-Constraint = Callable[[jax.Array, Sequence[Sequence[int]]], jax.Array]
 
 
 @dataclasses.dataclass
@@ -37,8 +36,8 @@ class Generation:
       bits: code length of each under the model, before temperature, nucleus and constraint.
       price_bits, fidelity: attention statistics of the step that chose each token, mean over layers and heads;
         empty where they were not asked for.
-      finish: "length" (all that was asked for), "context" (the context is full) or "stop" (a token of `stop`,
-        which is not among the tokens).
+      finish: "length" (all that was asked for), "context" (the context is full), "stop" (a token of `stop`, which is
+        not among the tokens), or a constraint's reason.
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -61,7 +60,7 @@ def generate(
     top_p: float = 0.95,
     seed: int = 0,
     stats: Stats = "dense",
-    constraint: Constraint | None = None,
+    constraint: Constraint | Callable | None = None,
     bos: int | None = BOS,
     silent: np.ndarray | None = None,
     stop: Sequence[int] = (),
@@ -80,7 +79,8 @@ def generate(
       seed: request r draws from its own stream (seed, r), whatever else is in the batch.
       stats: what is measured on the way: "dense" price and fidelity; "open" fidelity alone, so that a localist
         layer at λ=1 reads only the cache pages of open blocks; "none" nothing.
-      constraint: (logits [B, V], tokens so far by request) → logits; the door for rules.
+      constraint: a function (logits [B, V], tokens so far by request) → logits, or a `Constraint`; the door
+        for rules.
       bos: the token in front of every prompt; None: none.
       silent: bool [V], tokens that are never sampled; None: PAD and BOS of our own tokenizer.
       stop: tokens that end a request.
@@ -91,8 +91,8 @@ def generate(
         dials that is neither 1 nor the number of prompts.
     """
     opening = [] if bos is None else [bos]
-    prompts = [[*opening, *prompt] for prompt in prompts]
-    _check(prompts, context, max_new, temperature, top_p, len(opening))
+    opened = [[*opening, *prompt] for prompt in prompts]
+    _check(opened, context, max_new, temperature, top_p, len(opening))
     B = len(prompts)
     if silent is None:
         silent = np.arange(model.vocab_size) <= BOS
@@ -102,38 +102,48 @@ def generate(
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
 
     done = [Generation() for _ in prompts]
-    lengths = np.array([len(prompt) for prompt in prompts])
-    tokens, positions, segments = _pad(prompts, context)
+    lengths = np.array([len(prompt) for prompt in opened])
+    budgets = np.minimum(max_new, context - lengths + 1)
+    guide = constraint if isinstance(constraint, Constraint) else Function(constraint or _unchanged)
+    guide.start(prompts, budgets.tolist(), context)
+    written = [generation.tokens for generation in done]
+    open_ended = np.ones(B, bool)
+    tokens, positions, segments = _pad(opened, context)
     cache = Cache.create(model.config, B, context)
     at = lengths - 1
     for step in range(max_new):
-        read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, stats=stats)
-        logits, figures, cache = read
-        free = logits if constraint is None else constraint(logits, [g.tokens for g in done])
-        chosen, code = _sample(free, logits, silent, keys, step, temperature, top_p)
-        chosen, code, figures = jax.device_get((chosen, code, figures))
-        running = lengths + step <= context
-        for r, generation in enumerate(done):
-            if int(chosen[r]) in stop and generation.finish == "length" and running[r]:
-                generation.finish = "stop"
-            elif running[r] and generation.finish == "length":
-                generation.tokens.append(int(chosen[r]))
-                generation.bits.append(float(code[r]))
-                for name, values in figures.items():
-                    getattr(generation, name).append(float(values[r]))
+        rules = guide.steering(written)
+        read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, rules, stats=stats)
+        logits, figures, by_layer, cache = read
+        chosen, code = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
+        chosen, code, figures, by_layer = jax.device_get((chosen, code, figures, by_layer))
+        reasons = guide.ended() or [""] * B
+        for r in np.flatnonzero(open_ended & (step < budgets)).tolist():
+            if reason := reasons[r] or ("stop" if int(chosen[r]) in stop else ""):
+                done[r].finish, open_ended[r] = reason, False
+        running = open_ended & (step < budgets)
+        for r in np.flatnonzero(running).tolist():
+            done[r].tokens.append(int(chosen[r]))
+            done[r].bits.append(float(code[r]))
+            for name, values in figures.items():
+                getattr(done[r], name).append(float(values[r]))
+        if by_layer:
+            guide.measured(by_layer)
         if on_tokens is not None:
             on_tokens(chosen.tolist())
         next_position = lengths + step
         tokens, positions = chosen[:, None].astype(np.int32), next_position[:, None].astype(np.int32)
-        going = [generation.finish == "length" for generation in done]
-        segments = ((next_position < context) & going).astype(np.int32)[:, None]
+        segments = (running & (next_position < context)).astype(np.int32)[:, None]
         at = np.zeros(B, np.int32)
         if not segments.any():
             break
-    for generation in done:
-        if generation.finish == "length" and len(generation.tokens) < max_new:
-            generation.finish = "context"
+    for r in np.flatnonzero(open_ended).tolist():
+        done[r].finish = "length" if budgets[r] == max_new else "context"
     return done
+
+
+def _unchanged(logits, written):
+    return logits
 
 
 def _check(prompts, context, max_new, temperature, top_p, opening) -> None:
@@ -179,13 +189,17 @@ def _read(
     segments,
     at,
     dial,
+    rules,
     *,
     stats: Stats = "dense",
 ):
-    """Reads tokens into the cache; returns each request's logits and statistics at its position `at`."""
+    """Reads tokens into the cache; returns each request's logits and statistics at its position `at`.
+
+    The statistics are means over layers and heads, [B]; under rules also by layer and head, [L, B, N].
+    """
     out = forward(
         model, params, tokens, dial, blocks,
-        positions=positions, segments=segments, cache=cache, stats=stats,
+        positions=positions, segments=segments, cache=cache, stats=stats, rules=rules,
     )  # fmt: skip
     rows = jnp.arange(tokens.shape[0])
     figures: dict[str, jax.Array] = {}
@@ -193,7 +207,11 @@ def _read(
         values = getattr(out.stats, name, None)
         if values is not None:
             figures[name] = values.mean((0, 2))[rows, at]
-    return out.logits[rows, at], figures, out.cache
+    by_layer: dict[str, jax.Array] = {}
+    if rules is not None and out.stats is not None:
+        seen = {"anchor_mass": out.stats.gated_mass, "fidelity": out.stats.fidelity}
+        by_layer = {name: jnp.moveaxis(x, 3, 2)[:, rows, at] for name, x in seen.items()}
+    return out.logits[rows, at], figures, by_layer, out.cache
 
 
 @jax.jit

@@ -20,6 +20,8 @@ from localist_jax import config
 from localist_jax.attention import AttentionStats, attend
 from localist_jax.attention.api import Stats
 from localist_jax.locality import gates as gating
+from localist_jax.locality import steering
+from localist_jax.locality.steering import LayerSteering
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache
 from localist_jax.types import struct, widened
@@ -126,7 +128,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], beta: Float[Array, "B N"], at: Placement, cache: LayerCache | None
+        self,
+        x: Float[Array, "B T D"],
+        beta: Float[Array, "B N"],
+        at: Placement,
+        cache: LayerCache | None,
+        rules: LayerSteering | None = None,
     ) -> tuple[Float[Array, "B T D"], AttentionStats | None, LayerCache | None]:
         """Attends, writing keys and values into the cache first if there is one."""
         c = self.config
@@ -145,6 +152,8 @@ class Attention(nn.Module):
             k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
 
         odds, relevant, window = self._odds(beta)
+        if rules is not None:
+            odds, relevant = steering.steered(odds, relevant, beta, rules)
         call: dict[str, Any] = dict(
             q_block=at.block, k_block=at.k_block, q_pos=at.positions, k_pos=at.k_positions,
             q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, window=window, mesh=self.mesh,
@@ -227,13 +236,13 @@ class Layer(nn.Module):
     mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
-    def __call__(self, x, per_layer: tuple[jax.Array, LayerCache | None], at: Placement):
-        """x → x + attention, then + feed-forward + localist units."""
-        beta, cache = per_layer
+    def __call__(self, x, per_layer: tuple[Any, ...], at: Placement):
+        """x → x + attention, then + feed-forward + localist units; per layer: β, cache, steering."""
+        beta, cache, rules = per_layer
         eps = self.config.norm_eps
         with jax.named_scope("attention"):
             attention = Attention(self.config, self.localist, self.stats, self.mesh, name="attention")
-            y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache)
+            y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache, rules)
             x = x + y
         with jax.named_scope("feed_forward"):
             h = Norm(eps, name="feed_forward_norm")(x)

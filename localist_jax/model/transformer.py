@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int
 from localist_jax import config
 from localist_jax.attention import AttentionStats
 from localist_jax.attention.api import Stats
-from localist_jax.locality import anchors, router
+from localist_jax.locality import anchors, router, steering
 from localist_jax.locality.anchors import Blocks
 from localist_jax.locality.dial import Dial
+from localist_jax.locality.steering import Steering
 from localist_jax.model.cache import Cache
 from localist_jax.model.layers import Layer, Norm, Placement, parameter, weight
 from localist_jax.model.units import dispatch
@@ -93,6 +94,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         stats: Stats = "none",
         noise: float = 0.0,
+        rules: Steering | None = None,
     ) -> Output:
         """Next-token logits, blocks and statistics.
 
@@ -104,6 +106,7 @@ class Transformer(nn.Module):
           cache: keys and values read so far; the tokens are written at their positions.
           stats: see `attend`.
           noise: Gumbel noise of the router (training; needs the rng stream "router").
+          rules: traced; what attention rules ask of the localist layers (inference).
 
         Raises:
           ValueError: float64 activations where JAX has them switched off.
@@ -124,7 +127,7 @@ class Transformer(nn.Module):
             x = embedding[tokens].astype(c.dtype)
 
         at, cache = _in_perception(jnp.where(sink, 0, 1), positions, segments, cache)
-        x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, False), at)
+        x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, None, False), at)
 
         with jax.named_scope("router"):
             logits, states = Router(c, name="router")(x, tokens, blocks)
@@ -143,9 +146,11 @@ class Transformer(nn.Module):
             route=route if noise else None,
             units=dispatch(ids, c.block_capacity, shards) if c.block_units else None,
         )
+        if rules is not None:
+            at = _under_rules(at, rules, c.block_capacity)
         read, written = [seen[0]], [seen[1]]
         if c.layers > c.router_layer:
-            x, more = self._stack("localist", True, stats)(x, self._inputs(beta_LBN, cache, True), at)
+            x, more = self._stack("localist", True, stats)(x, self._inputs(beta_LBN, cache, rules, True), at)
             read.append(more[0])
             written.append(more[1])
 
@@ -178,11 +183,11 @@ class Transformer(nn.Module):
         )
         return scanned(c, localist, stats, self.mesh, name=name)
 
-    def _inputs(self, beta_LBN, cache, localist):
+    def _inputs(self, beta_LBN, cache, rules: Steering | None, localist):
         first = self.config.router_layer
         part = slice(first, None) if localist else slice(None, first)
         layers = None if cache is None else cache.localist if localist else cache.perception
-        return beta_LBN[part], layers
+        return beta_LBN[part], layers, None if rules is None else rules.layers(first)
 
 
 def forward(
@@ -215,6 +220,16 @@ def _in_blocks(block, positions, segments, cache: Cache | None) -> tuple[Placeme
         k_block=cache.block, k_positions=cache.position, k_segments=cache.segment,
     )  # fmt: skip
     return at, cache
+
+
+def _under_rules(at: Placement, rules: Steering, blocks: int) -> Placement:
+    """Queries in scope get rows of their own, keys that rules point to columns of their own."""
+    in_scope = (at.positions >= rules.since[:, None]) & (at.segments > 0)
+    return dataclasses.replace(
+        at,
+        block=steering.query_rows(at.block, in_scope, blocks),
+        k_block=steering.key_columns(at.k_block, at.k_positions, rules.group, blocks),
+    )
 
 
 def _among_themselves(block, positions, segments) -> Placement:

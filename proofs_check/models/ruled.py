@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localist_jax.rules import price
 from localist_jax.types import struct
 from proofs_check.theorem import pick
 
@@ -59,13 +60,12 @@ def sample(key: jax.Array, n: int) -> Ruled:
     )  # fmt: skip
 
 
-def condition(p, allowed):
-    """p(· | A) and its price −log P(A) in bits; all zeros and ∞ where P(A) = 0."""
-    kept = jnp.where(allowed, p, 0.0)
-    total = kept.sum(-1)
-    possible = total > 0
-    safe = jnp.where(possible, total, 1.0)
-    return kept / safe[..., None], jnp.where(possible, -jnp.log2(safe), jnp.inf)
+def condition(logits, allowed):
+    """q = p(· | A) and its price in bits, by the library; q is all zeros where nothing is allowed (price ∞)."""
+    free, cost, possible = price.condition(logits, allowed)
+    return jnp.where(
+        possible[..., None], jax.nn.softmax(jnp.where(possible[..., None], free, 0.0)), 0.0
+    ), cost
 
 
 @struct
@@ -90,22 +90,23 @@ def texts(x: Ruled) -> tuple[Masked, Whole]:
     """Q token by token, and p on whole texts, by enumeration."""
     n = len(x.first)
     by_step = [jax.nn.softmax(logits) for logits in (x.first, x.second, x.third)]
-    conditioned = [condition(p, mask) for p, mask in zip(by_step, x.masks, strict=True)]
+    conditioned = [
+        condition(logits, mask) for logits, mask in zip((x.first, x.second, x.third), x.masks, strict=True)
+    ]
     first, second, third = (q for q, _ in conditioned)
     reached = jnp.ones(n), first, first[:, :, None] * second  # the probability of each past under Q
-    prices = [price for _, price in conditioned]
+    costs = [cost for _, cost in conditioned]
     expected = [
-        jnp.where(w > 0, w * jnp.where(w > 0, price, 0.0), 0.0)
-        for w, price in zip(reached, prices, strict=True)
+        jnp.where(w > 0, w * jnp.where(w > 0, cost, 0.0), 0.0) for w, cost in zip(reached, costs, strict=True)
     ]
     alive = [
-        ~((w > 0) & jnp.isinf(price)).reshape(n, -1).any(1) for w, price in zip(reached, prices, strict=True)
+        ~((w > 0) & jnp.isinf(cost)).reshape(n, -1).any(1) for w, cost in zip(reached, costs, strict=True)
     ]
     join = lambda a, b, c: (a[:, :, None, None] * b[:, :, :, None] * c).reshape(n, -1)  # noqa: E731
     p, complies = join(*by_step), join(*x.masks) > 0
-    q, price = condition(p, complies)
+    q, cost = condition(jnp.log(p), complies)
     masked = Masked(
         q=join(first, second, third), price=sum(e.reshape(n, -1).sum(1) for e in expected),
         alive=alive[0] & alive[1] & alive[2],
     )  # fmt: skip
-    return masked, Whole(p=p, q=q, mass=2.0**-price)
+    return masked, Whole(p=p, q=q, mass=2.0**-cost)

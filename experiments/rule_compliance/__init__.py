@@ -1,0 +1,1 @@
+"""Do rules hold, what do they cost, and whom do they hurt? On a generated clinic."""

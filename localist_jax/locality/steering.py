@@ -1,0 +1,108 @@
+"""Steering: attention that rules turn towards chosen positions, beside the dial and the learned gates.
+
+Keys are put into *groups*: 0 is everything else, 1 … R are positions that rules point to. A query in scope reads the
+odds of a row of its own: gates of rules instead of learned ones, the rules' log-odds added to the dial's (dials
+compose by summing β), and optionally a *gain* in nats by which the groups' odds exceed 1. All of it is traced and of
+fixed capacity: rules come and go without recompiling.
+
+Why a gain: self, sink and window stay open under every gate, so gates alone bound the mass on the anchors *and those*
+(T3 with R = all of them) and promise nothing about the anchors. With odds e^γ on them T3's bound for a target set T
+holds with margins δ + γ, and with |s| ≤ S (T5) a γ exists that guarantees any share below 1 for every input.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from localist_jax.types import struct
+
+GROUPS = 4  # R
+MOST_GAIN = 80.0  # nats; e^80 is still a float32
+
+
+@struct
+class LayerSteering:
+    """What acts in one layer (see `Steering`), without the layer axis."""
+
+    acts: chex.Array
+    gate: chex.Array
+    beta: chex.Array
+    gain: chex.Array
+
+
+@struct
+class Steering:
+    """Attention rules of a batch of requests, as they stand at one step.
+
+    Attributes:
+      since: int32 [B]; queries from this position on are in scope.
+      group: int32 [B, S]; group of the key at each position, 0 … R.
+      acts: bool [B, L, N]; the layers and heads in scope.
+      gate: float32 [B, L, N, R]; 1 where a group is pointed to, else 0.
+      beta: float32 [B, L, N]; log-odds of the rules' dials, nats.
+      gain: float32 [B, L, N]; ln of the odds of groups that are pointed to.
+    """
+
+    since: chex.Array
+    group: chex.Array
+    acts: chex.Array
+    gate: chex.Array
+    beta: chex.Array
+    gain: chex.Array
+
+    @classmethod
+    def none(cls, batch: int, layers: int, heads: int, positions: int) -> Steering:
+        """No rule acts; NumPy arrays, to be filled in."""
+        by_head = (batch, layers, heads)
+        return cls(
+            since=np.zeros(batch, np.int32),
+            group=np.zeros((batch, positions), np.int32),
+            acts=np.zeros(by_head, bool),
+            gate=np.zeros((*by_head, GROUPS), np.float32),
+            beta=np.zeros(by_head, np.float32),
+            gain=np.zeros(by_head, np.float32),
+        )
+
+    def layers(self, first: int) -> LayerSteering:
+        """The layers from `first` on, with the layer axis in front."""
+        parts = (jnp.moveaxis(x[:, first:], 1, 0) for x in (self.acts, self.gate, self.beta, self.gain))
+        return LayerSteering(**dict(zip(("acts", "gate", "beta", "gain"), parts, strict=True)))
+
+
+def query_rows(block: Int[Array, "B T"], in_scope: Bool[Array, "B T"], blocks: int) -> Int[Array, "B T"]:
+    """Rows of the odds: a query's own block, or in scope that block's second row."""
+    return block + blocks * in_scope
+
+
+def key_columns(
+    block: Int[Array, "B S"], positions: Int[Array, "B S"], group: Int[Array, "B P"], blocks: int
+) -> Int[Array, "B S"]:
+    """Columns of the odds: K for each group."""
+    return block + blocks * jnp.take_along_axis(group, positions, 1)
+
+
+def steered(
+    odds: Float[Array, "B N K K"],
+    relevant: Bool[Array, "1 N K K"],
+    beta: Float[Array, "B N"],
+    rules: LayerSteering,
+) -> tuple[Float[Array, "B N K2 KR"], Bool[Array, "B N K2 KR"]]:
+    """Odds and relevance with a second row per block (for queries in scope) and K columns per group.
+
+    In scope: 1 on column 0 (the sink), e^γ on groups that are pointed to, e^{−(β + β_rule)} elsewhere.
+    """
+    K, R = odds.shape[-1], rules.gate.shape[-1]
+    odds = jnp.tile(odds, (1, 1, 1, 1 + R))
+    relevant = jnp.broadcast_to(jnp.tile(relevant, (1, 1, 1, 1 + R)), odds.shape)
+    closed = jnp.exp(-(beta + rules.beta))[..., None]
+    pointed = rules.gate > 0
+    groups = jnp.where(pointed, jnp.exp(rules.gain)[..., None], closed)
+    by_column = jnp.repeat(jnp.concatenate([closed, groups], -1), K, -1).at[..., 0].set(1.0)
+    in_groups = jnp.repeat(jnp.pad(pointed, ((0, 0), (0, 0), (1, 0))), K, -1).at[..., 0].set(True)
+    acts = rules.acts[..., None, None]
+    own = jnp.where(acts, by_column[:, :, None], odds)
+    own_relevant = jnp.where(acts, in_groups[:, :, None], relevant)
+    return jnp.concatenate([odds, own], 2), jnp.concatenate([relevant, own_relevant], 2)

@@ -1,0 +1,48 @@
+"""The door through which something may act on a generation between two steps: rules, formats, filters.
+
+A plain function (logits, tokens so far) → logits is enough to forbid tokens; a `Constraint` may also steer attention,
+see what was measured, and end a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from localist_jax.locality.steering import Steering
+
+Tokens = Sequence[Sequence[int]]
+
+
+class Constraint:
+    """Does nothing; each method may be overridden. `generate` calls them in this order."""
+
+    def start(self, prompts: Tokens, budgets: Sequence[int], context: int) -> None:
+        """Before the first step: prompts without BOS, the tokens that each can get at most, and the cache's size."""
+
+    def steering(self, written: Tokens) -> Steering | None:
+        """What attention rules ask of the step that reads the last token; the same structure at every step."""
+
+    def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
+        """Logits [B, V] from which the next tokens are drawn; −∞ forbids. `written` are the new tokens so far."""
+        return logits
+
+    def ended(self) -> Sequence[str]:
+        """For each request the reason why it ends before the token just drawn; "" if it goes on."""
+        return ()
+
+    def measured(self, by_layer: Mapping[str, np.ndarray]) -> None:
+        """`anchor_mass` and `fidelity` [L, B, N] of the positions from which the tokens were chosen, if measured."""
+
+
+class Function(Constraint):
+    """A function as a constraint."""
+
+    def __init__(self, function: Callable[[jax.Array, Tokens], jax.Array]):
+        self._function = function
+
+    def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
+        """What the function returns."""
+        return self._function(logits, written)

@@ -1,0 +1,227 @@
+"""Rules on a running generation: `generate(constraint=Enforcer(…))`.
+
+Rules are swapped between two steps. Whatever they are, a step hands arrays of the same shapes to the same compiled
+functions, so nothing is recompiled and no request is dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localist_jax import config
+from localist_jax.locality import certificates
+from localist_jax.locality.steering import Steering
+from localist_jax.model.constraint import Constraint, Tokens
+from localist_jax.rules import attending, patterns, price
+from localist_jax.rules.language import RuleSet
+from localist_jax.rules.program import Program
+from localist_jax.rules.request import Request
+from localist_jax.rules.verification import verify
+from localist_jax.rules.vocabulary import Vocabulary
+from localist_jax.types import PyTree
+
+
+class Enforcer(Constraint):
+    """Enforces a rule set on the requests of one `generate` after the other.
+
+    Attributes:
+      program: the rules in force.
+      trail: for each request of the last generation what happened (`record.audit` makes a report of it).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        model: config.Model,
+        params: PyTree = None,
+        rules: RuleSet | None = None,
+        *,
+        name: str = "",
+        attention: bool = True,
+        output: bool = True,
+    ):
+        """Ready for rules of one model.
+
+        Args:
+          tokenizer: the model's `data.Tokenizer`.
+          model: its sizes.
+          params: its parameters, from which the logits' bound S comes (T5); None promises nothing.
+          rules: those to begin with.
+          name: what `scope.models` calls this model; "": every rule concerns it.
+          attention, output: False leaves that side of the rules out, for studies.
+
+        Raises:
+          RuleError: as `prepare`.
+        """
+        self.vocabulary = Vocabulary(tokenizer)
+        self.model, self.name = model, name
+        self._attention, self._output = attention, output
+        self._bound = _logit_bound(model, params)
+        self._engine: patterns.Engine | None = None
+        self._lock = threading.Lock()
+        self._waiting: Program | None = None
+        self._requests: list[Request] = []
+        self.trail: list[dict[str, Any]] = []
+        self.program = self.prepare(rules or RuleSet())
+
+    def prepare(self, rules: RuleSet) -> Program:
+        """Verifies and compiles a rule set; touches nothing that runs, and may be called from another thread.
+
+        Raises:
+          RuleError: it contradicts itself, or does not fit the model.
+        """
+        attending.check_scope(rules, self.model)
+        verify(rules).insist()
+        program = Program(rules, self.vocabulary, self.name)
+        if self._engine is None and (program.regexes or any(rule.format for rule in program.active)):
+            self._engine = patterns.Engine(self.vocabulary.tokenizer)
+        return program
+
+    def swap(self, program: Program) -> None:
+        """Puts a prepared program into force from the next step on."""
+        with self._lock:
+            self._waiting = program
+
+    def inject(self, rules: RuleSet) -> None:
+        """`prepare`, then `swap`; a set that is refused leaves the present one in force.
+
+        Raises:
+          RuleError: as `prepare`.
+        """
+        self.swap(self.prepare(rules))
+
+    def remove(self, *ids: str) -> None:
+        """Takes rules out of the present set.
+
+        Raises:
+          RuleError: an unknown id.
+        """
+        with self._lock:
+            present = (self._waiting or self.program).rules
+        self.inject(present.without(set(ids)))
+
+    # What `generate` calls
+
+    def start(self, prompts: Tokens, budgets: Sequence[int], context: int) -> None:
+        """See `Constraint`."""
+        self._take_over()
+        self._context = context
+        self._requests = [
+            Request(prompt, budget, self.vocabulary.bytes)
+            for prompt, budget in zip(prompts, budgets, strict=True)
+        ]
+        self.trail = [
+            {"price_bits": [], "attention": [], "since": [(0, self.program)]} for _ in self._requests
+        ]
+        for request in self._requests:
+            request.adopt(self.program, self._engine)
+        c, B = self.model, len(prompts)
+        self._idle = jax.device_put(Steering.none(B, c.layers, c.heads, context))
+        self._all = np.ones((B, self.vocabulary.size), bool)
+        self._all[:, :2] = False  # specials are never sampled
+        self._zero = jnp.zeros(self._all.shape)
+
+    def steering(self, written: Tokens) -> Steering | None:
+        """See `Constraint`; also where swapped rules come into force."""
+        changed = self._take_over()
+        for request, trail, tokens in zip(self._requests, self.trail, written, strict=True):
+            for token in tokens[len(request.text.tokens) - request.prompt :]:
+                request.add(token)
+            if changed:
+                request.adopt(self.program, self._engine)
+                trail["since"].append((len(tokens), self.program))
+        c, B = self.model, len(self._requests)
+        self._promises: list[list[dict[str, Any]]] = [[] for _ in self._requests]
+        acting = [r for r, q in enumerate(self._requests) if self._attention and _attends(q)]
+        if not acting:
+            return self._idle
+        into = Steering.none(B, c.layers, c.heads, self._context)
+        for r in acting:
+            self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound)
+        return into
+
+    def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
+        """See `Constraint`."""
+        if not self._output:
+            return logits
+        allowed, bias = self._all.copy(), None
+        for r, request in enumerate(self._requests):
+            if request.stop:
+                continue
+            mask, raised = request.allowed(), request.bias()
+            if not request.stop:
+                allowed[r] &= mask
+                if raised is not None:
+                    bias = np.zeros(allowed.shape, np.float32) if bias is None else bias
+                    bias[r] = raised
+        free, bits, possible = _condition(logits, allowed, self._zero if bias is None else bias)
+        bits, possible = jax.device_get((bits, possible))
+        for request, trail, cost, can in zip(self._requests, self.trail, bits, possible, strict=True):
+            if not can and not request.stop:
+                request.stop = "rules: every allowed token has probability 0"
+            if not request.stop and request.left > 0:
+                trail["price_bits"].append(float(cost))
+        return free
+
+    def ended(self) -> Sequence[str]:
+        """See `Constraint`."""
+        return [request.stop for request in self._requests] if self._output else ()
+
+    def measured(self, by_layer: Mapping[str, np.ndarray]) -> None:
+        """See `Constraint`."""
+        for r, (request, trail) in enumerate(zip(self._requests, self.trail, strict=True)):
+            if self._promises[r] and not request.stop and request.left > 0:
+                trail["attention"].append(
+                    {
+                        "step": len(request.text.tokens) - request.prompt,
+                        "rules": self._promises[r],
+                        "anchor_mass": by_layer["anchor_mass"][:, r],
+                        "fidelity": by_layer["fidelity"][:, r],
+                    }
+                )
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests of the last generation."""
+        return self._requests
+
+    def finish(self, written: Tokens) -> None:
+        """Reads the last tokens, so that what is due can be judged."""
+        for request, tokens in zip(self._requests, written, strict=True):
+            for token in tokens[len(request.text.tokens) - request.prompt :]:
+                request.add(token)
+
+    def _take_over(self) -> bool:
+        with self._lock:
+            program, self._waiting = self._waiting, None
+        if program is not None:
+            self.program = program
+        return program is not None
+
+
+def _attends(request: Request) -> bool:
+    return not request.stop and not request.program.attending.isdisjoint(request.firing)
+
+
+@jax.jit
+def _condition(logits, allowed, bias_bits):
+    """`price.condition` of the distribution without the special tokens, so that no rule costs nothing."""
+    plain = jnp.where(jnp.arange(logits.shape[-1]) < 2, -jnp.inf, logits)
+    return price.condition(plain, allowed, bias_bits)
+
+
+def _logit_bound(model: config.Model, params: PyTree) -> np.ndarray:
+    """S of the localist layers' heads, [L − router_layer, N]; ∞ where there is none."""
+    shape = (model.layers - model.router_layer, model.heads)
+    if params is None or not model.qk_norm or not shape[0]:
+        return np.full(shape, np.inf)
+    attention = params["localist"]["attention"]
+    q_gain, k_gain = (np.asarray(attention[name]["gain"]) for name in ("query_norm", "key_norm"))
+    bound = certificates.logit_bound(q_gain, k_gain, dtype=model.dtype)
+    return np.broadcast_to(bound[:, None], shape).copy()

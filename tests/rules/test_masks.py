@@ -1,0 +1,135 @@
+"""Masks against the independent checker, token by token; and folding against the checker's own."""
+
+import numpy as np
+import pytest
+
+from localist_jax.rules import checker, parse
+from localist_jax.rules.folding import fold, fold_character
+from localist_jax.rules.program import Program
+from localist_jax.rules.request import Request
+
+
+def test_both_ways_of_folding_agree_on_every_character():
+    differing = [
+        hex(i)
+        for i in [*range(0x32400), *range(0xE0000, 0xE0200)]
+        if " ".join(fold_character(chr(i)).split(" ")) != checker._normal(chr(i))
+    ]
+    assert not differing
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    ["PASSWORD", "pаsswоrd", "ｐａｓｓｗｏｒｄ",
+     "𝓹𝓪𝓼𝓼𝔀𝓸𝓻𝓭", "pass\u200bword", "pa\u00adss\u2060word", "pásswörd", "p\u0430ss\ufe0fword"],
+)  # fmt: skip
+def test_disguises_fold_to_the_word(disguise):
+    assert fold(disguise) == "password"
+
+
+BANS = [
+    "forbid: [cat, no interaction, the dog ate]",
+    "forbid: [cat*, '*word', 'a']",
+    "forbid: ['my password.', 'é', 'sat on']",
+    "forbid: [warfarin with, ask your, пароль]",
+]
+PIECES = ["the", " cat", " ca", "t", " no", " ", "\n", "interaction", " inter", "a", "ction", "pass", "word", ".",
+          "\u200b", "а", "é", " my", " ask", " your",
+          " warfarin", " with", " the", " dog", " ate", "egory", " sat", " on", "п", "ароль"]  # fmt: skip
+
+
+@pytest.mark.parametrize("then", BANS)
+def test_allowed_is_exactly_what_the_checker_lets_pass(then, vocabulary, tokenizer):
+    """Texts of pieces in every order, cut in the middle of characters too: every token of the vocabulary is judged."""
+    rules = parse(f"rules: [{{id: r, then: {{{then}}}}}]")
+    program = Program(rules, vocabulary)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        prompt = tokenizer.encode("".join(rng.choice(PIECES, 2))).tolist()
+        request = Request(prompt, 1000, vocabulary.bytes)
+        request.adopt(program, None)
+        output: list[int] = []
+        for _ in range(4):
+            allowed = request.allowed()
+            before = tokenizer.decode(prompt)
+            for token in range(2, vocabulary.size):
+                whole = tokenizer.decode([*prompt, *output, token])
+                verdict = checker.check(before, whole[len(before) :], [(0, rules)])
+                assert allowed[token] == (not verdict.violations), (whole, tokenizer.token_text(token))
+            wanted = tokenizer.encode(str(rng.choice(PIECES))).tolist()
+            wanted = (
+                [vocabulary.bytes.index(bytes([b])) for b in "é".encode()][:1]
+                if rng.random() < 0.2
+                else wanted
+            )
+            for token in wanted:
+                if not request.allowed()[token]:
+                    break
+                request.add(token)
+                output.append(token)
+
+
+CONDITIONS = [
+    "warfarin", "{absent: doctor}", "{absent: warfarin}",
+    "{present: aspirin, within: 2}", "{absent: aspirin, within: 1}",
+    "{present: warfarin, sentence: true}", "{all: [{absent: doctor}, {any: [aspirin, warfarin]}]}",
+]  # fmt: skip
+WORDS = [" warfarin", " aspirin", " doctor", " doc", "tor", ".", "!", " cat", " no", " interaction", " war", "farin",
+         ",", "s"]  # fmt: skip
+
+
+@pytest.mark.parametrize("when", CONDITIONS)
+def test_conditional_bans_never_let_pass_what_the_checker_finds(when, vocabulary, tokenizer):
+    text = "concepts: {warfarin: {anchors: [warfarin, war]}, "
+    text += "aspirin: {anchors: [aspirin]}, doctor: {anchors: [doctor]}}"
+    rules = parse(
+        f"{text}\nrules: [{{id: r, when: {when}, then: {{forbid: [cat, no interaction, '*farin']}}}}]"
+    )
+    program = Program(rules, vocabulary)
+    rng = np.random.default_rng(1)
+    refused = passed = 0
+    for _ in range(60):
+        prompt = tokenizer.encode("".join(rng.choice(WORDS, 2))).tolist()
+        request = Request(prompt, 1000, vocabulary.bytes)
+        request.adopt(program, None)
+        output: list[int] = []
+        for word in rng.choice(WORDS, 12):
+            for token in tokenizer.encode(str(word)).tolist():
+                if request.allowed()[token]:
+                    passed += 1
+                    request.add(token)
+                    output.append(token)
+                else:
+                    refused += 1
+        before = tokenizer.decode(prompt)
+        said = tokenizer.decode([*prompt, *output])[len(before) :]
+        assert checker.check(before, said, [(0, rules)]).compliant, before + "|" + said
+    assert refused > 5
+    assert passed > 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "prompt", "written", "then"),
+    [
+        ("forbid: [no cat]", "", " no ", " cat"),  # white space swallows white space
+        ("forbid: [no cat]", "", " no\n", " cat"),
+        ("forbid: [cat]", "c", "", "at"),  # begun in the prompt
+        ("forbid: [cat]", "", " c\u200ba", "t"),
+        ("absent", "", " ca", "t"),  # the word at the end may become another
+    ],
+)
+def test_particular_traps(rule, prompt, written, then, vocabulary, tokenizer):
+    text = "concepts: {war: {anchors: [ca]}}\n"
+    if rule == "absent":
+        text += "rules: [{id: r, when: {absent: war}, then: {forbid: ['*t']}}]"
+    else:
+        text += f"rules: [{{id: r, then: {{{rule}}}}}]"
+    rules = parse(text)
+    request = Request(tokenizer.encode(prompt).tolist(), 100, vocabulary.bytes)
+    request.adopt(Program(rules, vocabulary), None)
+    for token in tokenizer.encode(written).tolist():
+        assert request.allowed()[token]
+        request.add(token)
+    (last,) = tokenizer.encode(then).tolist()
+    assert not request.allowed()[last]
+    assert not checker.check(prompt, written + then, [(0, rules)]).compliant

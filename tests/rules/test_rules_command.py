@@ -1,0 +1,92 @@
+"""`localist rules …` and `localist generate --rules` as users type them."""
+
+import contextlib
+import io
+import json
+
+import pytest
+
+from localist_jax import __main__ as localist
+from localist_jax.rules import versions
+
+HOUSE = """
+concepts:
+  value: {anchors: [value]}
+rules:
+  - {id: quiet, then: {forbid: ['a*']}}
+  - {id: last, when: value, then: {require: [thanks], attend: {to: [value], fidelity: 0.5}}}
+"""
+
+
+def command(*arguments):
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            localist.main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def house(tmp_path):
+    path = tmp_path / "house.yaml"
+    path.write_text(HOUSE)
+    return path
+
+
+def test_check_shows_what_was_proven(house, tmp_path):
+    status, out, _ = command("rules", "check", house)
+    assert status == 0
+    assert "2 rules, consistent" in out
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(HOUSE + "  - {id: no, when: value, then: {forbid: [thanks]}}\n")
+    status, out, err = command("rules", "check", bad)
+    assert status == 1
+    assert "contradiction: rule 'last' (line 6) requires 'thanks', but rule 'no' (line 7) forbids it" in out
+    assert err.strip().splitlines() == [f"error: {bad}: 1 contradiction; it cannot be loaded"]
+
+
+def test_show_and_diff(house, tmp_path):
+    status, out, _ = command("rules", "show", house)
+    assert status == 0
+    assert "rule last (priority 0): when 'value' is present" in out
+    assert "attend to value (fidelity 0.5)" in out
+    other = tmp_path / "other.yaml"
+    other.write_text(HOUSE.replace("'a*'", "'b*'").replace("id: last", "id: final"))
+    status, out, _ = command("rules", "diff", house, other)
+    assert (status, out.split("\n")) == (0, ["+ final", "- last", "~ quiet", ""])
+
+
+def test_inject_generate_and_audit(house, tiny_run, tmp_path):
+    audit = tmp_path / "out.json"
+    call = ["generate", tiny_run.workdir, "value", "--tokens", "12", "--audit", audit]
+    status, out, err = command(*call, "--rules", house, "--dial", "0", "1")
+    assert status == 0, err
+    records = json.loads(audit.read_text())
+    assert len(records) == 2
+    for record in records:
+        assert record["verdict"]["compliant"]
+        assert "thanks" in record["output"]
+        assert record["price_bits"] > 0
+    assert err.count("rules fired: ") == 2
+
+    status, out, _ = command("rules", "inject", tiny_run.workdir, house)
+    assert status == 0
+    assert "+ quiet" in out
+    version = records[0]["rule_sets"][0]["version"]
+    assert (versions.folder(tiny_run.workdir) / f"{version}.yaml").is_file()
+    status, out, err = command(*call)
+    assert "rules fired: quiet, last" in err  # the run's active rules
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(
+        HOUSE.replace("{to: [value], fidelity: 0.5}}", "{to: [value], dial: 1}}, scope: {layers: [0]}")
+    )
+    status, out, err = command("rules", "inject", tiny_run.workdir, bad)
+    assert status == 1
+    assert "layer 0 is not one of 1 … 2" in err
+    assert versions.stored(tiny_run.workdir).version == version
+    status, out, _ = command("rules", "show", house, "--run", tiny_run.workdir)
+    assert status == 0
+    assert "uncovered: " in out
+    (versions.folder(tiny_run.workdir) / versions.ACTIVE).unlink()
