@@ -28,6 +28,7 @@ setup(
         "absl-py>=2.1",
         "grain>=0.2.18",
         "tokenizers>=0.23",
+        "safetensors>=0.8",
         "jaxtyping>=0.3.11",
         "numpy>=2.0",
         "scipy>=1.13",
@@ -43,6 +44,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX.removeprefix('jax')}"],
         "hub": ["datasets>=3.0"],
         "benchmarks": ["torch>=2.5"],  # PyTorch is a peer to compare with, never a dependency
+        "parity": ["torch>=2.13", "transformers>=5.24"],  # what adopted models are compared with, in tests
         "dev": [
             "pytest>=8.3",
             "hypothesis>=6.170",

@@ -1,4 +1,4 @@
-"""The command `localist`: train, eval, generate, inspect, report, rules.
+"""The command `localist`: train, eval, generate, inspect, report; rules; adopt, localise and export.
 
 localist train experiments/configs/quickstart.py --workdir runs/quickstart --set train.steps=500
 localist eval runs/quickstart --dials 0 0.9 0.99 1
@@ -7,6 +7,8 @@ localist inspect runs/quickstart "An iterator is an object" --dial 1 --picture a
 localist report runs/quickstart
 localist rules check house.yaml
 localist generate runs/quickstart "The list type" --rules house.yaml --audit out.json
+localist adopt ~/models/Qwen3-0.6B --out runs/qwen
+localist export runs/qwen ~/models/back
 """
 
 from __future__ import annotations
@@ -81,6 +83,32 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--picture", type=Path, help="where to draw; default: attention.png in the run's folder")
 
     command("report", _report, "Measure the run again and write its report.")
+
+    sub = command("adopt", _adopt, "Make a run of a Hugging Face checkpoint (Llama, Qwen3).", folder=False)
+    sub.add_argument("checkpoint", type=Path, help="folder with config.json, safetensors, tokenizer.json")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the run")
+    sub.add_argument(
+        "--context", type=int, default=0, help="tokens of a row; default: as trained, 2048 at most"
+    )
+    sub.add_argument("--router-layer", type=int, default=1, help="layers before the router")
+    sub.add_argument("--dtype", default="float32", help="of activations: float32 or bfloat16")
+    sub.add_argument("--corpus", default="", help="text for evaluations and localising")
+
+    sub = command(
+        "localise", _localise, "Train router and gates (and units) of an adopted model on your text."
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder of the new run")
+    sub.add_argument("--corpus", default="", help="text; default: that of the run")
+    sub.add_argument("--steps", type=int, default=500)
+    sub.add_argument("--blocks", type=int, default=16)
+    sub.add_argument("--units", type=int, default=0, help="localist units per block; they weigh λ")
+    sub.add_argument("--trunk", type=float, default=0.0, help="its share of the learning rate; 0: frozen")
+    sub.add_argument("--open-share", type=float, default=0.5, help="of causal pairs at λ=1, over all layers")
+    sub.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+
+    sub = command("export", _export, "Write the model at λ=0 as a Hugging Face checkpoint.")
+    sub.add_argument("out", type=Path, help="folder of the checkpoint")
+    sub.add_argument("--dtype", default="", help="float32, bfloat16 or float16; default: as adopted")
     rules.add_to(commands)
     return parser
 
@@ -220,6 +248,34 @@ def _report(arguments: argparse.Namespace) -> None:
     from localist_jax.report.job import measure
 
     print(measure(_open(arguments)))
+
+
+def _adopt(arguments: argparse.Namespace) -> None:
+    from localist_jax.adopt import adopt
+
+    command = shlex.join(["localist", *sys.argv[1:]])
+    options = {name: getattr(arguments, name) for name in ("context", "router_layer", "dtype", "corpus")}
+    print(adopt(arguments.checkpoint, arguments.out, command=command, **options).workdir)
+
+
+def _localise(arguments: argparse.Namespace) -> None:
+    from localist_jax import config
+    from localist_jax.adopt import localise
+    from localist_jax.report.job import measure
+
+    run = _open(arguments)
+    names = ("corpus", "steps", "blocks", "units", "trunk", "open_share")
+    raw = localise.settings_of(run, **{name: getattr(arguments, name) for name in names}).to_dict()
+    for change in arguments.set:
+        _apply(raw, change)
+    command = shlex.join(["localist", *sys.argv[1:]])
+    print(measure(localise.localise(run, config.resolve(raw), arguments.out, command=command)))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from localist_jax.adopt import export
+
+    print(export(_open(arguments), arguments.out, arguments.dtype))
 
 
 if __name__ == "__main__":

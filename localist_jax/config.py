@@ -27,8 +27,10 @@ class Data:
     path: str = ""  # where the named corpus lies; empty: $LOCALIST_DATA/<corpus>
     field: str = "text"  # the JSONL field that holds the text
     vocab_size: int = 4096  # of the byte-level BPE trained on the corpus, specials included
+    tokenizer: str = ""  # a tokenizer.json to use instead, as adopted models do; empty: one is trained
     context: int = 256  # tokens per row
     batch: int = 16  # rows per step, over all devices
+    shuffle: bool = True  # off: rows come in the order of the text, as a stream does
     valid_fraction: float = 0.05  # held out where the corpus has no split of its own
     valid_rows: int = 128  # rows used by an evaluation; 0: all of them
 
@@ -40,6 +42,26 @@ class Data:
         _require(self.batch >= 1, "data.batch", "at least 1", self.batch)
         _require(0 < self.valid_fraction < 1, "data.valid_fraction", "a share in (0, 1)", self.valid_fraction)
         _require(self.valid_rows >= 0, "data.valid_rows", "0 (all) or more", self.valid_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those first trained at."""
+
+    kind: str = "none"  # linear: all by `factor`; llama3: the slow ones by `factor`, the fast ones not at all
+    factor: float = 1.0
+    low: float = 1.0  # llama3: turns within `context` below which a frequency is slow …
+    high: float = 4.0  # … and above which it is fast
+    context: int = 8192  # llama3: tokens first trained at
+
+    def __post_init__(self):
+        field = "model.rope_scaling"
+        _require(
+            self.kind in ("none", "linear", "llama3"), f"{field}.kind", "none, linear or llama3", self.kind
+        )
+        _require(self.factor >= 1, f"{field}.factor", "at least 1", self.factor)
+        _require(0 < self.low < self.high, f"{field}.low, high", "0 < low < high", (self.low, self.high))
+        _require(self.context >= 1, f"{field}.context", "at least 1 token", self.context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +78,7 @@ class Model:
     blocks: int = 16  # blocks in use at the start, block 0 (sink and background) included
     block_capacity: int = 16  # K: blocks allocated
     block_units: int = 32  # U; 0: no localist units
+    dialled_units: bool = False  # units weigh λ of their layer, so that λ=0 is the model without them
     anchor_capacity: int = 16  # anchor tokens per block
     background: bool = False  # may the router send positions to block 0, which everyone sees?
     neighbours: int = 0  # a control: blocks are runs of so many positions, not routed; 0: routed
@@ -63,6 +86,8 @@ class Model:
     perception_window: int = 0  # of perception layers, at every dial; 0: dense
     qk_norm: bool = True
     rope_base: float = 10_000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    tied: bool = True  # logits are read off the embedding; False: a matrix of their own
     norm_eps: float = 1e-6
     dtype: str = "float32"  # of activations; parameters are float32
     remat: bool = False  # recompute activations in the backward pass
@@ -82,10 +107,11 @@ class Model:
             self.kv_heads,
         )
         _require(self.head_size % 2 == 0, "model.head_size", "an even number (rotary pairs)", self.head_size)
+        smallest = 1 if self.background else 2
         _require(
-            2 <= self.blocks <= self.block_capacity,
+            smallest <= self.blocks <= self.block_capacity,
             "model.blocks",
-            f"2 … block_capacity = {self.block_capacity}",
+            f"{smallest} … block_capacity = {self.block_capacity}",
             self.blocks,
         )
         _require(self.neighbours >= 0, "model.neighbours", "0 (routed) or more", self.neighbours)
@@ -205,11 +231,59 @@ class Optimizer:
     b2: float = 0.99
     clip_norm: float = 1.0
     unit_price: float = 0.0  # nats per token: group penalty ‖·‖₂ on each localist unit
+    trunk: float = 1.0  # learning rate of all that any transformer has, as a share; 0: frozen
 
     def __post_init__(self):
         _require(self.kind in ("adamw", "muon"), "optimizer.kind", "adamw or muon", self.kind)
         _require(self.learning_rate > 0, "optimizer.learning_rate", "above 0", self.learning_rate)
         _require(0 <= self.warmup < 1, "optimizer.warmup", "a share in [0, 1)", self.warmup)
+        _require(0 <= self.trunk <= 1, "optimizer.trunk", "a share in [0, 1]", self.trunk)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recruitment:
+    """When the model takes on blocks, and what evidence that takes."""
+
+    every: int = 0  # steps between the end of a trial and the next survey; 0: off
+    start: float = 0.1  # share of the steps before the first trial
+    stop: float = 0.9  # share of the steps after which none is opened
+    horizon: int = 50  # steps of a trial
+    candidates: int = 3  # ways to divide a block that are tried side by side
+    placebos: int = 5  # random divisions beside them
+    survey: int = 8  # batches that proposals are made from
+    rate: float = 1.0  # of a newcomer's differences from its parent, as a share of the run's learning rate
+    alpha: float = 0.05  # chance of a false recruitment, in all
+    cost: str = "prequential"  # of a candidate's parameters: prequential, bic or fixed
+    bits_per_parameter: float = 0.0  # of `fixed`
+    blocks_at_most: int = 64  # the capacity may double up to here
+
+    def __post_init__(self):
+        _require(self.every >= 0, "recruitment.every", "0 (off) or more", self.every)
+        for name in ("horizon", "candidates", "survey"):
+            _require(getattr(self, name) >= 1, f"recruitment.{name}", "at least 1", getattr(self, name))
+        _require(
+            self.placebos >= 2, "recruitment.placebos", "at least 2, to know their spread", self.placebos
+        )
+        _require(
+            0 <= self.start <= self.stop <= 1,
+            "recruitment.start",
+            "0 ≤ start ≤ stop ≤ 1",
+            (self.start, self.stop),
+        )
+        _require(self.rate > 0, "recruitment.rate", "above 0", self.rate)
+        _require(0 < self.alpha < 1, "recruitment.alpha", "a probability in (0, 1)", self.alpha)
+        _require(
+            self.cost in ("prequential", "bic", "fixed"),
+            "recruitment.cost",
+            "prequential, bic or fixed",
+            self.cost,
+        )
+        _require(
+            (self.bits_per_parameter > 0) == (self.cost == "fixed"),
+            "recruitment.bits_per_parameter",
+            "above 0 for the cost model `fixed`, 0 for the others",
+            self.bits_per_parameter,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,16 +325,23 @@ class Config:
     gates: Gates = Gates()
     router: Router = Router()
     optimizer: Optimizer = Optimizer()
+    recruitment: Recruitment = Recruitment()
     train: Train = Train()
     mesh: Mesh = Mesh()
 
     def __post_init__(self):
-        runs = self.model.neighbours * (self.model.blocks - 1)
+        others = max(1, self.model.blocks - 1)
         _require(
-            not 0 < runs < self.data.context,
+            not 0 < self.model.neighbours * others < self.data.context,
             "model.neighbours",
-            f"runs of at least {-(-self.data.context // (self.model.blocks - 1))} positions to cover the context",
+            f"runs of at least {-(-self.data.context // others)} positions to cover the context",
             self.model.neighbours,
+        )
+        _require(
+            not self.recruitment.every or self.model.block_units > 0,
+            "model.block_units",
+            "at least 1 where recruitment is on: a newcomer is told by its units",
+            self.model.block_units,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def figure(birth, found):
 THEOREM = Theorem(
     "T15", "growth changes nothing at birth", sample, claims, twin, "a child whose units start empty",
     attack=attack, share=2e-3, chunk=128, figure=figure,
-    note="the library has no growth yet: this checks the mathematics on its layers",
+    note="the library's growth (`recruitment.growth`) on its layers",
     found=(
         "the library's weights had a total that grew with the number of blocks, so that a split would "
         "have raised the price of every gate by (K+1)/(K−1); it is constant now. Acting gates are "

@@ -26,11 +26,12 @@ ARROWS = {
     "model": FOUNDATION | {"locality", "attention"},
     "data": FOUNDATION,
     "parallel": FOUNDATION,
-    "recruitment": FOUNDATION,
+    "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
-    "report": FOUNDATION | {"locality", "model", "training"},
+    "report": FOUNDATION | {"locality", "model", "training", "recruitment"},
+    "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "rules": FOUNDATION | {"locality", "model", "training"},
-    "__main__": FOUNDATION | {"locality", "training", "report", "rules"},
+    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules"},
     "__init__": set(),
 }
 

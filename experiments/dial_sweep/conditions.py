@@ -99,6 +99,7 @@ VARIANTS: dict[str, Condition] = {
     "blocks_8": _variant("8 blocks, not 16", model={"blocks": 8, "block_capacity": 8}),
     "blocks_32": _variant("32 blocks", model={"blocks": 32, "block_capacity": 32}),
     "window_8": _variant("window 8 in all layers", model={"window": 8, "perception_window": 8}),
+    "window_16": _variant("window 16 in the localist layers", model={"window": 16}),
     "router_2": _variant("router after layer 2, not 1", model={"router_layer": 2}),
 }
 ALL = {**CONDITIONS, **VARIANTS}

@@ -88,37 +88,38 @@ def figures_of(results: dict[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for task, by_condition in results.items():
         table = Table(by_condition)
-        named |= {"wikitext2": _wikitext2, "recall": _recall, "babi": _babi}[task](table)
+        named |= _text(task, table) if TASKS[task].text else {"recall": _recall, "babi": _babi}[task](table)
         for condition, locality in [
             *table.settings,
             *((name, x) for name in table.variants for x in (0.0, 1.0)),
         ]:
-            columns = TEXT_COLUMNS if task == "wikitext2" else ANSWER_COLUMNS
+            columns = TEXT_COLUMNS if TASKS[task].text else ANSWER_COLUMNS
             for name, _, _ in columns:
                 named[f"{task}/{condition}@{locality:g}/{name}"] = table(condition, locality, name)
     return named
 
 
-def _wikitext2(table: Table) -> dict[str, Any]:
+def _text(task: str, table: Table) -> dict[str, Any]:
     entropy = np.divide(table("any", 1.0, "entropy_bits"), table("dense", 0.0, "entropy_bits"))
     perplexity = np.divide(table("any", 1.0, "perplexity"), table("localist", 1.0, "perplexity"))
     named = {
-        "wikitext2_resolution_sd": resolution(table),
-        "wikitext2_resolved": resolution(table) >= RESOLVED,
-        "wikitext2_kept_benefit_0": kept_benefit(table, "any", 0.0),
-        "wikitext2_kept_benefit_1": kept_benefit(table, "any", 1.0),
-        "wikitext2_kept_of_dense_above_0": kept_benefit(table, "any", 0.0, "dense_above"),
-        "wikitext2_kept_of_dense_above_1": kept_benefit(table, "any", 1.0, "dense_above"),
-        "wikitext2_open_share": table("any", 1.0, "open_share"),
-        "wikitext2_certified_share": table.certified("any"),
-        "wikitext2_entropy_ratio_1": entropy.tolist(),
-        "wikitext2_any_over_fixed_ppl_1": perplexity.tolist(),
+        f"{task}_resolution_sd": resolution(table),
+        f"{task}_resolved": resolution(table) >= RESOLVED,
+        f"{task}_kept_benefit_0": kept_benefit(table, "any", 0.0),
+        f"{task}_kept_benefit_1": kept_benefit(table, "any", 1.0),
+        f"{task}_kept_of_dense_above_0": kept_benefit(table, "any", 0.0, "dense_above"),
+        f"{task}_kept_of_dense_above_1": kept_benefit(table, "any", 1.0, "dense_above"),
+        f"{task}_open_share": table("any", 1.0, "open_share"),
+        f"{task}_certified_share": table.certified("any"),
+        f"{task}_entropy_ratio_1": entropy.tolist(),
+        f"{task}_any_over_fixed_ppl_1": perplexity.tolist(),
     }
     if table.has("any", 1.0, "blimp"):
-        named["blimp_dense"] = table("dense", 0.0, "blimp")
+        stem = "blimp" if task == "wikitext2" else f"{task}_blimp"
+        named[f"{stem}_dense"] = table("dense", 0.0, "blimp")
         for condition, locality in table.settings:
             if condition == "any":
-                named[f"blimp_localist_{locality:g}"] = table("any", locality, "blimp")
+                named[f"{stem}_localist_{locality:g}"] = table("any", locality, "blimp")
     return named
 
 
@@ -152,9 +153,8 @@ def write(results: dict[str, Any], texts: dict[int, dict], seeds: list[int], out
     body = [_introduction(seeds), "{main}\n"]
     for task, table in tables.items():
         body.append(f"## {TASKS[task].title}\n\n{TASKS[task].what[:1].upper() + TASKS[task].what[1:]}.\n")
-        body.append(
-            {"wikitext2": _text_section, "recall": _answer_section, "babi": _babi_section}[task](table)
-        )
+        section = {"recall": _answer_section, "babi": _babi_section}.get(task, _text_section)
+        body.append(section(table))
     if "babi" in tables:
         shown["babi"] = pictures.babi(tables["babi"])
     if texts:
@@ -208,6 +208,8 @@ def _text_section(table: Table) -> str:
         (title, lambda c, x, dense=dense: kept_benefit(table, c, x, dense))
         for title, dense in (("kept of `dense`", "dense"), ("kept of `dense_above`", "dense_above"))
     ]
+    if benefit <= 0:
+        held += "; there is nothing to keep, so read no shares from it"
     text = (
         f"What `dense` adds to the always-open set is {benefit:.4f} bits per token, {held}. *Kept* is the share of it "
         "that remains; the last column measures it against `dense_above`, whose perception is any-dial's.\n\n"

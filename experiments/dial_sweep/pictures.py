@@ -21,6 +21,7 @@ LINES = (
 )
 PANELS = {
     "wikitext2": ("WikiText-2: bits per token", "bits_per_token"),
+    "wikitext2_window": ("WikiText-2 with a window: bits", "bits_per_token"),
     "recall": ("recall: accuracy", "accuracy"),
     "babi": ("bAbI: accuracy", "accuracy"),
 }

@@ -35,7 +35,8 @@ def prepare(settings: Config) -> Prepared:
     train = _rows(ids, np.random.default_rng([seed, 0]), settings.train.steps * settings.data.batch, context)
     valid = _rows(ids, np.random.default_rng([seed, 1]), VALID_ROWS, context)
     sizes = {"train": len(train), "valid": len(valid)}
-    text = {split: int(tokenizer.byte_lengths[rows.targets].sum()) for split, rows in
+    # What is not scored counts like padding, whose id stands for no byte.
+    text = {split: int(tokenizer.byte_lengths[np.maximum(rows.targets, Tokenizer.PAD)].sum()) for split, rows in
             (("train", train), ("valid", valid))}  # fmt: skip
     return Prepared("recall", tokenizer, train, valid, documents=sizes, bytes=text)
 

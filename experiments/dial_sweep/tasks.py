@@ -34,6 +34,7 @@ class Task:
       conditions: trained on it; all of them where it is text, those that a plain answer can tell apart elsewhere.
       prepare: (settings, folder for caches) → rows and tokenizer.
       extra: (run, λ, condition) → further figures at that dial.
+      text: whether every next token is scored, so that code length is the figure; else only answers are.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Task:
     conditions: tuple[str, ...]
     prepare: Callable[[Config, Path], Prepared]
     extra: Callable[[Run, float, str], dict[str, Any]] = lambda run, locality, condition: {}
+    text: bool = False
 
     def at(self, scale: str) -> Config:
         """The configuration at a scale."""
@@ -96,34 +98,36 @@ _SMALL = {
     "layers": 3, "width": 64, "heads": 4, "kv_heads": 4, "head_size": 16, "feed_forward": 192, "block_units": 16,
     "window": 1,
 }  # fmt: skip
+_TEXT = {
+    "layers": 4, "width": 96, "heads": 4, "kv_heads": 4, "head_size": 24, "feed_forward": 256, "block_units": 16,
+    "perception_window": 2,
+}  # fmt: skip
+_TEXT_GPU = {
+    "layers": 12, "width": 512, "heads": 8, "kv_heads": 8, "head_size": 64, "feed_forward": 1408, "router_layer": 2,
+    "blocks": 32, "block_capacity": 32, "block_units": 16, "perception_window": 2, "dtype": "bfloat16",
+}  # fmt: skip
+
+
+def _text(title: str, steps: int, **model: Any) -> Task:
+    """WikiText-2, with these changes to the model."""
+    data = {"corpus": "wikitext-2", "vocab_size": 2048, "context": 256, "batch": 4, "valid_rows": 256}
+    large = {**data, "vocab_size": 16_384, "context": 1024, "batch": 16, "valid_rows": 128}
+    settings = {
+        "cpu": _settings(
+            data=data, model=_TEXT | model, optimizer={"learning_rate": 6e-3}, train={"steps": steps, **_PROBE}
+        ),
+        "gpu": _settings(
+            data=large, model=_TEXT_GPU | model, optimizer={"learning_rate": 1e-3}, train={"steps": 1000, **_PROBE}
+        ),
+    }  # fmt: skip
+    what = f"next token, byte-level BPE; {model['window']} always open in the localist layers"
+    return Task(title, what, settings, tuple(CONDITIONS), _in_cache, _wikitext_extra, text=True)
+
+
 TASKS: dict[str, Task] = {
-    "wikitext2": Task(
-        "WikiText-2",
-        "next token, byte-level BPE",
-        {
-            "cpu": _settings(
-                data={"corpus": "wikitext-2", "vocab_size": 2048, "context": 256, "batch": 4, "valid_rows": 256},
-                model={
-                    "layers": 4, "width": 96, "heads": 4, "kv_heads": 4, "head_size": 24, "feed_forward": 256,
-                    "block_units": 16, "window": 1, "perception_window": 2,
-                },
-                optimizer={"learning_rate": 6e-3},
-                train={"steps": 2400, **_PROBE},
-            ),
-            "gpu": _settings(
-                data={"corpus": "wikitext-2", "vocab_size": 16_384, "context": 1024, "batch": 16, "valid_rows": 128},
-                model={
-                    "layers": 12, "width": 512, "heads": 8, "kv_heads": 8, "head_size": 64, "feed_forward": 1408,
-                    "router_layer": 2, "blocks": 32, "block_capacity": 32, "block_units": 16, "window": 1,
-                    "perception_window": 2, "dtype": "bfloat16",
-                },
-                optimizer={"learning_rate": 1e-3},
-                train={"steps": 1000, **_PROBE},
-            ),
-        },
-        tuple(CONDITIONS),
-        _in_cache,
-        _wikitext_extra,
+    "wikitext2": _text("WikiText-2", 2400, window=1),
+    "wikitext2_window": _text(
+        "WikiText-2 with a window", 1800, window=16, blocks=32, block_capacity=32
     ),
     "recall": Task(
         "Associative recall",

@@ -25,7 +25,8 @@ from localist_jax.data.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 PAD = Tokenizer.PAD
-CACHE_FORMAT = 1  # raised when the same corpus and config would be prepared differently
+UNSCORED = -1  # as a target: nothing to predict
+CACHE_FORMAT = 2  # raised when the same corpus and config would be prepared differently
 Leaf = Any  # an int32 array [B, T]; under tree maps whatever the tree holds (shapes, shardings)
 
 
@@ -35,14 +36,14 @@ class Batch:
     """B rows of T tokens; int32 arrays [B, T]."""
 
     tokens: Leaf  # inputs: each segment is BOS and its tokens but the last
-    targets: Leaf  # what each input position has to predict; PAD: nothing
+    targets: Leaf  # what each input position has to predict; UNSCORED, or anything in padding: nothing
     segments: Leaf  # 1, 2, … within a row; 0: padding, which counts nowhere
     positions: Leaf  # 0, 1, … within a segment
 
     @property
     def scored(self) -> Leaf:
         """Bool [B, T]: positions whose prediction counts."""
-        return self.targets != PAD
+        return (self.targets != UNSCORED) & (self.segments > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,19 +74,23 @@ class Rows:
 
 
 def pack(
-    documents: Sequence[np.ndarray], context: int, bos: int, scored: Sequence[np.ndarray] | None = None
+    documents: Sequence[np.ndarray],
+    context: int,
+    bos: int | None,
+    scored: Sequence[np.ndarray] | None = None,
 ) -> Rows:
     """Packs documents into rows of `context` slots, so that every token is predicted exactly once.
 
     A document is cut into pieces of at most `context` tokens x₁ … xₙ. A piece is a segment with the
-    inputs BOS, x₁ … xₙ₋₁ and the targets x₁ … xₙ. Segments fill rows by best fit, longest first, ties
-    in document order.
+    inputs BOS, x₁ … xₙ₋₁ and the targets x₁ … xₙ. Without BOS a piece begins with the token before it
+    instead, and the first token of a document is not predicted. Segments fill rows by best fit, longest first,
+    ties in document order.
 
     Args:
       documents: token ids, one 1-D array each; empty ones leave no trace.
       context: T.
-      bos: token that opens each segment.
-      scored: bool, shapes of the documents: tokens whose prediction counts; the others' targets become PAD.
+      bos: token that opens each segment; None: the model knows none.
+      scored: bool, shapes of the documents: tokens whose prediction counts; the others' targets become UNSCORED.
 
     Raises:
       ValueError: `context` below 1.
@@ -96,9 +101,13 @@ def pack(
     """
     if context < 1:
         raise ValueError(f"context: expected at least 1 token, got {context}")
-    lengths = np.array([len(d) for d in documents], np.int64)
-    flat = np.concatenate([np.zeros(0, np.int32), *documents]).astype(np.int32)
-    wanted = flat if scored is None else np.where(np.concatenate([np.zeros(0, bool), *scored]), flat, PAD)
+    skipped = int(bos is None)  # tokens of a document that nothing predicts
+    lengths = np.array([max(0, len(d) - skipped) for d in documents], np.int64)
+    flat = _joined([d[skipped:] for d in documents])
+    before = _joined([d[: len(d) - 1] for d in documents if len(d)]) if bos is None else _shifted(flat)
+    wanted = flat
+    if scored is not None:
+        wanted = np.where(_joined([s[skipped:] for s in scored]).astype(bool), flat, UNSCORED)
     pieces = -(-lengths // context)
     nth = _count_up(pieces)
     sizes = np.minimum(context, np.repeat(lengths, pieces) - nth * context)
@@ -107,7 +116,6 @@ def pack(
     # Pieces lie in `flat` one after the other, so slot i of all segments together is flat[i].
     position = _count_up(sizes)
     slots = np.repeat(row, sizes), np.repeat(start, sizes) + position
-    previous = np.concatenate([flat[:0], flat[:1], flat[:-1]])[: len(flat)]
     shape = (int(row.max(initial=-1)) + 1, context)
 
     def place(values: np.ndarray, padding: int = 0) -> np.ndarray:
@@ -116,11 +124,19 @@ def pack(
         return array
 
     return Rows(
-        tokens=place(np.where(position == 0, bos, previous), PAD),
+        tokens=place(before if bos is None else np.where(position == 0, bos, before), PAD),
         targets=place(wanted, PAD),
         segments=place(np.repeat(segment, sizes)),
         positions=place(position),
     )
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int32), *arrays]).astype(np.int32)
+
+
+def _shifted(flat: np.ndarray) -> np.ndarray:
+    return np.concatenate([flat[:1], flat[:-1]])[: len(flat)]
 
 
 def _count_up(counts: np.ndarray) -> np.ndarray:
@@ -155,17 +171,18 @@ def _best_fit(sizes: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def train_batches(
-    rows: Rows, batch: int, seed: int, *, shard: tuple[int, int] = (0, 1)
+    rows: Rows, batch: int, seed: int, *, shuffle: bool = True, shard: tuple[int, int] = (0, 1)
 ) -> grain.DatasetIterator[Batch]:
-    """Endless shuffled batches; `get_state()` and `set_state()` resume exactly.
+    """Endless batches; `get_state()` and `set_state()` resume exactly.
 
-    Each epoch visits every row once in an order of its own; a batch may span two epochs. The sequence
-    of global batches depends on (rows, batch, seed) alone, not on the number of hosts.
+    Each epoch visits every row once, in an order of its own or (`shuffle` off) in that of the text; a batch may
+    span two epochs. The sequence of global batches depends on (rows, batch, seed) alone, not on the number of hosts.
 
     Args:
       rows: packed rows, the same on every host.
       batch: rows per step over all hosts.
       seed: of the shuffle.
+      shuffle: off for text that comes as a stream.
       shard: (host, hosts); a host gets its `batch / hosts` consecutive rows of each global batch.
 
     Raises:
@@ -179,7 +196,8 @@ def train_batches(
         )
     # Grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    dataset = grain.MapDataset.range(len(rows)).shuffle(seed=spread).repeat().batch(batch)
+    order = grain.MapDataset.range(len(rows))
+    dataset = (order.shuffle(seed=spread) if shuffle else order).repeat().batch(batch)
     batches = dataset.map(lambda index: rows.take(index[mine]))
     # The rows are in memory: reader threads would only fight over the interpreter.
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
@@ -202,7 +220,6 @@ def valid_batches(
         padded = np.concatenate([array, np.zeros((missing, array.shape[1]), np.int32)])
         return [part[mine] for part in padded.reshape(-1, batch, array.shape[1])]
 
-    assert PAD == 0  # what `cut` pads with
     fields = (cut(getattr(chosen, field.name)) for field in dataclasses.fields(Batch))
     return [Batch(*parts) for parts in zip(*fields, strict=True)]
 
@@ -249,8 +266,10 @@ class Prepared:
         }
 
 
-def prepare(config: Data, cache_dir: str | Path) -> Prepared:
+def prepare(config: Data, cache_dir: str | Path, tokenizer: Tokenizer | None = None) -> Prepared:
     """Loads the corpus, learns its tokenizer from the training split, encodes and packs.
+
+    A `tokenizer` that is given, or that `config.tokenizer` names, is used as it is.
 
     Tokenizer and rows are kept in one file of `cache_dir`, named after corpus content and config; it
     is written atomically, so that a killed run or a second process leaves none half-written, and one that
@@ -258,14 +277,18 @@ def prepare(config: Data, cache_dir: str | Path) -> Prepared:
 
     Raises:
       CorpusError: as `corpora.load`.
+      ValueError: `config.tokenizer` names no tokenizer.
     """
     corpus = corpora.load(config)
-    path = Path(cache_dir) / f"{_cache_key(corpus, config)}.npz"
-    ready = _read_cache(path)
+    if tokenizer is None and config.tokenizer:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    given = tokenizer.fingerprint if tokenizer else ""
+    path = Path(cache_dir) / f"{_cache_key(corpus, config, given)}.npz"
+    ready = _read_cache(path, tokenizer)
     if ready is None:
-        tokenizer = Tokenizer.train(corpus.train, config.vocab_size)
+        tokenizer = tokenizer or Tokenizer.train(corpus.train, config.vocab_size)
         train, valid = (
-            pack(tokenizer.encode_batch(documents), config.context, Tokenizer.BOS)
+            pack(tokenizer.encode_batch(documents), config.context, tokenizer.bos)
             for documents in (corpus.train, corpus.valid)
         )
         ready = tokenizer, train, valid
@@ -275,8 +298,9 @@ def prepare(config: Data, cache_dir: str | Path) -> Prepared:
     return Prepared(corpus.name, *ready, documents=documents, bytes=sizes)
 
 
-def _cache_key(corpus: corpora.Corpus, config: Data) -> str:
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, config.vocab_size, config.context]).encode())
+def _cache_key(corpus: corpora.Corpus, config: Data, tokenizer: str) -> str:
+    made_by = tokenizer or config.vocab_size
+    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, made_by, config.context]).encode())
     for split in (corpus.train, corpus.valid):
         for document in split:
             digest.update(hashlib.sha256(document.encode()).digest())
@@ -300,12 +324,12 @@ def _write_cache(path: Path, tokenizer: Tokenizer, train: Rows, valid: Rows) -> 
         temporary.unlink(missing_ok=True)
 
 
-def _read_cache(path: Path) -> tuple[Tokenizer, Rows, Rows] | None:
+def _read_cache(path: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Rows, Rows] | None:
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            tokenizer = Tokenizer.from_json(stored["tokenizer"].tobytes().decode())
+            tokenizer = tokenizer or Tokenizer.from_json(stored["tokenizer"].tobytes().decode())
             train, valid = (
                 Rows(*(stored[f"{split}_{field.name}"] for field in dataclasses.fields(Rows)))
                 for split in ("train", "valid")

@@ -1,16 +1,17 @@
-"""Byte-level BPE: every text encodes, and every token knows how many bytes it stands for."""
+"""Tokenizers: every text encodes, and every token knows how many bytes it stands for."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 SPECIALS = ("<pad>", "<bos>")
@@ -21,34 +22,70 @@ PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+BESIDE = "vocabulary.json"
 VISIBLE = {"\n": "⏎", "\t": "⇥"}
 
 
 class Tokenizer:
-    """Text ↔ token ids. Ids 0 and 1 are `PAD` and `BOS`; text never encodes to them."""
+    """Text ↔ token ids: a byte-level BPE of our own, or the `tokenizer.json` of an adopted model.
+
+    Our own has `PAD` and `BOS` as ids 0 and 1. Text never encodes to a special token: a typed one is characters.
+
+    Attributes:
+      vocab_size: V, of the model; ids from `len(tokenizer)` on stand for nothing.
+      bos: the token that opens every text, or None where the model knows none (Qwen3): its first token then
+        stands at position 0, in block 0.
+      stop: tokens that end a text.
+      silent: bool [V]; tokens that stand for no text and may not be sampled: specials that are not in `stop`.
+      byte_lengths: int32 [V]; bytes that each token stands for.
+    """
 
     PAD: ClassVar[int] = 0
     BOS: ClassVar[int] = 1
 
-    def __init__(self, inner: tokenizers.Tokenizer):
-        """Wraps a byte-level BPE; `train` and `load` are the usual ways here.
+    def __init__(self, inner: tokenizers.Tokenizer, *, vocab_size: int = 0, stop: Sequence[int] = ()):
+        """Wraps a tokenizer; `train` and `load` are the usual ways here.
+
+        Args:
+          inner: a BPE over bytes, or one with byte fallback and "▁" for spaces, as SentencePiece makes them.
+          vocab_size: of the model, where it is larger than the tokenizer's.
+          stop: tokens that end a text.
 
         Raises:
-          ValueError: `inner` lacks the two specials at ids 0 and 1, or any of the 256 bytes.
+          ValueError: `inner` is neither, puts more than one token around a text, or does not fit `vocab_size`.
         """
         self._inner = inner
         self._inner.encode_special_tokens = True  # a typed "<bos>" is five characters, not an id
-        self.vocab_size: int = inner.get_vocab_size()
-        names = [inner.id_to_token(i) or "" for i in range(self.vocab_size)]
-        missing = set(_byte_alphabet()) - set(names)
-        if tuple(names[:2]) != SPECIALS or missing:
+        count = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
+        self._count, self.vocab_size = count, vocab_size or count
+        if count > self.vocab_size or max(stop, default=0) >= self.vocab_size:
             raise ValueError(
-                f"tokenizer: expected {', '.join(SPECIALS)} as ids 0, 1 and all 256 bytes as tokens, "
-                f"got {names[:2]} and {len(missing)} bytes missing; train one with Tokenizer.train"
+                f"tokenizer: has {count} tokens (stops: {tuple(stop)}), the model {vocab_size}; "
+                "they are not of one checkpoint"
             )
-        alphabet = _byte_alphabet()
-        self._bytes = [b"", b""] + [bytes(alphabet[c] for c in name) for name in names[2:]]
+        added = inner.get_added_tokens_decoder()
+        self._specials = {i: token.content for i, token in added.items() if token.special}
+        whole = {i: token.content for i, token in added.items()}
+        names = [inner.id_to_token(i) or "" for i in range(count)]
+        self.own = tuple(names[: len(SPECIALS)]) == SPECIALS
+        self.stop = tuple(stop)
+        self.bos = self.BOS if self.own else _opener(inner)
+        read = _reader(names, set(self._specials), self.own)
+        self._bytes = [
+            b"" if i in self._specials else whole[i].encode() if i in whole else read(name)
+            for i, name in enumerate(names)
+        ]
+        self._bytes += [b""] * (self.vocab_size - count)
         self.byte_lengths: Int32[np.ndarray, "V"] = np.array([len(b) for b in self._bytes], np.int32)
+        self.silent: Bool[np.ndarray, "V"] = np.arange(self.vocab_size) >= count
+        self.silent[[i for i in self._specials if i not in self.stop]] = True
+
+    def __len__(self) -> int:
+        return self._count
+
+    def opened(self, ids: Iterable[int]) -> list[int]:
+        """The ids with BOS in front, where there is one."""
+        return [*ids] if self.bos is None else [self.bos, *ids]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -88,11 +125,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
         """Token ids of `text`; no specials are added."""
-        return np.array(self._inner.encode(text).ids, np.int32)
+        return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text, in parallel threads."""
-        return [np.array(e.ids, np.int32) for e in self._inner.encode_batch_fast(list(texts))]
+        encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(e.ids, np.int32) for e in encoded]
 
     def decode(self, ids: Iterable[Any]) -> str:
         """Text of `ids` (integers, a NumPy or a JAX array).
@@ -102,13 +140,16 @@ class Tokenizer:
         Raises:
           ValueError: an id outside the vocabulary.
         """
-        return b"".join(self._bytes[self._checked(i)] for i in map(int, ids)).decode("utf-8", "replace")
+        checked = [self._checked(i) for i in map(int, ids)]
+        if not isinstance(self._inner.decoder, decoders.ByteLevel):  # it may take a space off the front
+            return self._inner.decode([i for i in checked if self._bytes[i]], skip_special_tokens=True)
+        return b"".join(self._bytes[i] for i in checked).decode("utf-8", "replace")
 
     def token_text(self, token: int | np.integer) -> str:
         r"""One token for the eye: `' the'`, `'⏎'` for a line end, `'\xe2'` for a part of a character."""
         token = self._checked(token)
-        if token < len(SPECIALS):
-            return SPECIALS[token]
+        if token in self._specials:
+            return self._specials[token]
         try:
             text = self._bytes[token].decode()
         except UnicodeDecodeError:
@@ -130,32 +171,36 @@ class Tokenizer:
         return self._inner.to_str()
 
     @classmethod
-    def from_json(cls, text: str) -> Tokenizer:
-        """Inverse of `to_json`.
+    def from_json(cls, text: str, **options: Any) -> Tokenizer:
+        """Inverse of `to_json`; `options` as of the constructor.
 
         Raises:
-          ValueError: `text` is not a tokenizer, or not one of this kind.
+          ValueError: `text` is not a tokenizer, or not one of these kinds.
         """
         try:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"not a tokenizer.json ({' '.join(str(error).split())[:120]})") from error
-        return cls(inner)
+        return cls(inner, **options)
 
     def save(self, path: str | Path) -> None:
-        """Writes `tokenizer.json` to `path`."""
+        """Writes `tokenizer.json` to `path`, and beside it `vocabulary.json`: what that format cannot say."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
+        about = {"vocab_size": self.vocab_size, "stop": list(self.stop)}
+        Path(path).with_name(BESIDE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Reads what `save` wrote.
+    def load(cls, path: str | Path, **options: Any) -> Tokenizer:
+        """Reads what `save` wrote, or a `tokenizer.json` from elsewhere; `options` as of the constructor.
 
         Raises:
           ValueError: the file is missing, damaged, or holds another kind of tokenizer.
         """
+        beside = Path(path).with_name(BESIDE)
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            about = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+            return cls.from_json(Path(path).read_text(encoding="utf-8"), **{**about, **options})
+        except (OSError, ValueError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(
                 f"tokenizer {str(path)!r} cannot be loaded: {reason}; train or copy it again"
@@ -173,3 +218,32 @@ def _byte_alphabet() -> dict[str, int]:
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = [b for b in range(256) if b not in visible]
     return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(hidden)}
+
+
+def _opener(inner: tokenizers.Tokenizer) -> int | None:
+    """The special token that the tokenizer puts before a text; None if it puts none."""
+    plain, whole = (inner.encode("a", add_special_tokens=add).ids for add in (False, True))
+    if len(whole) > len(plain) + 1 or whole[len(whole) - len(plain) :] != plain:
+        raise ValueError("tokenizer: expected at most one token around a text, before it")
+    return whole[0] if len(whole) > len(plain) else None
+
+
+def _reader(names: Sequence[str], specials: set[int], own: bool) -> Callable[[str], bytes]:
+    """How the bytes of a token are read off its name: byte-level, or with "▁" and byte fallback."""
+    alphabet = _byte_alphabet()
+    texts = [name for i, name in enumerate(names) if name and i not in specials]
+    missing = set(alphabet) - set(texts)
+    if not missing or own:
+        if missing:
+            raise ValueError(
+                f"tokenizer: expected all 256 bytes as tokens, {len(missing)} are missing; "
+                "train one with Tokenizer.train"
+            )
+        return lambda name: bytes(alphabet[c] for c in name) if set(name) <= set(alphabet) else name.encode()
+    fallback = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+    if not set(fallback) <= set(names):
+        raise ValueError(
+            f"tokenizer: expected all 256 bytes as tokens, {len(missing)} are missing, and no byte fallback either; "
+            "only tokenizers that can encode every text are read"
+        )
+    return lambda name: fallback.get(name) or name.replace("▁", " ").encode()

@@ -1,7 +1,7 @@
-"""Blocks at run time: which of the allocated blocks are in use, and which tokens anchor them.
+"""Blocks at run time: which of the allocated blocks are in use, who descends from whom, and what anchors them.
 
 Anchors pin a block to a concept: each is a token with log-odds (nats) added to the router's logit of
-that block where the token stands. Both are traced inputs of the model, of fixed capacity, so that
+that block where the token stands. All are traced inputs of the model, of fixed capacity, so that
 anchoring, recruiting and retiring a block recompile nothing.
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from localist_jax.types import struct
+from localist_jax.types import Numeric, struct
 
 EMPTY = -1  # no anchor in this place
 TIE = 1e-12  # nats, relative: log-odds this close count as equal, so that F0 = F(r) gives r and not r + 1
@@ -27,11 +27,15 @@ class Blocks:
 
     Attributes:
       active: bool [K]; block 0 (sink, background) is always active.
+      parent: int32 [K]; the block whose positions it was born to divide, its own number for a root.
+      born: int32 [K]; number of its birth, 0 for those there from the start.
       anchor_tokens: int32 [K, A]; `EMPTY` where there is none.
       anchor_log_odds: float32 [K, A]; nats.
     """
 
     active: chex.Array
+    parent: chex.Array
+    born: chex.Array
     anchor_tokens: chex.Array
     anchor_log_odds: chex.Array
 
@@ -40,8 +44,30 @@ class Blocks:
         """The first `blocks` of `capacity` blocks in use, without anchors."""
         return cls(
             active=jnp.arange(capacity) < blocks,
+            parent=jnp.arange(capacity, dtype=jnp.int32),
+            born=jnp.zeros(capacity, jnp.int32),
             anchor_tokens=jnp.full((capacity, anchors), EMPTY, jnp.int32),
             anchor_log_odds=jnp.zeros((capacity, anchors), jnp.float32),
+        )
+
+    def with_child(self, child: Numeric, parent: Numeric, number: Numeric) -> Blocks:
+        """A copy in which `child` is in use, below `parent`, as birth `number`; without anchors. May be traced."""
+        return dataclasses.replace(
+            self,
+            active=self.active.at[child].set(True),
+            parent=self.parent.at[child].set(parent),
+            born=self.born.at[child].set(number),
+            anchor_tokens=self.anchor_tokens.at[child].set(EMPTY),
+            anchor_log_odds=self.anchor_log_odds.at[child].set(0.0),
+        )
+
+    def without(self, block: Numeric) -> Blocks:
+        """A copy in which `block`, which must have no children, is not in use; its parent takes its positions back."""
+        return dataclasses.replace(
+            self,
+            active=self.active.at[block].set(False),
+            parent=self.parent.at[block].set(block),
+            born=self.born.at[block].set(0),
         )
 
     def anchored(self, block: int, tokens: Mapping[int, float]) -> Blocks:

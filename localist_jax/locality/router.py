@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from localist_jax import bits
+from localist_jax.locality import lineage
+from localist_jax.locality.anchors import Blocks
 from localist_jax.types import Key, widened
 
 FORBIDDEN = -1e9  # logit of a block that may not be chosen; its probability is exactly 0 in float32
@@ -27,6 +29,7 @@ def allowed_blocks(active: Bool[Array, " K"], background: bool) -> Bool[Array, "
 def assign(
     logits: Float[Array, "B T K"],
     allowed: Bool[Array, " K"],
+    blocks: Blocks,
     *,
     key: Key | None = None,
     noise: float = 1.0,
@@ -36,6 +39,7 @@ def assign(
     Args:
       logits: router logits, nats.
       allowed: blocks that may be chosen.
+      blocks: whose lineage decides which positions a child may take.
       key: adds noise·Gumbel to the logits; None takes the argmax.
 
     Returns:
@@ -43,9 +47,13 @@ def assign(
       route: one-hot of `ids` whose gradient is that of the soft probabilities.
       probs: softmax of the logits without noise, for usage terms and reports.
     """
-    logits = jnp.where(allowed, widened(logits), FORBIDDEN)
-    probs = jax.nn.softmax(logits)
-    noisy = logits if key is None else logits + noise * jax.random.gumbel(key, logits.shape)
+
+    def nested(z: jax.Array) -> jax.Array:
+        return jnp.where(allowed, lineage.nested(z, blocks.parent, blocks.born, blocks.active), FORBIDDEN)
+
+    logits = widened(logits)
+    probs = jax.nn.softmax(nested(logits))
+    noisy = nested(logits if key is None else logits + noise * jax.random.gumbel(key, logits.shape))
     ids = jnp.argmax(noisy, -1).astype(jnp.int32)
     soft = jax.nn.softmax(noisy)
     hard = jax.nn.one_hot(ids, logits.shape[-1])

@@ -24,7 +24,7 @@ from localist_jax.model.transformer import Transformer, forward
 from localist_jax.types import Numeric, PyTree
 
 BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are ever compiled
-PAD, BOS = 0, 1  # never sampled
+PAD, BOS = 0, 1  # of our own tokenizer; never sampled
 
 
 @dataclasses.dataclass
@@ -36,7 +36,8 @@ class Generation:
       bits: code length of each under the model, before temperature, nucleus and constraint.
       price_bits, fidelity: attention statistics of the step that chose each token, mean over layers and heads;
         empty where they were not asked for.
-      finish: "length" (all that was asked for), "context" (the context is full), or a constraint's reason.
+      finish: "length" (all that was asked for), "context" (the context is full), "stop" (a token of `stop`, which is
+        not among the tokens), or a constraint's reason.
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -60,13 +61,16 @@ def generate(
     seed: int = 0,
     stats: Stats = "dense",
     constraint: Constraint | Callable | None = None,
+    bos: int | None = BOS,
+    silent: np.ndarray | None = None,
+    stop: Sequence[int] = (),
     on_tokens: Callable[[Sequence[int]], None] | None = None,
 ) -> list[Generation]:
     """Continues every prompt.
 
     Args:
       model, params, blocks: the network.
-      prompts: token ids without BOS; may be empty.
+      prompts: token ids without BOS; may be empty, where there is a BOS.
       dial: one for all, or one per request.
       context: positions of the cache, BOS included.
       max_new: tokens per request at the most.
@@ -77,37 +81,45 @@ def generate(
         layer at λ=1 reads only the cache pages of open blocks; "none" nothing.
       constraint: a function (logits [B, V], tokens so far by request) → logits, or a `Constraint`; the door
         for rules.
+      bos: the token in front of every prompt; None: none.
+      silent: bool [V], tokens that are never sampled; None: PAD and BOS of our own tokenizer.
+      stop: tokens that end a request.
       on_tokens: called with the new token of every request after each step.
 
     Raises:
       ValueError: no prompts, a prompt that does not fit the context, settings out of range, or a number of
         dials that is neither 1 nor the number of prompts.
     """
-    _check(prompts, context, max_new, temperature, top_p)
+    opening = [] if bos is None else [bos]
+    opened = [[*opening, *prompt] for prompt in prompts]
+    _check(opened, context, max_new, temperature, top_p, len(opening))
     B = len(prompts)
+    if silent is None:
+        silent = np.arange(model.vocab_size) <= BOS
     if not isinstance(dial, Dial):
         dial = Dial.for_requests(dial)
     dial = dial.broadcast(B, model.config.layers, model.config.heads)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
 
     done = [Generation() for _ in prompts]
-    lengths = np.array([len(prompt) + 1 for prompt in prompts])
+    lengths = np.array([len(prompt) for prompt in opened])
     budgets = np.minimum(max_new, context - lengths + 1)
     guide = constraint if isinstance(constraint, Constraint) else Function(constraint or _unchanged)
     guide.start(prompts, budgets.tolist(), context)
     written = [generation.tokens for generation in done]
     open_ended = np.ones(B, bool)
-    tokens, positions, segments = _pad(prompts, context)
+    tokens, positions, segments = _pad(opened, context)
     cache = Cache.create(model.config, B, context)
     at = lengths - 1
     for step in range(max_new):
         rules = guide.steering(written)
         read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, rules, stats=stats)
         logits, figures, by_layer, cache = read
-        chosen, code = _sample(guide(logits, written), logits, keys, step, temperature, top_p)
+        chosen, code = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
         chosen, code, figures, by_layer = jax.device_get((chosen, code, figures, by_layer))
-        for r, reason in enumerate(guide.ended()):
-            if reason and open_ended[r] and step < budgets[r]:
+        reasons = guide.ended() or [""] * B
+        for r in np.flatnonzero(open_ended & (step < budgets)).tolist():
+            if reason := reasons[r] or ("stop" if int(chosen[r]) in stop else ""):
                 done[r].finish, open_ended[r] = reason, False
         running = open_ended & (step < budgets)
         for r in np.flatnonzero(running).tolist():
@@ -134,14 +146,17 @@ def _unchanged(logits, written):
     return logits
 
 
-def _check(prompts, context, max_new, temperature, top_p) -> None:
+def _check(prompts, context, max_new, temperature, top_p, opening) -> None:
     if not prompts:
         raise ValueError("generate: no prompts were given")
     for r, prompt in enumerate(prompts):
-        if len(prompt) + 1 > context:
+        if not prompt:
+            raise ValueError(f"generate: prompt {r} is empty, and this model has no BOS to begin with")
+        if len(prompt) > context:
+            after = " after BOS" if opening else ""
             raise ValueError(
-                f"generate: prompt {r} has {len(prompt)} tokens, but the context holds {context - 1} after BOS; "
-                "shorten the prompt, or train with a larger config.data.context"
+                f"generate: prompt {r} has {len(prompt) - opening} tokens, but the context holds "
+                f"{context - opening}{after}; shorten the prompt, or use a larger config.data.context"
             )
     if max_new < 1:
         raise ValueError(f"generate: max_new must be at least 1, got {max_new}")
@@ -152,14 +167,14 @@ def _check(prompts, context, max_new, temperature, top_p) -> None:
 
 
 def _pad(prompts, context):
-    """BOS and prompt of every request, padded to a common bucket: tokens, positions, segments [B, T]."""
-    longest = max(len(prompt) for prompt in prompts) + 1
+    """The prompt of every request, padded to a common bucket: tokens, positions, segments [B, T]."""
+    longest = max(len(prompt) for prompt in prompts)
     width = min(context, -(-longest // BUCKET) * BUCKET)
     tokens = np.full((len(prompts), width), PAD, np.int32)
     segments = np.zeros_like(tokens)
     for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt) + 1] = [BOS, *prompt]
-        segments[row, : len(prompt) + 1] = 1
+        tokens[row, : len(prompt)] = prompt
+        segments[row, : len(prompt)] = 1
     return tokens, np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape), segments
 
 
@@ -203,14 +218,14 @@ def _read(
 def _sample(
     free: Float[Array, "B V"],
     logits: Float[Array, "B V"],
+    silent,
     keys,
     step: Numeric,
     temperature: Numeric,
     top_p: Numeric,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws from the nucleus of softmax(free/temperature); code length under softmax(logits)."""
-    special = jnp.arange(free.shape[-1]) <= BOS
-    free = jnp.where(special, -jnp.inf, free)
+    free = jnp.where(silent, -jnp.inf, free)
     scaled = free / jnp.maximum(temperature, 1e-6)
     by_rank = jnp.sort(jax.nn.softmax(scaled), descending=True)
     before = jnp.cumsum(by_rank, -1) - by_rank

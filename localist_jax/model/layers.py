@@ -13,6 +13,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from localist_jax import config
@@ -51,6 +52,7 @@ class Placement:
 
 Shape = tuple[int, ...]
 Axes = tuple[str, ...]
+UNSCALED = config.RopeScaling()
 
 
 def parameter(module: nn.Module, name: str, init: Any, shape: Shape, axes: Axes) -> jax.Array:
@@ -80,11 +82,32 @@ class Norm(nn.Module):
         return (wide * scale * gain).astype(x.dtype)
 
 
-def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
-    """Rotary positions; channels h and h + H/2 form a pair that turns by position·base^(−2h/H)."""
+def frequencies(half: int, base: float, scaling: config.RopeScaling) -> np.ndarray:
+    """Radians per position of each rotary pair h: base^(−2h/H), stretched as `scaling` says; float64 [H/2].
+
+    linear divides all by its factor. llama3 divides the slow ones (fewer than `low` turns within the context first
+    trained at), leaves the fast ones (more than `high`), and goes from one to the other linearly in the turns.
+    """
+    plain = base ** (-np.arange(half) / half)
+    if scaling.kind == "none":
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    turns = scaling.context * plain / (2 * np.pi)
+    fast = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return plain * (fast + (1 - fast) / scaling.factor)
+
+
+def rotate(
+    x: Float[Array, "B T N H"],
+    positions: Int[Array, "B T"],
+    base: float,
+    scaling: config.RopeScaling = UNSCALED,
+) -> Float[Array, "B T N H"]:
+    """Rotary positions; channels h and h + H/2 form a pair that turns by position·`frequencies`."""
     half = x.shape[-1] // 2
     first, second = jnp.split(widened(x), 2, -1)
-    frequency = base ** (-jnp.arange(half, dtype=first.dtype) / half)
+    frequency = jnp.asarray(frequencies(half, base, scaling), first.dtype)
     angle = positions[..., None, None].astype(first.dtype) * frequency
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
@@ -123,7 +146,7 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = Norm(c.norm_eps, "head", name="query_norm")(q)
             k = Norm(c.norm_eps, "head", name="key_norm")(k)
-        q, k = rotate(q, at.positions, c.rope_base), rotate(k, at.positions, c.rope_base)
+        q, k = (rotate(x, at.positions, c.rope_base, c.rope_scaling) for x in (q, k))
         if cache is not None and at.slot is not None:
             cache = cache.write(k, v, at.slot)
             k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
@@ -178,12 +201,17 @@ class FeedForward(nn.Module):
 
 
 class LocalistUnits(nn.Module):
-    """Each block's own units, weighted by the straight-through route: their worth trains the router."""
+    """Each block's own units, weighted by the straight-through route: their worth trains the router.
+
+    With `dialled_units` they weigh λ too (the mean over the layer's heads): at λ=0 they add exactly 0.
+    """
 
     config: config.Model
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], at: Placement) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], beta: Float[Array, "B N"], at: Placement
+    ) -> Float[Array, "B T D"]:
         """Adds nothing at positions whose block's units are zero."""
         c, D = self.config, x.shape[-1]
         K, U = c.block_capacity, c.block_units
@@ -191,6 +219,8 @@ class LocalistUnits(nn.Module):
         w_out = weight(self, "out", (K, U, D), ("block", "unit", "embed"), U, (2 * c.layers) ** -0.5)
         assert at.units is not None
         y = units.apply_units(x, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units)
+        if c.dialled_units:
+            y = y * -jnp.expm1(-beta).mean(-1)[:, None, None].astype(y.dtype)
         if at.route is None:
             return y
         chosen = jnp.take_along_axis(at.route, at.block[..., None], -1)  # 1, with the router's gradient
@@ -218,5 +248,5 @@ class Layer(nn.Module):
             h = Norm(eps, name="feed_forward_norm")(x)
             y = FeedForward(self.config, name="feed_forward")(h)
             if self.localist and self.config.block_units:
-                y = y + LocalistUnits(self.config, name="units")(h, at)
+                y = y + LocalistUnits(self.config, name="units")(h, beta, at)
         return x + y, (stats, cache)

@@ -1,7 +1,7 @@
 """The localist transformer: perception layers, one semantic router, localist layers.
 
-Llama/Qwen3 family (RMSNorm, rotary positions, grouped-query attention, QK-norm, SwiGLU, tied
-embeddings) with a router that assigns every position a block, and attention that a dial moves from
+Llama/Qwen3 family (RMSNorm, rotary positions, grouped-query attention, QK-norm or none, SwiGLU, tied
+or untied embeddings) with a router that assigns every position a block, and attention that a dial moves from
 distributed to localist. Used functionally: `init` gives a parameter pytree, `apply` reads it.
 """
 
@@ -39,6 +39,7 @@ class Output:
       logits: float32 [B, T, V].
       blocks: int32 [B, T]; the semantic block of each position.
       block_probs: float32 [B, T, K]; the router's probabilities, without noise.
+      states: [B, T, D]; what the router reads.
       stats: attention statistics with a leading layer axis, [L, B, N, T]; None unless asked for.
       cache: the cache with these tokens in it, if one was given.
     """
@@ -46,6 +47,7 @@ class Output:
     logits: chex.Array
     blocks: chex.Array
     block_probs: chex.Array
+    states: chex.Array
     stats: AttentionStats | None = None
     cache: Cache | None = None
 
@@ -57,12 +59,12 @@ class Router(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], tokens: Int[Array, "B T"], blocks: Blocks):
-        """Logits [B, T, K]."""
+        """Logits [B, T, K], and the normalised states [B, T, D] that they are linear in."""
         c = self.config
         h = Norm(c.norm_eps, name="norm")(x)
         axes = ("embed", "router_block")
         w = weight(self, "kernel", (c.width, c.block_capacity), axes, c.width, gain=FIRST_CONFIDENCE)
-        return widened(h) @ w + anchors.prior(blocks, tokens)
+        return widened(h) @ w + anchors.prior(blocks, tokens), h
 
 
 class Transformer(nn.Module):
@@ -97,7 +99,7 @@ class Transformer(nn.Module):
         """Next-token logits, blocks and statistics.
 
         Args:
-          tokens: ids; position 0 of every segment holds the BOS token (the sink).
+          tokens: ids; position 0 of every segment is the sink (block 0): BOS, or whatever token stands there.
           dial: traced; broadcastable to [B, L, N].
           blocks: traced; active blocks and their anchors.
           positions, segments: of packed rows; default: one segment that fills the row.
@@ -128,13 +130,13 @@ class Transformer(nn.Module):
         x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, None, False), at)
 
         with jax.named_scope("router"):
-            logits = Router(c, name="router")(x, tokens, blocks)
+            logits, states = Router(c, name="router")(x, tokens, blocks)
             allowed = router.allowed_blocks(blocks.active, c.background)
             key = self.make_rng("router") if noise else None
             if c.neighbours:  # the control: nothing to learn, one block for a run of positions
                 near = jnp.minimum(1 + positions // c.neighbours, c.blocks - 1)
                 logits, key = router.CERTAIN * jax.nn.one_hot(near, c.block_capacity), None
-            ids, route, probs = router.assign(logits, allowed, key=key, noise=noise)
+            ids, route, probs = router.assign(logits, allowed, blocks, key=key, noise=noise)
             ids, route = router.with_sink(ids, route, sink)
 
         shards = self.data_shards if B % self.data_shards == 0 else 1
@@ -154,14 +156,18 @@ class Transformer(nn.Module):
 
         with jax.named_scope("logits"):
             x = Norm(c.norm_eps, name="final_norm")(x)
+            shape, axes = embedding.shape, ("vocab", "embed")
+            head = embedding if c.tied else weight(self, "head", shape, axes, c.width)
             logits = jnp.einsum(
-                "BTD,VD->BTV", x, embedding.astype(x.dtype), preferred_element_type=widened(x).dtype
+                "BTD,VD->BTV", x, head.astype(x.dtype), preferred_element_type=widened(x).dtype
             )
         all_stats = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
         if cache is not None:
             names = ("perception", "localist")[: len(written)]
             cache = dataclasses.replace(cache, **dict(zip(names, written, strict=True)))
-        return Output(logits=logits, blocks=ids, block_probs=probs, stats=all_stats, cache=cache)
+        return Output(
+            logits=logits, blocks=ids, block_probs=probs, states=states, stats=all_stats, cache=cache
+        )
 
     def _stack(self, name: str, localist: bool, stats: Stats):
         """Scanned layers: one compiled body, parameters stacked on a leading `layers` axis."""

@@ -33,14 +33,12 @@ def structure_bits(trial: int, *choices: int) -> float:
     return bits.integer_code_length(trial) + sum(math.log2(n) for n in choices)
 
 
-def parameter_bits(
-    model: CostModel, parameters: int, tokens: int = 0, bits_per_parameter: float = 0.0
-) -> float:
+def parameter_bits(model: str, parameters: int, tokens: int = 0, bits_per_parameter: float = 0.0) -> float:
     """Bits of a candidate's parameters.
 
     Args:
-      model: "prequential": 0, since each token is coded before it is learned from, so that learning is paid
-        for in code length; "bic": ½·log₂(tokens) each; "fixed": `bits_per_parameter` each.
+      model: a `CostModel`; "prequential": 0, since each token is coded before it is learned from, so
+        that learning is paid for in code length; "bic": ½·log₂(tokens) each; "fixed": `bits_per_parameter` each.
       parameters: how many the candidate adds.
       tokens: that they are estimated from (bic).
       bits_per_parameter: (fixed).

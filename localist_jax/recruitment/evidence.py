@@ -5,8 +5,8 @@ incumbent and candidate before either learns from it. A candidate may be recruit
 if the incumbent predicts correctly, anything is ever recruited with probability at most α in all.
 
 A network that is still learning is not a correct incumbent. Extra capacity alone then gathers evidence, so the verdict
-also asks a candidate to beat m placebos, candidates of the same capacity with nothing to find, at a horizon that
-was set when the trial opened. The rule knows neither blocks nor language models.
+also asks a candidate to surprise m placebos, candidates of the same capacity with nothing to find, at a horizon that
+was set when the trial opened, and by the same number of bits. The rule knows neither blocks nor language models.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import enum
 import chex
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import betainc
 from jaxtyping import Array, Bool, Float, Int
 
 from localist_jax.types import Numeric, struct
+
+TINY = 1e-37  # the smallest probability that float32 tells from 0
 
 
 @struct
@@ -112,14 +115,39 @@ class Verdict(enum.IntEnum):
     REJECT = 2
 
 
-def verdicts(evidence: Evidence, step: Numeric, alpha: Numeric) -> Int[Array, " C"]:
+def surprise_bits(llr_bits: Float[Array, " C"], placebo_bits: Float[Array, "C m"]) -> Float[Array, " C"]:
+    """−log₂ of the probability that one more placebo would gather as much evidence as the candidate did.
+
+    By the predictive distribution of a normal sample: (LLR − mean)/(s·√(1 + 1/m)) follows Student's t with m − 1
+    degrees of freedom if the candidate is exchangeable with its placebos. Placebos that are all alike say nothing (0).
+    """
+    m = placebo_bits.shape[-1]
+    spread = placebo_bits.std(-1, ddof=1) * (1 + 1 / m) ** 0.5
+    t = (llr_bits - placebo_bits.mean(-1)) / jnp.where(spread > 0, spread, 1.0)
+    tail = 0.5 * betainc((m - 1) / 2.0, 0.5, (m - 1) / (m - 1 + jnp.square(t)))
+    probability = jnp.where(t > 0, tail, 1 - tail)
+    return jnp.where(spread > 0, -jnp.log2(jnp.maximum(probability, TINY)), 0.0)
+
+
+def verdicts(
+    evidence: Evidence, step: Numeric, alpha: Numeric, placebo_cost_bits: Numeric = 0.0
+) -> Int[Array, " C"]:
     """A `Verdict` for each trial, given once, at its horizon.
 
-    Recruited is what then has both: evidence beyond its threshold, and more than every placebo (under exchange with
-    them, of probability 1/(m + 1)). Closed trials wait.
+    Recruited is what then has evidence beyond its threshold, more than every placebo, and a surprise of at least
+    `placebo_cost_bits` + log₂(1/α). Closed trials wait.
+
+    Args:
+      evidence: of the trials.
+      step: of the run.
+      alpha: chance of a false recruitment, in all.
+      placebo_cost_bits: code length of the trial's number, so that α covers all trials of a run (Kraft).
     """
     due = evidence.open & (step >= evidence.horizon)
     enough = sufficient(evidence.llr_bits, evidence.cost_bits, alpha)
     best = evidence.llr_bits > evidence.placebo_bits.max(-1, initial=-jnp.inf)
+    if evidence.placebo_bits.shape[-1] > 1:
+        cost = jnp.broadcast_to(jnp.asarray(placebo_cost_bits, jnp.float32), evidence.llr_bits.shape)
+        best &= sufficient(surprise_bits(evidence.llr_bits, evidence.placebo_bits), cost, alpha)
     decided = jnp.where(enough & best, Verdict.RECRUIT, Verdict.REJECT)
     return jnp.where(due, decided, Verdict.WAIT)

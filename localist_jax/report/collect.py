@@ -19,7 +19,6 @@ import numpy as np
 from localist_jax import bits
 from localist_jax.locality import Dial, measures
 from localist_jax.model import Output
-from localist_jax.model.generate import BOS
 from localist_jax.training.evaluate import STATISTICS, SWEEP
 from localist_jax.training.run import Run, write_json
 from localist_jax.training.state import GATES, at_path
@@ -65,7 +64,7 @@ def sweep(run: Run, localities: Sequence[float] = SWEEP) -> dict[str, Any]:
 def opening(run: Run, tokens: int = 80) -> str:
     """The first tokens of the first validation row: something real to read. At most half a context."""
     row, tokens = run.valid[0], min(tokens, run.settings.data.context // 2)
-    ids = np.asarray(row.targets[0])[np.asarray(row.segments[0]) == 1]
+    ids = np.asarray(row.targets[0])[(np.asarray(row.segments[0]) == 1) & np.asarray(row.scored[0])]
     return run.tokenizer.decode(ids[:tokens])
 
 
@@ -98,7 +97,7 @@ def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
         np.add.at(counts, (np.asarray(ids)[valid], np.asarray(batch.tokens)[valid]), 1)
         attended += np.asarray(joint, np.float64) * valid.sum()
     content = counts.copy()
-    content[:, : BOS + 1] = 0
+    content[:, run.tokenizer.silent] = 0
     information = np.asarray(measures.pointwise_information(jnp.asarray(content)))
     share = content / max(content.sum(), 1)
     worth = np.where(content >= SEEN_AT_LEAST, share * information, 0.0)
@@ -148,17 +147,18 @@ def reading(run: Run, text: str, dial: Dial) -> tuple[Output, jax.Array, np.ndar
     """One pass over a text: what the model returns (with all statistics), its tokens, and the attention.
 
     Returns:
-      the output, tokens [1, T] with BOS first, and attention [L, N, T, T].
+      the output, tokens [1, T] with BOS first (if there is one), and attention [L, N, T, T].
 
     Raises:
       ValueError: an empty text, or one that does not fit the context.
     """
     ids = run.tokenizer.encode(text).tolist()
-    context = run.settings.data.context
-    if not ids or len(ids) + 1 > context:
-        raise ValueError(f"inspect: the text has {len(ids)} tokens; give it 1 … {context - 1}")
+    opened, context = run.tokenizer.opened(ids), run.settings.data.context
+    if not ids or len(opened) > context:
+        room = context - len(opened) + len(ids)
+        raise ValueError(f"inspect: the text has {len(ids)} tokens; give it 1 … {room}")
     c = run.settings.model
-    tokens = jnp.asarray([[BOS, *ids]], jnp.int32)
+    tokens = jnp.asarray([opened], jnp.int32)
     read = jax.jit(partial(run.model.apply, stats="dense", mutable=["intermediates"]))
     at = dial.broadcast(1, c.layers, c.heads)
     out, sown = read({"params": run.state.params}, tokens, at, run.state.blocks)

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from localist_jax import config, report
+from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import collect, figures
 from localist_jax.training.journal import Journal
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
 from localist_jax.training.state import GATES, at_path
 
-MADE_BY_RUN = ("cache", "checkpoints", "tensorboard", "metrics.jsonl", "config.json")
+MADE_BY_RUN = ("cache", "checkpoints", "tensorboard", "metrics.jsonl", "recruitment.jsonl", "config.json")
 
 
 def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh: bool = False) -> Path:
@@ -27,7 +28,7 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
     """
     if fresh:
         _forget(workdir)
-    run = train(settings, workdir, command=command)
+    run = train(settings, workdir, command=command, hooks=hooks(settings))
     return measure(run)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: atomic, asynchronous, strict, and telling what they are before they are read.
 
-Each step is one Orbax checkpoint with two items that are committed together: the state, and a manifest
-(format, step, versions, configuration, topology, data cursor, table of leaves). The manifest is read
+Each step is one Orbax checkpoint of items that are committed together: the state, a manifest (format, step, versions,
+configuration, topology, data cursor, table of leaves) and, where hooks keep any, their memory. The manifest is read
 first and compared, leaf by leaf, with the state that is wanted; only then are arrays restored, each
 straight to its sharding. Growth comes after restoring, never during it.
 """
@@ -31,6 +31,7 @@ HINTS = {
     "blocks": "set config.model.block_capacity and anchor_capacity as in the checkpoint, or grow it",
     "pairs": "set config.model.block_capacity as in the checkpoint, or grow it",
     "embedding": "set config.data.vocab_size and config.model.width as in the checkpoint",
+    "params/head": "set config.model.tied as in the checkpoint",
 }
 
 
@@ -72,7 +73,7 @@ class Checkpoints:
                     read_only=self._keep is None,
                 )
                 self._manager = ocp.CheckpointManager(
-                    self.directory, options=options, item_names=("state", "manifest")
+                    self.directory, options=options, item_names=("state", "manifest", "memory")
                 )
         return self._manager
 
@@ -84,7 +85,15 @@ class Checkpoints:
         """The last step with a whole checkpoint; None if there is none."""
         return self._open().latest_step()
 
-    def save(self, step: int, state: PyTree, *, manifest: dict[str, Any], cursor: bytes | dict) -> None:
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        *,
+        manifest: dict[str, Any],
+        cursor: bytes | dict,
+        memory: list[PyTree] | None = None,
+    ) -> None:
         """Starts saving; returns as soon as the state is copied, so that training may donate it.
 
         Args:
@@ -92,6 +101,7 @@ class Checkpoints:
           state: pytree of arrays and typed keys.
           manifest: configuration and topology, ready for JSON.
           cursor: of the data, `get_state()` of the iterator.
+          memory: what hooks keep; a reader of the state need not know it.
         """
         about = {
             "format": FORMAT,
@@ -102,8 +112,10 @@ class Checkpoints:
             "leaves": _leaf_table(state),
         }
         arrays = jax.tree.map(_key_to_data, state)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(about))
-        self._open().save(step, args=items, force=True)
+        items = {"state": ocp.args.StandardSave(arrays), "manifest": ocp.args.JsonSave(about)}
+        if memory:
+            items["memory"] = ocp.args.StandardSave(memory)
+        self._open().save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk."""
@@ -152,6 +164,16 @@ class Checkpoints:
             arrays = self._open().restore(step, args=items)["state"]
         state = jax.tree.map(lambda like, array: _data_to_key(like, array), wanted, arrays)
         return state, _unpack_cursor(about["cursor"])
+
+    def restore_memory(self, wanted: list[PyTree], step: int) -> list[PyTree]:
+        """What hooks kept at `step`; `wanted` has its shapes.
+
+        Raises:
+          CheckpointError: the checkpoint has none, or one of other shapes.
+        """
+        with self._damage_as_error(step):
+            items = ocp.args.Composite(memory=ocp.args.StandardRestore(wanted))
+            return self._open().restore(step, args=items)["memory"]
 
     def _existing(self, step: int | None) -> int:
         steps = self.steps()

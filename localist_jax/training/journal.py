@@ -27,6 +27,32 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+class Records:
+    """A file of JSON lines that a resumed run takes up: each has a "step".
+
+    Args:
+      path: of the file.
+      resume_step: records after this step are dropped, so that what is done again is not told twice.
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [r for r in read(path) if r["step"] <= resume_step] if path.exists() and resume_step else []
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends a line."""
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
 class Journal:
     """Writes metrics of a run; a context manager.
 
@@ -37,13 +63,7 @@ class Journal:
 
     def __init__(self, workdir: str | Path, resume_step: int = 0):
         workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        kept = [r for r in read(path) if r["step"] <= resume_step] if path.exists() and resume_step else []
-        temporary = path.with_name(".metrics.jsonl.tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._records = Records(workdir / "metrics.jsonl", resume_step)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def __enter__(self) -> Journal:
@@ -56,8 +76,7 @@ class Journal:
         """One record {"step", "kind", "time", name: number}; a number that is not finite becomes null."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         record = {"step": step, "kind": kind, "time": round(time.time(), 3), **finite}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._records.write(record)
         for name, value in figures.items():
             self._board.add_scalar(f"{kind}/{_tag(name)}", value, step)
 
@@ -74,7 +93,7 @@ class Journal:
 
     def close(self) -> None:
         """Flushes and closes both."""
-        self._file.close()
+        self._records.close()
         self._board.close()
 
 

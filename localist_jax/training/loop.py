@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import grain
 import jax
@@ -28,18 +28,33 @@ from localist_jax.training.progress import Progress
 from localist_jax.training.run import Run, abstract_state, fresh_state
 from localist_jax.training.state import TrainState
 from localist_jax.training.step import Metrics, make_train_step
+from localist_jax.types import PyTree
 
 WATCHED = (0.0, 0.9, 1.0)  # dials at which the validation loss is followed
 WATCHDOGS = ("bits_per_token", "parameter_norm")  # finite, or the run stops before anything is saved
 
 
-class Hook(Protocol):
-    """Something that acts every so many steps and may return another state."""
+class Hook:
+    """Something that sees every so many batches before the state learns from them, and may return another state.
 
-    every: int
+    A state of another block capacity makes the loop build, and compile, the model of that size.
+    """
 
-    def __call__(self, state: TrainState, batch: Batch, metrics: Metrics) -> TrainState:
-        """Called after the step, with the state and metrics it returned."""
+    every: int = 1
+
+    def start(self, run: Run, journal: Journal, step: int) -> None:
+        """Called once, before the first step; `run.state` is fresh or restored, `step` steps are done."""
+
+    def __call__(self, step: int, state: TrainState, batch: Batch) -> TrainState:
+        """Called before step number `step`."""
+        return state
+
+    def memory(self) -> PyTree:
+        """What a checkpoint keeps of it, beside the state: arrays, of shapes that depend on the configuration only."""
+        return {}
+
+    def remember(self, memory: PyTree) -> None:
+        """Takes up what `memory` gave when the run was saved."""
 
 
 class TrainingDiverged(StoppedRun):
@@ -53,6 +68,7 @@ def train(
     command: str = "",
     hooks: Sequence[Hook] = (),
     prepared: Prepared | None = None,
+    begin: Callable[[TrainState], TrainState] | None = None,
 ) -> Run:
     """Trains, or resumes, until `settings.train.steps` are done.
 
@@ -63,8 +79,9 @@ def train(
       settings: the resolved configuration.
       workdir: of the run.
       command: what the user typed, for the record.
-      hooks: called after every `hook.every`-th step.
+      hooks: called before every `hook.every`-th step.
       prepared: what to train on; None prepares the corpus that the settings name.
+      begin: fresh state → the one that step 0 begins with, such as one with weights from elsewhere.
 
     Raises:
       TrainingDiverged: loss or parameters became NaN or infinite.
@@ -74,19 +91,44 @@ def train(
     prepared = prepared or prepare(settings.data, workdir / "cache")
     mesh = meshes.make_mesh(settings.mesh)
     model = Transformer(settings.model, prepared.tokenizer.vocab_size, mesh.shape["data"], mesh)
-    batches = train_batches(prepared.train, settings.data.batch, settings.train.seed)
+    batches = train_batches(
+        prepared.train, settings.data.batch, settings.train.seed, shuffle=settings.data.shuffle
+    )
     with Checkpoints(workdir / "checkpoints", keep=settings.train.keep) as checkpoints:
         start = checkpoints.latest() or 0
         if start:
+            settings, model = _grown(settings, model, checkpoints.manifest(start))
             state, cursor = checkpoints.restore(abstract_state(model, settings, mesh), start)
             batches.set_state(cursor)
         else:
             state = fresh_state(model, settings, mesh)
+            state = begin(state) if begin else state
         run = Run(workdir, settings, model, prepared.tokenizer, state, mesh, prepared)
         run.record(command)
         with Journal(workdir, resume_step=start) as journal:
+            for hook in hooks:
+                hook.start(run, journal, start)
+            if start and (memories := _memories(hooks)):
+                for hook, memory in zip(hooks, checkpoints.restore_memory(memories, start), strict=True):
+                    hook.remember(memory)
             _Loop(run, batches, checkpoints, journal, hooks).go(start)
     return run
+
+
+def _grown(
+    settings: config.Config, model: Transformer, manifest: dict[str, Any]
+) -> tuple[config.Config, Transformer]:
+    """Settings and model at the capacity that recruitment had reached when the checkpoint was saved."""
+    capacity = manifest["topology"]["block_capacity"]
+    if settings.recruitment.every and capacity > settings.model.block_capacity:
+        settings = settings.replace(model={"block_capacity": capacity})
+        model = dataclasses.replace(model, config=settings.model)
+    return settings, model
+
+
+def _memories(hooks: Sequence[Hook]) -> list[PyTree]:
+    memories = [hook.memory() for hook in hooks]
+    return memories if jax.tree.leaves(memories) else []
 
 
 @dataclasses.dataclass
@@ -102,16 +144,19 @@ class _Loop:
     def go(self, start: int) -> None:
         settings, run = self.run.settings, self.run
         t, tokens = settings.train, settings.data.batch * settings.data.context
-        step_fn = jax.jit(make_train_step(run.model, settings, run.tokenizer.byte_lengths), donate_argnums=0)
+        step_fn, built_for = self._compiled(), run.model
         place = rules.batch_sharding(run.mesh)
         progress = Progress(t.steps, start=start, tokens=tokens)
         pending: list[Metrics] = []
         for step in range(start + 1, t.steps + 1):
             batch = jax.device_put(next(self.batches), place)
-            run.state, metrics = step_fn(run.state, batch)
             for hook in self.hooks:
                 if step % hook.every == 0:
-                    run.state = hook(run.state, batch, metrics)
+                    run.state = hook(step, run.state, batch)
+            run.fit()
+            if run.model is not built_for:
+                step_fn, built_for = self._compiled(), run.model
+            run.state, metrics = step_fn(run.state, batch)
             pending.append(metrics)
             if step == start + 1:
                 jax.block_until_ready(metrics)  # compiled
@@ -129,9 +174,15 @@ class _Loop:
             if save:
                 with progress.paused():
                     self.checkpoints.save(
-                        step, run.state, manifest=run.manifest(), cursor=self.batches.get_state()
-                    )
+                        step, run.state, manifest=run.manifest(), cursor=self.batches.get_state(),
+                        memory=_memories(self.hooks),
+                    )  # fmt: skip
         progress.done()
+
+    def _compiled(self):
+        run = self.run
+        step = make_train_step(run.model, run.settings, run.tokenizer.byte_lengths)
+        return jax.jit(step, donate_argnums=0)
 
     def _flush(self, pending: list[Metrics], step: int) -> dict[str, float]:
         """Reads the metrics since the last call: means of the losses, last values of the rest."""

@@ -97,8 +97,13 @@ class Run:
             state, _ = checkpoints.restore(abstract_state(model, settings, mesh), manifest["step"])
         return cls(workdir, settings, model, tokenizer, state, mesh)
 
-    def record(self, command: str) -> None:
-        """Writes config.json and tokenizer.json: what the run is made of, with what, on what, when."""
+    def record(self, command: str, data: dict[str, Any] | None = None) -> None:
+        """Writes config.json and tokenizer.json: what the run is made of, with what, on what, when.
+
+        Args:
+          command: what the user typed.
+          data: about what it was trained on; None: the corpus.
+        """
         self.tokenizer.save(self.workdir / "tokenizer.json")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         write_json(
@@ -110,9 +115,17 @@ class Run:
                 "machine": machine(),
                 "date": datetime.date.today().isoformat(),
                 "parameters": parameters,
-                "data": self.data.describe(),
+                "data": self.data.describe() if data is None else data,
             },
         )
+
+    def fit(self) -> None:
+        """Fits settings and model to the state, which may have grown beyond their capacity."""
+        capacity = self.state.blocks.active.size
+        if capacity != self.settings.model.block_capacity:
+            self.settings = self.settings.replace(model={"block_capacity": capacity})
+            self.model = dataclasses.replace(self.model, config=self.settings.model)
+            self.__dict__.pop("evaluator", None)
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint says about itself: the configuration and the topology it was saved with."""
@@ -128,7 +141,8 @@ class Run:
     @cached_property
     def data(self) -> Prepared:
         """The corpus, tokenised and packed."""
-        return self.prepared or prepare(self.settings.data, self.workdir / "cache")
+        given = self.tokenizer if self.settings.data.tokenizer else None
+        return self.prepared or prepare(self.settings.data, self.workdir / "cache", given)
 
     @cached_property
     def valid(self) -> list[Batch]:
@@ -161,6 +175,9 @@ class Run:
             ids,
             dial,
             context=self.settings.data.context,
+            bos=self.tokenizer.bos,
+            silent=self.tokenizer.silent,
+            stop=self.tokenizer.stop,
             **options,
         )
 
@@ -169,13 +186,18 @@ class Run:
         return self.tokenizer.decode([*self.tokenizer.encode(prompt).tolist(), *generation.tokens])
 
 
+def boxed_state(model: Transformer, settings: config.Config) -> TrainState:
+    """Shapes and dtypes of a run's state, its parameters and moments boxed with their logical axis names."""
+    return jax.eval_shape(lambda key: states.create(model, settings, key), jax.random.key(0))
+
+
 def abstract_state(model: Transformer, settings: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of a run's state, without making it.
 
     Raises:
       ValueError: a dimension that does not divide over its mesh axis.
     """
-    boxed = jax.eval_shape(lambda key: states.create(model, settings, key), jax.random.key(0))
+    boxed = boxed_state(model, settings)
     shardings = rules.state_shardings(boxed, mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import chex
@@ -17,10 +18,11 @@ from localist_jax import config
 from localist_jax.locality import Blocks, Dial
 from localist_jax.locality.pricing import Pricing
 from localist_jax.model import Transformer
-from localist_jax.types import Key, PyTree, struct
+from localist_jax.types import Key, Numeric, PyTree, struct
 
 GATES = ("localist", "attention", "gates")
 UNITS = ("localist", "units", "out")
+ROUTER = ("router", "kernel")
 MUON_MOMENTUM, ADAM_SIZE = 0.95, 0.2  # the second: root mean square of an AdamW update at learning rate 1
 FIRST_GATES = {  # by `config.Gates.pattern`: what the gates [K, K] start from
     "learned": lambda c: jnp.ones((c.block_capacity,) * 2),
@@ -94,23 +96,34 @@ def learning_rate(settings: config.Config) -> optax.Schedule:
     )
 
 
-def optimizer(settings: config.Config) -> optax.GradientTransformation:
-    """AdamW, or Muon for the layers' matrices, with clipping; for everything but the gates. Gains are not decayed."""
-    o = settings.optimizer
+def optimizer(settings: config.Config, start: Numeric = 0) -> optax.GradientTransformation:
+    """AdamW, or Muon for the layers' matrices, with clipping; for everything but the gates. Gains are not decayed.
+
+    Args:
+      settings: the run's configuration.
+      start: step of the run at which these moments begin, for what joins it later; may be traced.
+    """
+    o, planned = settings.optimizer, learning_rate(settings)
+
+    def rate(count: Numeric) -> Any:
+        return planned(count + start)
 
     def adam(decay: float) -> optax.GradientTransformation:
-        return optax.adamw(learning_rate(settings), b1=o.b1, b2=o.b2, weight_decay=decay)
+        return optax.adamw(rate, b1=o.b1, b2=o.b2, weight_decay=decay)
 
     none = optax.set_to_zero()
-    rules = {"table": adam(o.weight_decay), "vector": adam(0.0), "gate": none}
-    rules["matrix"] = rules["table"] if o.kind == "adamw" else _muon(settings)
+    rules = {"table": adam(o.weight_decay), "vector": adam(0.0), "gate": none, "frozen": none}
+    rules["matrix"] = rules["table"] if o.kind == "adamw" else _muon(settings, rate)
+    by_path = partial(rule_of, trunk=o.trunk)
     clip = optax.masked(
-        optax.clip_by_global_norm(o.clip_norm), lambda p: _mask(p, lambda rule: rule != "gate")
+        optax.clip_by_global_norm(o.clip_norm),
+        lambda p: jax.tree.map(lambda rule: rule not in ("gate", "frozen"), by_path(p)),
     )
-    return optax.chain(clip, optax.partition(rules, rule_of))
+    slower = optax.masked(optax.scale(o.trunk), trunk_mask)
+    return optax.chain(clip, optax.partition(rules, by_path), slower if 0 < o.trunk < 1 else optax.identity())
 
 
-def _muon(settings: config.Config) -> optax.GradientTransformation:
+def _muon(settings: config.Config, rate: optax.Schedule) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024), its updates scaled to the size of AdamW's, so that one learning rate serves both."""
 
     def sized(updates: PyTree, _) -> PyTree:
@@ -124,7 +137,7 @@ def _muon(settings: config.Config) -> optax.GradientTransformation:
         optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=_matrices),
         optax.stateless(sized),
         optax.add_decayed_weights(settings.optimizer.weight_decay),
-        optax.scale_by_learning_rate(learning_rate(settings)),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -146,13 +159,13 @@ def _matrices(params: PyTree) -> PyTree:
 RULES = {  # by the last name on a parameter's path; every parameter must be here
     "gates": "gate",
     "gain": "vector",
-    **dict.fromkeys(("embedding", "kernel"), "table"),
+    **dict.fromkeys(("embedding", "head", "kernel"), "table"),
     **dict.fromkeys(("query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"),
 }
 
 
-def rule_of(params: PyTree) -> PyTree:
-    """The optimizer rule of every parameter.
+def rule_of(params: PyTree, trunk: float = 1.0) -> PyTree:
+    """The optimizer rule of every parameter; with `trunk` 0 those of the trunk are "frozen".
 
     Raises:
       ValueError: a parameter that no rule covers, by its path.
@@ -163,8 +176,20 @@ def rule_of(params: PyTree) -> PyTree:
             raise ValueError(
                 f"optimizer: no rule covers parameter {'/'.join(path)}; add it to training.state.RULES"
             )
-    return traverse_util.unflatten_dict({path: RULES[path[-1]] for path in flat})
+    rules = {path: RULES[path[-1]] if trunk or not in_trunk(path) else "frozen" for path in flat}
+    return traverse_util.unflatten_dict(rules)
 
 
-def _mask(params: PyTree, wanted) -> PyTree:
-    return jax.tree.map(wanted, rule_of(params))
+def in_trunk(path: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to what any transformer has: all but router, gates and localist units.
+
+    >>> in_trunk(("embedding",)), in_trunk(("router", "norm", "gain")), in_trunk(GATES)
+    (True, False, False)
+    """
+    return path[0] != "router" and "units" not in path and path[-1] != "gates"
+
+
+def trunk_mask(params: PyTree) -> PyTree:
+    """`in_trunk` of every parameter."""
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: in_trunk(path) for path in flat})

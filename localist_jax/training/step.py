@@ -21,7 +21,16 @@ from localist_jax.locality import gates as gating
 from localist_jax.locality import measures, pricing, router
 from localist_jax.model import Output, Transformer, forward
 from localist_jax.training.dials import training_dial
-from localist_jax.training.state import GATES, UNITS, TrainState, at_path, learning_rate, optimizer, with_leaf
+from localist_jax.training.state import (
+    GATES,
+    UNITS,
+    TrainState,
+    at_path,
+    learning_rate,
+    optimizer,
+    trunk_mask,
+    with_leaf,
+)
 
 Metrics = dict[str, jax.Array]
 
@@ -58,7 +67,14 @@ def make_train_step(
     tokens_in_all = steps * settings.data.batch * settings.data.context
     tx, rate = optimizer(settings), learning_rate(settings)
 
+    def frozen(params, instead):
+        """`params`, with what is frozen taken from `instead`."""
+        if settings.optimizer.trunk:
+            return params
+        return jax.tree.map(lambda mine, new, old: old if mine else new, trunk_mask(params), params, instead)
+
     def loss_fn(params, state: TrainState, batch: Batch, dial, key):
+        params = frozen(params, jax.lax.stop_gradient(params))  # its gradient is not even computed
         out = forward(
             model, params, batch.tokens, dial, state.blocks,
             positions=batch.positions, segments=batch.segments,
@@ -83,7 +99,7 @@ def make_train_step(
 
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            params = frozen(optax.apply_updates(state.params, updates), state.params)
         with jax.named_scope("gates"):
             pairs = pairs_of(out, batch, c)
             gates = at_path(state.params, GATES)
@@ -124,7 +140,7 @@ def make_train_step(
             "gate_price": price.price,
             "gates_closed": gating.closed_share(new_gates, state.blocks.active),
             "open_share": opened,
-            "kkt_residual": jnp.where(moves, residual, 0.0)[..., 1:].mean(),
+            "kkt_residual": jnp.where(moves, residual, 0.0)[..., 1:].sum() / max(1, residual[..., 1:].size),
             "usage_min": jnp.where(usage > 0, usage, 1.0).min(),
             "usage_entropy_bits": bits.entropy(usage),
             "router_doubt_bits": bits.from_nats(doubt),

@@ -12,7 +12,7 @@ import pytest
 from localist_jax.config import Data
 from localist_jax.data import pipeline
 from localist_jax.data.corpora import CorpusError, load
-from localist_jax.data.pipeline import Batch, Rows, pack, prepare, train_batches, valid_batches
+from localist_jax.data.pipeline import UNSCORED, Batch, Rows, pack, prepare, train_batches, valid_batches
 
 BOS = 1
 FIELDS = ("tokens", "targets", "segments", "positions")
@@ -62,8 +62,16 @@ def test_what_is_not_scored_has_no_target_but_is_still_read():
         [np.array([5, 6, 7]), np.array([8, 9])], 5, BOS, [np.array([0, 1, 0]) > 0, np.array([1, 0]) > 0]
     )
     assert rows.tokens.tolist() == [[1, 5, 6, 1, 8]]
-    assert rows.targets.tolist() == [[0, 6, 0, 8, 0]]
+    assert rows.targets.tolist() == [[UNSCORED, 6, UNSCORED, 8, UNSCORED]]
     assert rows.take(np.arange(1)).scored.tolist() == [[False, True, False, True, False]]
+
+
+def test_without_bos_every_token_but_the_first_is_predicted_once_from_the_one_before_it():
+    rows = pack([np.array([5, 6, 7, 8]), np.array([9]), np.array([3, 4])], 2, None)
+    assert rows.tokens.tolist() == [[5, 6], [7, 3]]
+    assert rows.targets.tolist() == [[6, 7], [8, 4]]
+    assert rows.segments.tolist() == [[1, 1], [1, 2]]
+    assert rows.positions.tolist() == [[0, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("lengths", CASES.values(), ids=CASES.keys())
@@ -162,6 +170,8 @@ def test_batches_span_epochs_so_no_row_is_dropped(rows):
 def test_batches_are_a_function_of_rows_batch_and_seed(rows):
     assert take(train_batches(rows, 4, seed=3), 8) == take(train_batches(rows, 4, seed=3), 8)
     assert take(train_batches(rows, 4, seed=3), 8) != take(train_batches(rows, 4, seed=4), 8)
+    one, other = (take(train_batches(rows, 4, seed=s, shuffle=False), 8) for s in (3, 4))
+    assert one == other != take(train_batches(rows, 4, seed=3), 8)
 
 
 def test_neighbouring_seeds_do_not_share_epochs(rows):

@@ -155,7 +155,7 @@ def test_a_file_that_does_not_load_is_one_line(tokenizer, tmp_path, damage):
         "empty": b"",
         "truncated": text.encode()[:1000],
         "binary": b"\xff\xfe\x00",
-        "other": text.replace("<bos>", "<eos>").encode(),
+        "other": b'{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}',
     }
     if damage in contents:
         path.write_bytes(contents[damage])

@@ -14,7 +14,7 @@ from experiments.dial_sweep.rows import one_each
 from experiments.dial_sweep.study import Study, available, run
 from experiments.dial_sweep.tasks import TASKS
 from localist_jax import config
-from localist_jax.data import Tokenizer, corpora, valid_batches
+from localist_jax.data import corpora, valid_batches
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer, forward
 from localist_jax.parallel.mesh import make_mesh
@@ -63,7 +63,7 @@ def test_recall_asks_only_for_what_was_told_long_before():
     rows = recall.prepare(settings).valid
     context = settings.data.context
     for tokens, targets in zip(rows.tokens[:50], rows.targets[:50], strict=True):
-        asked = np.flatnonzero(targets)
+        asked = np.flatnonzero(targets > 0)
         assert len(asked) == recall.PAIRS
         for place in asked:
             told = np.flatnonzero(tokens == tokens[place])[0]
@@ -90,7 +90,7 @@ def test_babi_scores_answers_and_labels_their_support(corpus_root):
     assert [said([i]) for i in first.ids[first.answers]] == [" bathroom", " garden"]
     lines = [said(first.ids[mask[: len(first.ids)]]) for mask in first.support.values()]
     assert lines == [" Mary moved to the bathroom.", " Mary went to the garden."]
-    scored = prepared.valid.targets[prepared.valid.targets != Tokenizer.PAD]
+    scored = prepared.valid.targets[prepared.valid.targets > 0]
     assert sorted(said([i]) for i in scored) == [" bathroom"] * 3 + [" garden"] * 3 + [" office"] * 3
 
 
@@ -108,7 +108,7 @@ def test_one_each_keeps_the_order_and_leaves_the_rest_empty():
         [np.array([5, 6]), np.array([7, 8, 9])], 4, 3, [np.array([0, 1]) > 0, np.array([1, 0, 0]) > 0]
     )
     assert batch.tokens.tolist() == [[1, 5, 0, 0], [1, 7, 8, 0], [0, 0, 0, 0]]
-    assert batch.targets.tolist() == [[0, 6, 0, 0], [7, 0, 0, 0], [0, 0, 0, 0]]
+    assert batch.targets.tolist() == [[-1, 6, 0, 0], [7, -1, -1, 0], [0, 0, 0, 0]]
 
 
 def test_blimp_is_spaced_like_wikitext(corpus_root):

@@ -8,6 +8,7 @@ import pytest
 from localist_jax.locality import Blocks, anchors, router
 
 ALLOWED = jnp.array([False, True, True, True, False])
+ROOTS = Blocks.create(5, 5, 1)
 
 
 @pytest.fixture
@@ -16,27 +17,27 @@ def logits():
 
 
 def test_assignment_is_hard_forward_and_soft_backward(logits):
-    ids, route, probs = router.assign(logits, ALLOWED)
+    ids, route, probs = router.assign(logits, ALLOWED, ROOTS)
     np.testing.assert_allclose(route, jax.nn.one_hot(ids, 5), atol=1e-6)
     np.testing.assert_array_equal(ids, 1 + np.asarray(logits[..., 1:4]).argmax(-1))
     np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
     weights = jax.random.normal(jax.random.key(1), route.shape)
-    hard = jax.grad(lambda x: (weights * router.assign(x, ALLOWED)[1]).sum())(logits)
+    hard = jax.grad(lambda x: (weights * router.assign(x, ALLOWED, ROOTS)[1]).sum())(logits)
     soft = jax.grad(lambda x: (weights * jax.nn.softmax(jnp.where(ALLOWED, x, -1e9))).sum())(logits)
     np.testing.assert_allclose(hard, soft, atol=1e-6)
 
 
 def test_forbidden_blocks_are_never_chosen_and_have_no_probability(logits):
-    _, _, probs = router.assign(logits + 50 * (~ALLOWED), ALLOWED)
+    _, _, probs = router.assign(logits + 50 * (~ALLOWED), ALLOWED, ROOTS)
     assert float(probs[..., ~np.asarray(ALLOWED)].max()) == 0
     for seed in range(20):
-        ids, _, _ = router.assign(logits, ALLOWED, key=jax.random.key(seed), noise=10.0)
+        ids, _, _ = router.assign(logits, ALLOWED, ROOTS, key=jax.random.key(seed), noise=10.0)
         assert set(np.unique(ids)) <= {1, 2, 3}
 
 
 def test_gumbel_noise_samples_from_the_probabilities():
     logits = jnp.broadcast_to(jnp.array([0.0, 1.0, 2.0, 0.5, 0.0]), (1, 200_000, 5))
-    ids, _, probs = router.assign(logits, ALLOWED, key=jax.random.key(3))
+    ids, _, probs = router.assign(logits, ALLOWED, ROOTS, key=jax.random.key(3))
     share = np.bincount(np.asarray(ids).ravel(), minlength=5) / ids.size
     np.testing.assert_allclose(share, probs[0, 0], atol=0.005)
 
@@ -48,7 +49,7 @@ def test_block_0_is_chosen_only_as_background():
 
 
 def test_the_sink_is_put_into_block_0(logits):
-    ids, route, _ = router.assign(logits, ALLOWED)
+    ids, route, _ = router.assign(logits, ALLOWED, ROOTS)
     sink = jnp.zeros((2, 50), bool).at[:, 0].set(True)
     ids, route = router.with_sink(ids, route, sink)
     assert (np.asarray(ids[:, 0]) == 0).all()
@@ -56,7 +57,7 @@ def test_the_sink_is_put_into_block_0(logits):
 
 
 def test_usage_ignores_padding(logits):
-    _, _, probs = router.assign(logits, ALLOWED)
+    _, _, probs = router.assign(logits, ALLOWED, ROOTS)
     valid = jnp.arange(50) < 10
     share = router.usage(probs, jnp.broadcast_to(valid, (2, 50)))
     np.testing.assert_allclose(share, np.asarray(probs[:, :10]).mean((0, 1)), rtol=1e-5)

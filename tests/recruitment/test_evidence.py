@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from localist_jax.recruitment import evidence as ev
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
@@ -72,7 +73,8 @@ def test_a_trial_that_opens_again_starts_from_nothing():
 @pytest.mark.parametrize(
     ("llr", "placebos", "step", "wanted"),
     [
-        (9.0, (0.0, 1.0), 10, Verdict.RECRUIT),  # 4 + log2(1/0.05) = 8.32
+        (9.0, (0.0, 0.1), 10, Verdict.RECRUIT),  # 4 + log2(1/0.05) = 8.32
+        (9.0, (0.0, 2.0), 10, Verdict.REJECT),  # the spread of the placebos could have done that
         (9.0, (0.0, 1.0), 9, Verdict.WAIT),
         (8.0, (0.0, 1.0), 10, Verdict.REJECT),  # too few bits
         (900.0, (0.0, 901.0), 10, Verdict.REJECT),  # a placebo did better
@@ -82,6 +84,27 @@ def test_a_verdict_needs_its_bits_and_to_beat_every_placebo_at_the_horizon(llr, 
     trials = opened([4.0]).observed(jnp.float32(0.0), jnp.array([-llr]), -jnp.array([placebos]))
     assert ev.verdicts(trials, step, 0.05).tolist() == [wanted]
     assert ev.verdicts(trials.closed(0), step, 0.05).tolist() == [Verdict.WAIT]
+
+
+def test_the_surprise_is_the_chance_that_a_placebo_does_as_well():
+    """Against scipy's t, and by simulation: among exchangeable ones, b bits of surprise come with probability 2^-b."""
+    llr, placebos = np.array([9.0, -3.0, 1e6]), np.array([[0.0, 1.0, 2.5, -1.0]] * 3)
+    spread = placebos.std(-1, ddof=1) * np.sqrt(1 + 1 / 4)
+    wanted = -stats.t(3).logsf((llr - placebos.mean(-1)) / spread) / np.log(2)
+    np.testing.assert_allclose(ev.surprise_bits(jnp.asarray(llr), jnp.asarray(placebos)), wanted, rtol=2e-4)
+    drawn = 40 + 7 * np.random.default_rng(0).normal(size=(40_000, 6))
+    bits = np.asarray(ev.surprise_bits(jnp.asarray(drawn[:, 0]), jnp.asarray(drawn[:, 1:])))
+    for b in (1, 4, 7):
+        assert (bits >= b).mean() == pytest.approx(2.0**-b, rel=0.25)
+
+
+def test_alike_placebos_surprise_nobody_and_the_trials_number_is_paid_for():
+    assert ev.surprise_bits(jnp.array([5.0]), jnp.ones((1, 4))).tolist() == [0.0]
+    trials = opened([4.0], placebos=4).observed(
+        jnp.float32(0.0), jnp.array([-90.0]), -jnp.array([[8.0, 12.0, 9.0, 11.0]])
+    )
+    wanted = [ev.verdicts(trials, 10, 0.05, bits).tolist() for bits in (0.0, 30.0)]
+    assert wanted == [[Verdict.RECRUIT], [Verdict.REJECT]]
 
 
 def test_without_placebos_the_threshold_decides():

@@ -15,7 +15,7 @@ import pytest
 from localist_jax.locality import Dial
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
-from localist_jax.training.loop import TrainingDiverged, train
+from localist_jax.training.loop import Hook, TrainingDiverged, train
 from localist_jax.training.run import Run
 
 TIMING = ("time", "tokens_per_second")
@@ -56,12 +56,12 @@ def test_a_finished_run_is_not_trained_again(tiny_settings, tiny_run, capsys):
     assert curve(tiny_run.workdir) == before
 
 
-class Poison:
-    """Makes a parameter infinite after a step, as a bad gradient would."""
+class Poison(Hook):
+    """Makes a parameter infinite before a step, as a bad gradient would."""
 
-    every = 6
+    every = 7
 
-    def __call__(self, state, batch, metrics):
+    def __call__(self, step, state, batch):
         params = {**state.params, "embedding": state.params["embedding"].at[0, 0].set(jnp.inf)}
         return dataclasses.replace(state, params=params)
 
@@ -75,18 +75,17 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
 
 
 def test_hooks_act_at_their_steps(tiny_settings, tmp_path):
-    class Witness:
+    class Witness(Hook):
         every = 3
-        seen: list[int] = []  # noqa: RUF012
+        seen: list[tuple[int, int]] = []  # noqa: RUF012
 
-        def __call__(self, state, batch, metrics):
+        def __call__(self, step, state, batch):
             assert batch.tokens.shape == (4, 32)
-            assert set(metrics) >= {"bits_per_token", "open_share"}
-            self.seen.append(int(state.step))
+            self.seen.append((step, int(state.step)))
             return state
 
     train(tiny_settings.replace(train={"steps": 7}), tmp_path, hooks=[Witness()])
-    assert Witness.seen == [3, 6]
+    assert Witness.seen == [(3, 2), (6, 5)]  # the state has not learned from that batch yet
 
 
 def test_another_topology_in_the_folder_is_refused_and_nothing_is_lost(tiny_settings, tiny_run):

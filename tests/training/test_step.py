@@ -11,7 +11,7 @@ import pytest
 
 from localist_jax import bits, config
 from localist_jax.data import Batch
-from localist_jax.data.pipeline import PAD
+from localist_jax.data.pipeline import UNSCORED
 from localist_jax.locality import Dial, gates, router
 from localist_jax.model import Transformer, forward
 from localist_jax.training import state as states
@@ -36,7 +36,7 @@ def batches(count, seed=0):
         segments = np.ones((B, T), np.int32)
         segments[0, -4:] = 0
         yield Batch(
-            tokens=tokens, targets=np.where(segments > 0, np.roll(tokens, -1, 1), PAD), segments=segments,
+            tokens=tokens, targets=np.where(segments > 0, np.roll(tokens, -1, 1), UNSCORED), segments=segments,
             positions=np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
         )  # fmt: skip
 
@@ -159,11 +159,11 @@ def test_it_learns_a_repeated_batch(train, small):
 
 
 def test_only_scored_positions_count(train, small):
-    """A target of PAD is not asked for: the loss is the mean over the others."""
+    """A target of UNSCORED is not asked for: the loss is the mean over the others."""
     settings = settings_of(small, dial={"mode": "fixed", "locality": 0.0}, router={"noise": 0.0})
     batch = next(batches(1))
-    half = dataclasses.replace(batch, targets=np.where(batch.positions % 2, batch.targets, PAD))
-    rest = dataclasses.replace(batch, targets=np.where(batch.positions % 2, PAD, batch.targets))
+    half = dataclasses.replace(batch, targets=np.where(batch.positions % 2, batch.targets, UNSCORED))
+    rest = dataclasses.replace(batch, targets=np.where(batch.positions % 2, UNSCORED, batch.targets))
     losses, counts = [], []
     for part in (batch, half, rest):
         losses.append(train(settings, data=[part])[2][0]["bits_per_token"])

@@ -18,18 +18,18 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DieAfter:
-    """A hook that kills the process after a step."""
+class DieAt(loop.Hook):
+    """A hook that kills the process at a step."""
 
     def __init__(self, every):
         self.every = every
 
-    def __call__(self, state, batch, metrics):
+    def __call__(self, step, state, batch):
         die()
 
 
 def main(workdir, settings, where, step):
-    hooks = [DieAfter(step)] if where == "training" else []
+    hooks = [DieAt(step)] if where == "training" else []
     if where == "save":
         whole_save = Checkpoints.save
 

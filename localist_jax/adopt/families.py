@@ -1,0 +1,181 @@
+"""Families of checkpoints: `config.json` ↔ `config.Model`, strict about everything that changes the function.
+
+A key that we read must have the right type; a key that would alter what the network computes and that we do not
+compute must have the value that switches it off. Keys about training, generation or code are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from localist_jax import config
+
+FAMILIES = {"llama": False, "qwen3": True}  # by `model_type`: has it QK-norm?
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+QWEN3_HEAD = 128  # head size of a Qwen3 that does not say
+SIZES = {  # fields of `config.Model` ← keys
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+}
+SWITCHED_OFF: dict[str, tuple] = {  # what these may be; anything else is another function
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "partial_rotary_factor": (1, None),
+    "quantization_config": (None,),
+    "is_decoder": (True, None),
+}
+SCALINGS = {"default": "none", "linear": "linear", "llama3": "llama3"}
+LLAMA3_KEYS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json.
+
+    Raises:
+      ValueError: no such file, or no JSON object in it.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no config.json here; give the folder of a Hugging Face checkpoint")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); copy it again") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected an object with keys, got {type(raw).__name__}")
+    return raw
+
+
+def model_of(raw: dict[str, Any], *, router_layer: int = 1, dtype: str = "float32") -> config.Model:
+    """The model that a config.json describes, with one block that everyone sees: at every dial the original.
+
+    Args:
+      raw: contents of config.json.
+      router_layer: layers before the router, for a later localisation.
+      dtype: of activations.
+
+    Raises:
+      ValueError: a family, or a setting, that this model does not compute; by its name.
+    """
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"config.json: model_type: expected one of {', '.join(FAMILIES)}, got {family!r}; "
+            "other families compute other functions"
+        )
+    for key, allowed in SWITCHED_OFF.items():
+        if raw.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"config.json: {key}: expected {allowed[0]!r}, got {raw[key]!r}; not supported")
+    other = sorted(set(raw.get("layer_types") or []) - {"full_attention"})
+    if other:
+        raise ValueError(f"config.json: layer_types: expected full_attention alone, got {', '.join(other)}")
+    sizes: dict[str, Any] = {field: _integer(raw, key) for field, key in SIZES.items()}
+    default_head = QWEN3_HEAD if FAMILIES[family] else sizes["width"] // sizes["heads"]
+    base, scaling = _rope(raw)
+    return config.Model(
+        **sizes,
+        kv_heads=_integer(raw, "num_key_value_heads", sizes["heads"]),
+        head_size=_integer(raw, "head_dim", default_head),
+        norm_eps=_number(raw, "rms_norm_eps", 1e-6),
+        rope_base=base,
+        rope_scaling=scaling,
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        qk_norm=FAMILIES[family],
+        router_layer=router_layer,
+        dtype=dtype,
+        blocks=1,
+        block_capacity=1,
+        background=True,
+        block_units=0,
+        dialled_units=True,
+        window=1,
+        perception_window=0,
+    )
+
+
+def _rope(raw: dict[str, Any]) -> tuple[float, config.RopeScaling]:
+    """Base and scaling; `rope_parameters` holds both in newer files, `rope_theta` and `rope_scaling` in older."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"config.json: rope_scaling: expected an object, got {rope!r}")
+    base = _number(rope if "rope_theta" in rope else raw, "rope_theta", 10_000.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in SCALINGS:
+        raise ValueError(
+            f"config.json: rope_scaling: expected one of {', '.join(SCALINGS)}, got {kind!r}; not supported"
+        )
+    if rope.get("partial_rotary_factor", 1) not in SWITCHED_OFF["partial_rotary_factor"]:
+        raise ValueError("config.json: partial_rotary_factor: expected 1: all channels turn")
+    if kind == "default":
+        return base, config.RopeScaling()
+    factor = _number(rope, "factor")
+    if kind == "linear":
+        return base, config.RopeScaling(kind="linear", factor=factor)
+    low, high, context = (_number(rope, key) for key in LLAMA3_KEYS)
+    return base, config.RopeScaling("llama3", factor, low, high, int(context))
+
+
+def _integer(raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = default if raw.get(key) is None else raw[key]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"config.json: {key}: expected an integer of at least 1, got {value!r}")
+    return value
+
+
+def _number(raw: dict[str, Any], key: str, default: float | None = None) -> float:
+    value = default if raw.get(key) is None else raw[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"config.json: {key}: expected a number above 0, got {value!r}")
+    return float(value)
+
+
+def vocabulary_of(raw: dict[str, Any]) -> int:
+    """V: rows of the embedding, which may be more than the tokenizer has tokens."""
+    return _integer(raw, "vocab_size")
+
+
+def stops_of(raw: dict[str, Any]) -> tuple[int, ...]:
+    """Tokens that end a text, as config.json (or generation_config.json) names them."""
+    stops = raw.get("eos_token_id")
+    return tuple(stops) if isinstance(stops, list) else () if stops is None else (int(stops),)
+
+
+def config_of(model: config.Model, vocab_size: int, context: int, dtype: str) -> dict[str, Any]:
+    """The config.json of a model at λ=0: the inverse of `model_of`."""
+    family = next(name for name, qk_norm in FAMILIES.items() if qk_norm == model.qk_norm)
+    rope: dict[str, Any] = {"rope_theta": model.rope_base, "rope_type": "default"}
+    scaling = model.rope_scaling
+    if scaling.kind != "none":
+        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        rope |= dict(zip(LLAMA3_KEYS, (scaling.low, scaling.high, scaling.context), strict=True))
+    return {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        **{key: getattr(model, field) for field, key in SIZES.items()},
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": context,
+        "rms_norm_eps": model.norm_eps,
+        "rope_parameters": rope,
+        # Older readers know these two only.
+        "rope_theta": model.rope_base,
+        "rope_scaling": None
+        if scaling.kind == "none"
+        else {k: v for k, v in rope.items() if k != "rope_theta"},
+        "tie_word_embeddings": model.tied,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        **({} if model.qk_norm else {"mlp_bias": False}),
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }

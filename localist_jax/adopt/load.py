@@ -1,0 +1,155 @@
+"""From a checkpoint folder to a run: weights streamed in one tensor at a time, tokenizer, configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from localist_jax import config
+from localist_jax.adopt import families
+from localist_jax.adopt.shards import Shards
+from localist_jax.adopt.tensors import Tensor, tensors
+from localist_jax.data import Tokenizer
+from localist_jax.model import Transformer
+from localist_jax.parallel import mesh as meshes
+from localist_jax.training import state as states
+from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.run import Run, abstract_state
+from localist_jax.training.state import TrainState, in_trunk
+
+LONGEST = 2048  # default context of an adopted model, if it was trained at more
+ORIGIN = "origin"  # folder in the run that keeps the checkpoint's own small files
+KEPT = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+def load(folder: str | Path, settings: config.Config) -> tuple[TrainState, str]:
+    """The state whose trunk holds a checkpoint's weights; router and gates are fresh.
+
+    Leaves are filled in place, so that no more than one tensor lies in memory beside the model.
+
+    Args:
+      folder: of the checkpoint.
+      settings: with the model of `families.model_of` and the vocabulary's size.
+
+    Returns:
+      the state, and the dtype of the checkpoint's tensors ("float32" where they differ).
+
+    Raises:
+      ValueError: as `Shards`.
+    """
+    vocab_size = settings.data.vocab_size
+    model = Transformer(settings.model, vocab_size)
+    mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
+    with Shards(Path(folder), list(tensors(settings.model, vocab_size))) as shards:
+        state = _empty(model, settings, mesh)
+        flat = traverse_util.flatten_dict(state.params)
+        state = dataclasses.replace(
+            state, params={}
+        )  # `flat` alone holds the leaves: filling one frees the one before
+        for tensor, values in shards:
+            flat[tensor.path] = _fill(flat[tensor.path], values, tensor)
+            del values
+        dtype = shards.dtype
+    return dataclasses.replace(state, params=traverse_util.unflatten_dict(flat)), dtype
+
+
+def _empty(model: Transformer, settings: config.Config, mesh) -> TrainState:
+    """A fresh state whose trunk is zeros: initial weights that nobody will use are never drawn."""
+    abstract = abstract_state(model, settings, mesh)
+    wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def create(key):
+        state = nn.unbox(states.create(model, settings, key))
+        flat = traverse_util.flatten_dict(state.params)
+        empty = {path: jnp.zeros_like(x) if in_trunk(path) else x for path, x in flat.items()}
+        return dataclasses.replace(state, params=traverse_util.unflatten_dict(empty))
+
+    return jax.jit(create, out_shardings=wanted)(jax.random.key(settings.train.seed))
+
+
+def _fill(leaf: jax.Array, values: np.ndarray, tensor: Tensor) -> jax.Array:
+    layer = 0 if tensor.layer is None else tensor.layer
+    return _put(
+        leaf, values, layer, part=tensor.part, stacked=tensor.layer is not None, turn=tensor.transposed
+    )
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames=("part", "stacked", "turn"))
+def _put(leaf, values, layer, *, part, stacked, turn):
+    values = (values.T if turn else values).reshape(part).astype(leaf.dtype)
+    return jax.lax.dynamic_update_index_in_dim(leaf, values, layer, 0) if stacked else values
+
+
+def adopt(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    context: int = 0,
+    router_layer: int = 1,
+    dtype: str = "float32",
+    corpus: str = "",
+    command: str = "",
+) -> Run:
+    """Makes a run of a checkpoint: at every dial the original model, until it is made localist.
+
+    Args:
+      folder: of the checkpoint: config.json, safetensors, tokenizer.json.
+      out: folder of the run; must not hold one.
+      context: tokens of a row and of the cache; 0: as trained, 2048 at most.
+      router_layer: layers before the router.
+      dtype: of activations.
+      corpus: what evaluations and a later localisation read.
+      command: what the user typed, for the record.
+
+    Raises:
+      ValueError: a family, setting, file, tensor or tokenizer that does not fit; a run that is there already.
+    """
+    folder, out = Path(folder), Path(out)
+    if (out / "config.json").exists():
+        raise ValueError(f"{out}: holds a run already; choose another --out")
+    raw = families.read_config(folder)
+    model = families.model_of(raw, router_layer=router_layer, dtype=dtype)
+    vocab_size = families.vocabulary_of(raw)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw))
+    trained_at = raw.get("max_position_embeddings") or LONGEST
+    data: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "tokenizer": str(out.absolute() / "tokenizer.json"),
+        "context": context or min(LONGEST, trained_at),
+        **({"corpus": corpus} if corpus else {}),
+    }
+    settings = config.Config(model=model).replace(
+        data=data, optimizer={"trunk": 0.0, "kind": "adamw"}, dial={"mode": "fixed", "locality": 0.0}
+    )
+    state, stored = load(folder, settings)
+    mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
+    run = Run(out, settings, Transformer(settings.model, vocab_size), tokenizer, state, mesh)
+    out.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(out / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(0, state, manifest=run.manifest(), cursor={})
+    keep_origin(folder, out / ORIGIN, stored)
+    run.record(command, {"corpus": f"adopted from {folder.name}"})
+    return run
+
+
+def keep_origin(folder: Path, origin: Path, dtype: str) -> None:
+    """Keeps the checkpoint's own small files, for the way back; config.json says which dtype its tensors had."""
+    origin.mkdir(exist_ok=True)
+    for name in KEPT:
+        if (folder / name).is_file() and name != "config.json":
+            shutil.copyfile(folder / name, origin / name)
+    raw = families.read_config(folder) | {"dtype": dtype}
+    (origin / "config.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")

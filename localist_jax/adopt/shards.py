@@ -1,0 +1,174 @@
+"""Safetensors files of a checkpoint, read and written one tensor or one shard at a time; never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from localist_jax.adopt.tensors import COMPUTED, HEAD, Tensor
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+SHARD_BYTES = 2_000_000_000
+STRIP = 4096  # rows of a matrix that are compared at a time
+
+
+class Shards:
+    """The tensors of a checkpoint folder, checked by name, shape and dtype before any is read.
+
+    Raises (on entering):
+      ValueError: no safetensors here, a file that is missing, damaged or cut short, or a tensor that is
+        missing, unknown, of another shape, or of a dtype that is not float32, bfloat16 or float16.
+    """
+
+    def __init__(self, folder: Path, wanted: list[Tensor]):
+        self._folder, self._wanted = folder, wanted
+        self._stack = ExitStack()
+        self._file_of: dict[str, Any] = {}
+
+    def __enter__(self) -> Shards:
+        try:
+            self._open()
+            self.dtype = self._check()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Each wanted tensor with its values; the caller holds one at a time."""
+        for tensor in self._wanted:
+            try:
+                values = self._file_of[tensor.name].get_tensor(tensor.name)
+            except SafetensorError as error:
+                raise ValueError(f"{self._folder}: {tensor.name} cannot be read ({_short(error)})") from error
+            yield tensor, values
+            del values
+
+    def _open(self) -> None:
+        for name, names in _files(self._folder).items():
+            path = self._folder / name
+            if not path.is_file():
+                raise ValueError(f"{path}: missing, though {INDEX} names it; download it again")
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="np"))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(
+                    f"{path}: damaged or cut short ({_short(error)}); download it again"
+                ) from error
+            held = set(file.keys())
+            if names is not None and held != names:
+                odd = sorted(held ^ names)[0]
+                where = "lacks" if odd in names else "holds, unknown to the index,"
+                raise ValueError(f"{path}: {where} {odd}; file and {INDEX} are not of one checkpoint")
+            twice = sorted(held & self._file_of.keys())
+            if twice:
+                raise ValueError(f"{path}: {twice[0]} stands in two files")
+            self._file_of |= dict.fromkeys(held, file)
+
+    def _check(self) -> str:
+        wanted = {tensor.name: tensor for tensor in self._wanted}
+        missing = [name for name in wanted if name not in self._file_of]
+        if missing:
+            raise ValueError(f"{self._folder}: lacks {_some(missing)}; config.json asks for it")
+        extra = [x for x in self._file_of if x not in wanted and not COMPUTED.fullmatch(x)]
+        if extra == [HEAD]:  # tied, and written out all the same
+            self._same(HEAD, "model.embed_tokens.weight")
+        elif extra:
+            raise ValueError(f"{self._folder}: holds {_some(extra)}, which this model has no place for")
+        seen: dict[str, str] = {}
+        for name, tensor in wanted.items():
+            about = self._file_of[name].get_slice(name)
+            shape, dtype = tuple(about.get_shape()), about.get_dtype()
+            if shape != tensor.shape:
+                raise ValueError(
+                    f"{self._folder}: {name}: config.json makes it {list(tensor.shape)}, the file holds {list(shape)}"
+                )
+            if dtype not in DTYPES:
+                raise ValueError(f"{self._folder}: {name}: expected F32, BF16 or F16, got {dtype}")
+            seen.setdefault(dtype, name)
+        return DTYPES[next(iter(seen))] if len(seen) == 1 else "float32"
+
+    def _same(self, name: str, other: str) -> None:
+        one, two = (self._file_of[x].get_slice(x) for x in (name, other))
+        rows = one.get_shape()[0]
+        same = one.get_shape() == two.get_shape() and all(
+            np.array_equal(one[i : min(i + STRIP, rows)], two[i : min(i + STRIP, rows)])
+            for i in range(0, rows, STRIP)
+        )
+        if not same:
+            raise ValueError(
+                f"{self._folder}: {name} differs from {other}, but config.json says tie_word_embeddings"
+            )
+
+
+def _files(folder: Path) -> dict[str, set[str] | None]:
+    """File names, and the tensors that the index puts in each (None without an index)."""
+    if (folder / INDEX).is_file():
+        try:
+            table = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            files: dict[str, set[str] | None] = {name: set() for name in table.values()}
+            for tensor, name in table.items():
+                files[name].add(tensor)  # type: ignore[union-attr]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / INDEX}: not an index with a weight_map; copy it again") from error
+        for name in files:
+            if Path(name).name != name:
+                raise ValueError(f"{folder / INDEX}: names {name!r}, which is not a file of this folder")
+        return files
+    if (folder / SINGLE).is_file():
+        return {SINGLE: None}
+    pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pth")]
+    why = f"; {pickled[0]} is a pickle, which is never read: convert it to safetensors" if pickled else ""
+    raise ValueError(f"{folder}: neither {SINGLE} nor {INDEX} is here{why}")
+
+
+def write(folder: Path, named: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES) -> int:
+    """Writes tensors in files of at most `shard_bytes` (or one tensor); holds one file's at a time.
+
+    Returns:
+      Bytes of all tensors.
+    """
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = size = 0
+
+    def flush() -> None:
+        save_file(held, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+
+    for name, values in named:
+        if held and size + values.nbytes > shard_bytes:
+            flush()
+            size = 0
+        held[name] = values
+        size, total = size + values.nbytes, total + values.nbytes
+    flush()
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards):
+        final = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        (folder / f"shard-{i}").replace(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return total
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]

@@ -1,0 +1,230 @@
+"""Proposals: which block could be divided, along what, and how many bits that might save. Cheap; a trial decides.
+
+A *survey* reads a few batches and keeps, for every position, the state that the router saw and the slope of its code
+length at the last hidden state. Each block in use is then divided in several ways:
+
+- `means`: two clusters of its states;
+- `errors`: along the direction of the states with which those slopes covary most;
+- `hard`: its badly coded positions against the others;
+- `concept`: the positions of tokens that a user, or a rule, named.
+
+All are found on one half of the survey and ranked on the other, by one figure: the bits that a correction of the last
+hidden state, one for each side, could save to second order (Rao's score statistic), less what it would seem to save on
+noise. Ranked where they were found, the divisions with the most freedom to fit noise would win.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from localist_jax import bits
+from localist_jax.data import Batch
+from localist_jax.locality import Blocks, Dial
+from localist_jax.model import Transformer, forward
+from localist_jax.types import PyTree
+
+KINDS = ("means", "errors", "hard", "concept")
+RESTARTS = 3  # of `means`
+WAYS = RESTARTS + 4  # in which a block may be divided: `errors` knows two
+SMALLEST = 32  # positions on either side of a division
+RIDGE = 1e-2  # relative, of the regression that turns sides into a direction
+CONFIDENCE = 3.0  # nats: mean |margin| of a newcomer over its parent's positions
+HARDEST = 0.25  # share of a block's positions that `hard` sets apart
+MEANS_STEPS = 12  # of Lloyd's algorithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """A named concept that wants a block: token ids and their log-odds in nats."""
+
+    name: str
+    anchors: dict[int, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """A block divided.
+
+    Attributes:
+      kind: means, errors, hard or concept.
+      parent: the block.
+      direction: float32 [D]; a position goes to the newcomer where state·direction (+ anchors) is positive.
+      share: of the parent's positions that do.
+      gain_bits: estimate for that half of the surveyed positions on which it was not found.
+      positions: of the parent, in the survey.
+      name, anchors: of a concept.
+    """
+
+    kind: str
+    parent: int
+    direction: np.ndarray
+    share: float
+    gain_bits: float
+    positions: int
+    name: str = ""
+    anchors: dict[int, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """n positions as the model sees them at λ=1.
+
+    Attributes:
+      states: what the router reads.
+      slopes: ∂(code length)/∂(last hidden state), nats.
+      block, token: of each position.
+      bits: code length of the token that follows.
+    """
+
+    states: Float[np.ndarray, "n D"]
+    slopes: Float[np.ndarray, "n D"]
+    block: Int[np.ndarray, "n"]
+    token: Int[np.ndarray, "n"]
+    bits: Float[np.ndarray, "n"]
+
+
+def make_reader(model: Transformer):
+    """The jitted function that reads one batch for `survey`; compiled once per architecture."""
+    return jax.jit(partial(_read, model))
+
+
+def survey(reader, params: PyTree, blocks: Blocks, batches: Iterable[Batch]) -> Survey:
+    """Reads `batches`; positions that are padding, sinks or not scored are left out."""
+    parts = []
+    for batch in batches:
+        arrays = jax.device_get(reader(params, blocks, batch))
+        keep = np.asarray(batch.scored & (batch.positions > 0))
+        parts.append([np.asarray(x)[keep] for x in (*arrays, batch.tokens)])
+    states, slopes, block, code, token = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return Survey(states, slopes, block, token, code)
+
+
+def proposals(
+    found: Survey, active: Sequence[bool], rng: np.random.Generator, concepts: Sequence[Concept] = ()
+) -> list[Proposal]:
+    """Divisions of every block in use, the most promising first."""
+    made = []
+    finding = np.arange(len(found.block)) < len(found.block) // 2
+    for parent in np.flatnonzero(active)[1:]:
+        mine = found.block == parent
+        halves = mine & finding, mine & ~finding
+        if min(half.sum() for half in halves) < 2 * SMALLEST:
+            continue
+        for kind, states, sides in _divisions(found, halves[0], rng):
+            if min(sides.sum(), (~sides).sum()) >= SMALLEST:
+                direction = _direction(states, sides)
+                made.append(_proposal(found, halves[1], kind, direction))
+        made += [_of_concept(found, halves[1], concept) for concept in concepts]
+    return sorted((p for p in made if p is not None), key=lambda p: -p.gain_bits)
+
+
+def placebo(found: Survey, proposal: Proposal, rng: np.random.Generator) -> np.ndarray:
+    """A direction that divides the proposal's parent in the same proportion, at random: float32 [D]."""
+    states = found.states[found.block == proposal.parent]
+    along = _whitened(states) @ rng.normal(size=states.shape[1])
+    sides = along > np.quantile(along, 1 - proposal.share)
+    return _direction(states, sides)
+
+
+def gain_bits(slopes: Float[np.ndarray, "n D"], sides: Bool[np.ndarray, "n"]) -> float:
+    """Rao's score statistic of a correction per side, beyond one for both, in bits; its mean on noise is taken off.
+
+    ½ Σ_s (Σ_{i∈s} g_i)ᵀ F_s⁻¹ (Σ_{i∈s} g_i) with F_s = Σ_{i∈s} g_i g_iᵀ; each term has mean D/2 nats
+    where g has mean 0.
+    """
+    return _score(slopes[sides]) + _score(slopes[~sides]) - _score(slopes)
+
+
+def _score(slopes: np.ndarray) -> float:
+    n, D = slopes.shape
+    total, fisher = slopes.sum(0), slopes.T @ slopes
+    ridge = 1e-3 * np.trace(fisher) / D + 1e-12
+    nats = 0.5 * total @ np.linalg.solve(fisher + ridge * np.eye(D), total)
+    return float(bits.from_nats(nats - 0.5 * min(n, D)))
+
+
+def _divisions(found: Survey, mine: np.ndarray, rng: np.random.Generator):
+    """(kind, states of the block's positions, side of each)."""
+    states, slopes, code = found.states[mine], found.slopes[mine], found.bits[mine]
+    white = _whitened(states)
+    for _ in range(RESTARTS):
+        yield "means", states, _two_means(states, rng)
+    left, _, _ = np.linalg.svd(white.T @ _whitened(slopes), full_matrices=False)
+    for axis in range(2):
+        yield "errors", states, white @ left[:, axis] > 0
+    yield "hard", states, code > np.quantile(code, 1 - HARDEST)
+
+
+def _proposal(found: Survey, mine: np.ndarray, kind: str, direction: np.ndarray) -> Proposal | None:
+    taken = found.states[mine] @ direction > 0  # what the router will do
+    return _ranked(found, mine, taken, kind=kind, direction=direction)
+
+
+def _of_concept(found: Survey, mine: np.ndarray, concept: Concept) -> Proposal | None:
+    taken = np.isin(found.token[mine], list(concept.anchors))
+    nowhere = np.zeros(found.states.shape[1], np.float32)
+    return _ranked(
+        found, mine, taken, kind="concept", direction=nowhere, name=concept.name, anchors=concept.anchors
+    )
+
+
+def _ranked(found: Survey, mine: np.ndarray, taken: np.ndarray, **what: Any) -> Proposal | None:
+    """The proposal with its figures; None if a side would have next to nothing."""
+    if min(taken.sum(), (~taken).sum()) < SMALLEST:
+        return None
+    return Proposal(
+        parent=int(found.block[mine][0]), share=float(taken.mean()), positions=int(mine.sum()),
+        gain_bits=gain_bits(found.slopes[mine], taken), **what,
+    )  # fmt: skip
+
+
+def _direction(states: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """The direction whose sign tells the sides apart, by ridge regression; the sides weigh the same."""
+    weight = np.where(sides, 0.5 / max(1, sides.sum()), 0.5 / max(1, (~sides).sum()))
+    weighted = states * weight[:, None]
+    gram = states.T @ weighted
+    ridge = RIDGE * np.trace(gram) / len(gram)
+    direction = np.linalg.solve(gram + ridge * np.eye(len(gram)), weighted.T @ np.where(sides, 1.0, -1.0))
+    scale = np.abs(states @ direction).mean()
+    return (direction * CONFIDENCE / max(scale, 1e-12)).astype(np.float32)
+
+
+def _two_means(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Lloyd's algorithm from two of the states, the second drawn far from the first."""
+    first = states[rng.integers(len(states))]
+    far = np.square(states - first).sum(1)
+    centres = np.stack([first, states[rng.choice(len(states), p=far / far.sum())]])
+    for _ in range(MEANS_STEPS):
+        sides = np.square(states - centres[1]).sum(1) < np.square(states - centres[0]).sum(1)
+        if not 0 < sides.sum() < len(sides):
+            break
+        centres = np.stack([states[~sides].mean(0), states[sides].mean(0)])
+    return sides
+
+
+def _whitened(x: np.ndarray) -> np.ndarray:
+    """Centred, and scaled along its principal axes to unit variance (with a ridge)."""
+    centred = x - x.mean(0)
+    values, axes = np.linalg.eigh(centred.T @ centred / len(x))
+    return centred @ (axes / np.sqrt(np.maximum(values, 0) + RIDGE * max(values.mean(), 1e-12)))
+
+
+def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch):
+    c = model.config
+    dial = Dial(1.0).broadcast(batch.tokens.shape[0], c.layers, c.heads)
+    out = forward(
+        model, params, batch.tokens, dial, blocks, positions=batch.positions, segments=batch.segments
+    )
+    excess = jax.nn.softmax(out.logits) - jax.nn.one_hot(batch.targets, out.logits.shape[-1])
+    head = params["embedding"] if c.tied else params["head"]
+    slopes = jnp.einsum("BTV,VD->BTD", excess, head)
+    code = bits.code_length(out.logits, batch.targets)
+    return out.states.astype(jnp.float32), slopes, out.blocks, code

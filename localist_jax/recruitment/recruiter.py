@@ -1,0 +1,323 @@
+"""Recruitment in a training run: survey, trial, verdict, growth; every decision is written down with its bits.
+
+Between trials the recruiter keeps the last few batches. When a trial is due it surveys them, and opens one for the
+block that it pays most to divide, in the most promising ways. While it is open each batch is scored by incumbent,
+candidates and placebos before the state learns from it. At the horizon the best candidate that has the evidence is
+recruited; a block without which the model codes no worse than by the bits of its description is retired.
+
+`recruitment.jsonl` has a line for every candidate, for every birth and for every block that left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localist_jax import bits, config
+from localist_jax.data import Batch
+from localist_jax.locality import Blocks
+from localist_jax.recruitment import growth, trial
+from localist_jax.recruitment.cost import parameter_bits, structure_bits
+from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
+from localist_jax.recruitment.growth import Birth
+from localist_jax.recruitment.proposals import (
+    KINDS,
+    WAYS,
+    Concept,
+    Proposal,
+    Survey,
+    make_reader,
+    placebo,
+    proposals,
+    survey,
+)
+from localist_jax.training.journal import Journal, Records
+from localist_jax.training.loop import Hook
+from localist_jax.training.run import Run, boxed_state
+from localist_jax.training.state import TrainState
+from localist_jax.types import PyTree
+
+FILE = "recruitment.jsonl"
+FULL = "no place is left: raise config.recruitment.blocks_at_most"
+
+
+def hooks(settings: config.Config, concepts: Sequence[Concept] = ()) -> list[Hook]:
+    """What `training.loop.train` needs to recruit: a recruiter, or nothing where the configuration has it off."""
+    return [Recruiter(concepts)] if settings.recruitment.every else []
+
+
+class Recruiter(Hook):
+    """The hook; see the module.
+
+    Args:
+      concepts: that want a block of their own, beside what the data proposes.
+    """
+
+    def __init__(self, concepts: Sequence[Concept] = ()):
+        self._concepts = concepts
+
+    def start(self, run: Run, journal: Journal, step: int) -> None:
+        """Compiles nothing yet; opens the record."""
+        r = run.settings.recruitment
+        self._run, self._journal = run, journal
+        self._records = Records(run.workdir / FILE, step)
+        self._trial = trial.closed(run.settings, run.settings.model.width)
+        self._open: list[Proposal] = []
+        self._recent: deque[Batch] = deque()
+        self._is_open, self._horizon = False, 0
+        self._next = round(r.start * run.settings.train.steps) + 1
+        self._compile()
+
+    def __call__(self, step: int, state: TrainState, batch: Batch) -> TrainState:
+        """Advances the trial by this batch, or opens one if it is time."""
+        r, steps = self._run.settings.recruitment, self._run.settings.train.steps
+        if self._is_open and step > int(self._horizon):
+            state = self._decide(step, state)
+            self._next = step + r.every
+        due = step >= self._next and step <= r.stop * steps - r.horizon and len(self._recent) == r.survey
+        if not self._is_open and due:
+            state = self._begin(step, state)
+        if self._is_open:
+            self._trial = self._trial_step(state, self._trial, batch)
+        self._recent.append(batch)
+        if len(self._recent) > r.survey:
+            self._recent.popleft()
+        return state
+
+    # A trial's beginning.
+
+    def _begin(self, step: int, state: TrainState) -> TrainState:
+        r = self._run.settings.recruitment
+        state, place = self._room(step, state)
+        self._next = step + r.every
+        if not place:
+            return state
+        found = survey(self._reader, state.params, state.blocks, self._recent)
+        active = np.asarray(state.blocks.active)
+        number = int(self._trial.number)
+        rng = np.random.default_rng([self._run.settings.train.seed, number])
+        ranked = self._ranked(found, active, rng)
+        if not ranked:
+            return state
+        births, anchors, costs = [], [], []
+        for nth, proposal in enumerate(ranked):
+            births.append(self._birth(state, place, proposal, proposal.direction))
+            anchors.append(self._anchors(proposal.anchors))
+            concept = [self._run.tokenizer.vocab_size] * len(proposal.anchors)
+            structure = structure_bits(number + nth + 1, int(active.sum()), WAYS, *concept)
+            costs.append(structure + self._parameter_bits(step))
+        for _ in range(r.placebos):
+            births.append(self._birth(state, place, ranked[0], placebo(found, ranked[0], rng)))
+            anchors.append(self._anchors({}))
+        unused = r.candidates - len(ranked)  # filled with copies that nobody counts
+        births[len(ranked) : len(ranked)] = births[:1] * unused
+        anchors[len(ranked) : len(ranked)] = anchors[:1] * unused
+        leaving = self._least_used(state, found.block)
+        self._trial = trial.opened(self._trial, state, self._run.settings, births, anchors, costs, leaving)
+        self._open, self._horizon, self._is_open = ranked, step - 1 + r.horizon, True
+        return state
+
+    def _ranked(self, found: Survey, active: np.ndarray, rng: np.random.Generator) -> list[Proposal]:
+        """The candidates of the next trial, all for one parent."""
+        made = proposals(found, active.tolist(), rng, self._concepts)
+        return _of_one_parent(made)[: self._run.settings.recruitment.candidates]
+
+    def _birth(self, state: TrainState, place: int, proposal: Proposal, direction: np.ndarray) -> Birth:
+        whole = (place, proposal.parent, int(self._trial.births) + 1)
+        child, parent, number = (jnp.asarray(x, jnp.int32) for x in whole)
+        return Birth(
+            child=child,
+            parent=parent,
+            number=number,
+            share=jnp.asarray(proposal.share, jnp.float32),
+            direction=jnp.asarray(direction, jnp.float32),
+        )
+
+    def _anchors(self, anchors: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+        room = self._run.settings.model.anchor_capacity
+        tokens, log_odds = np.full(room, -1, np.int32), np.zeros(room, np.float32)
+        kept = list(anchors.items())[:room]
+        tokens[: len(kept)], log_odds[: len(kept)] = [t for t, _ in kept], [x for _, x in kept]
+        return tokens, log_odds
+
+    def _parameter_bits(self, step: int) -> float:
+        r, data = self._run.settings.recruitment, self._run.settings.data
+        tokens = step * data.batch * data.context
+        return parameter_bits(r.cost, growth.parameters_of_a_block(self._boxed), tokens, r.bits_per_parameter)
+
+    def _least_used(self, state: TrainState, seen: np.ndarray) -> int:
+        """The block without children that has the fewest positions; 0 if the model needs all that it has."""
+        free = _childless(state.blocks)
+        used = np.bincount(seen, minlength=state.blocks.active.size)
+        return min(free, key=lambda b: used[b]) if free and int(state.blocks.active[1:].sum()) > 1 else 0
+
+    def _room(self, step: int, state: TrainState) -> tuple[TrainState, int]:
+        """A place for one more block, 0 if there is none; the capacity doubles if all are taken."""
+        r = self._run.settings.recruitment
+        free = np.flatnonzero(~np.asarray(state.blocks.active))
+        free = free[free > 0]
+        if free.size:
+            return state, int(free[0])
+        capacity = state.blocks.active.size
+        larger = min(2 * capacity, r.blocks_at_most)
+        if larger <= capacity:
+            self._write(step, "full", reason=FULL, capacity=capacity)
+            return state, 0
+        self._run.state = state
+        settings = self._run.settings.replace(model={"block_capacity": larger})
+        model = dataclasses.replace(self._run.model, config=settings.model)
+        state, report = growth.grow(state, [], boxed_state(model, settings), self._run.mesh)
+        self._run.state = state
+        self._run.fit()
+        self._compile()
+        self._write(step, "enlarged", capacity=larger, seconds=round(report.seconds, 3))
+        return state, capacity
+
+    # A trial's end.
+
+    def _decide(self, step: int, state: TrainState) -> TrainState:
+        r, made = self._run.settings.recruitment, self._trial
+        evidence = made.evidence
+        number_bits = bits.integer_code_length(max(1, int(made.number)))
+        said = np.asarray(verdicts(evidence, self._horizon, r.alpha, number_bits))
+        surprise = np.asarray(surprise_bits(evidence.llr_bits, evidence.placebo_bits))
+        llr = np.asarray(evidence.llr_bits, float)
+        worthy = [at for at in range(len(self._open)) if said[at] == Verdict.RECRUIT]
+        chosen = max(worthy, key=lambda at: llr[at], default=-1)
+        for at, proposal in enumerate(self._open):
+            self._write(
+                step, "recruited" if at == chosen else "rejected",
+                proposal=proposal.kind, name=proposal.name, parent=proposal.parent, share=round(proposal.share, 4),
+                estimated_gain_bits=round(proposal.gain_bits, 1), llr_bits=round(llr[at], 2),
+                cost_bits=round(float(evidence.cost_bits[at]), 2),
+                threshold_bits=round(float(threshold_bits(evidence.cost_bits[at], r.alpha)), 2),
+                placebo_bits=[round(x, 2) for x in np.asarray(evidence.placebo_bits[at], float).tolist()],
+                surprise_bits=round(float(surprise[at]), 2),
+                surprise_threshold_bits=round(number_bits - float(np.log2(r.alpha)), 2),
+                tokens=int(made.tokens), trial=int(made.number), **self._newcomer(at == chosen, at),
+                curve_bits=np.round(np.asarray(made.curve_bits[:, at], float), 1).tolist(),
+            )  # fmt: skip
+        if chosen >= 0:
+            state = self._recruit(step, state, chosen)
+        state = self._let_go(step, state)
+        self._is_open = False
+        blocks = int(np.asarray(state.blocks.active).sum())
+        best = max(range(len(self._open)), key=lambda at: llr[at])
+        self._journal.scalars(
+            step - 1, "recruitment",
+            {
+                "llr_bits": llr[best], "surprise_bits": float(surprise[best]), "blocks": blocks,
+                "best_placebo_bits": float(np.asarray(evidence.placebo_bits[best]).max()),
+                "threshold_bits": float(threshold_bits(evidence.cost_bits[best], r.alpha)),
+            },
+        )  # fmt: skip
+        return state
+
+    def _newcomer(self, chosen: bool, at: int) -> dict[str, int]:
+        births = self._trial.contenders.births
+        return {"block": int(births.child[at]), "birth": int(births.number[at])} if chosen else {}
+
+    def _recruit(self, step: int, state: TrainState, at: int) -> TrainState:
+        contenders = self._trial.contenders
+        birth, delta = (jax.tree.map(lambda x: x[at], x) for x in (contenders.births, contenders.delta))
+        state, report = growth.grow(state, [birth], self._boxed, self._run.mesh)
+        blocks = dataclasses.replace(
+            state.blocks,
+            anchor_tokens=state.blocks.anchor_tokens.at[birth.child].set(contenders.anchor_tokens[at]),
+            anchor_log_odds=state.blocks.anchor_log_odds.at[birth.child].set(contenders.anchor_log_odds[at]),
+        )
+        params = trial.with_delta(state.params, birth.child, delta)
+        self._trial = dataclasses.replace(self._trial, births=self._trial.births + 1)
+        self._write(step, "born", **{k: v for k, v in dataclasses.asdict(report).items() if k != "births"},
+                    block=int(birth.child), parent=int(birth.parent))  # fmt: skip
+        return dataclasses.replace(state, params=params, blocks=blocks)
+
+    def _let_go(self, step: int, state: TrainState) -> TrainState:
+        """Retires the block that was tried without, if all that it saved is less than the bits that describe it."""
+        leaving, lost = int(self._trial.leaving), -float(self._trial.leaving_llr_bits)
+        if not leaving or leaving not in _childless(state.blocks):
+            return state
+        births = max(1, int(state.blocks.born[leaving]))
+        worth = structure_bits(births, int(state.blocks.active.sum()), WAYS) + self._parameter_bits(step)
+        if lost > worth:
+            return state
+        self._write(
+            step, "retired", block=leaving, parent=int(state.blocks.parent[leaving]),
+            llr_bits=round(-lost, 2), description_bits=round(worth, 2), tokens=int(self._trial.tokens),
+        )  # fmt: skip
+        return growth.retire(state, leaving)
+
+    # What a checkpoint keeps.
+
+    def memory(self) -> PyTree:
+        """The trial, the batches of the next survey, and when it is due."""
+        blank = jax.tree.map(np.zeros_like, self._recent[0]) if self._recent else self._no_batch()
+        wanted = self._run.settings.recruitment.survey
+        rows = [*self._recent, *[blank] * (wanted - len(self._recent))]
+        about = [self._next, self._horizon, int(self._is_open), len(self._recent), len(self._open)]
+        return {
+            "trial": self._trial,
+            "recent": jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *rows),
+            "about": np.asarray(about, np.int32),
+            "open": self._proposal_table(),
+        }
+
+    def remember(self, memory: PyTree) -> None:
+        """Goes on where it was, in the middle of a trial too."""
+        self._trial = memory["trial"]
+        self._next, self._horizon, is_open, recent, count = (int(x) for x in memory["about"])
+        self._is_open = bool(is_open)
+        self._recent.extend(jax.tree.map(lambda x, i=i: x[i], memory["recent"]) for i in range(recent))
+        births = self._trial.contenders.births
+        for kind, gain, share, positions, concept in memory["open"][:count]:
+            named = self._concepts[int(concept)] if concept >= 0 else Concept("", {})
+            at = len(self._open)
+            self._open.append(Proposal(
+                KINDS[int(kind)], int(births.parent[at]), np.asarray(births.direction[at]), float(share),
+                float(gain), int(positions), named.name, named.anchors,
+            ))  # fmt: skip
+
+    def _proposal_table(self) -> np.ndarray:
+        names = [c.name for c in self._concepts]
+        table = np.zeros((self._run.settings.recruitment.candidates, 5), np.float32)
+        for at, p in enumerate(self._open):
+            concept = names.index(p.name) if p.name else -1
+            table[at] = KINDS.index(p.kind), p.gain_bits, p.share, p.positions, concept
+        return table
+
+    def _no_batch(self) -> Batch:
+        data = self._run.settings.data
+        return Batch(*(np.zeros((data.batch, data.context), np.int32) for _ in dataclasses.fields(Batch)))
+
+    def _compile(self) -> None:
+        run = self._run
+        self._boxed = boxed_state(run.model, run.settings)
+        self._reader = make_reader(run.model)
+        step = trial.make_trial_step(run.model, run.settings, growth.axis_names(self._boxed))
+        self._trial_step = jax.jit(step, donate_argnums=1)
+
+    def _write(self, step: int, kind: str, **what: Any) -> None:
+        self._records.write({"step": step - 1, "kind": kind, **what})
+
+
+def _childless(blocks: Blocks) -> list[int]:
+    """Blocks in use that have no children, block 0 left out."""
+    active, parent = np.asarray(blocks.active), np.asarray(blocks.parent)
+    places = np.arange(active.size)
+    mothers = set(parent[active & (parent != places)].tolist())
+    return [int(b) for b in places[1:] if active[b] and b not in mothers]
+
+
+def _of_one_parent(ranked: list[Proposal]) -> list[Proposal]:
+    """The best proposal, and the best of each other kind (or concept) for the same parent."""
+    best: dict[tuple[str, str], Proposal] = {}
+    for proposal in ranked:
+        if proposal.parent == ranked[0].parent:
+            best.setdefault((proposal.kind, proposal.name), proposal)
+    return list(best.values())

@@ -1,0 +1,221 @@
+"""A trial: a candidate beside the model, and placebos beside the candidate, on the data as it comes.
+
+All of them share the incumbent's parameters as they learn; what is their own is the newcomer: its place below a parent,
+the direction that tells it from the parent, and by how much its units differ from the parent's, which is nothing at
+first. A batch is scored by the incumbent and by every contender *before* anyone learns from it, all at λ=1. Then those
+differences learn, by the run's own optimizer; the directions stay, so that a placebo cannot find what it was not given.
+
+A trial is about one parent: its candidates divide it in different ways. A placebo divides it along a direction drawn
+at random, in the proportion of the first candidate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from localist_jax import bits, config
+from localist_jax.data import Batch
+from localist_jax.locality import Blocks, Dial
+from localist_jax.model import Transformer, forward
+from localist_jax.recruitment import growth
+from localist_jax.recruitment.evidence import Evidence
+from localist_jax.recruitment.growth import Birth, Names
+from localist_jax.training.state import TrainState, optimizer
+from localist_jax.types import Numeric, PyTree, struct
+
+
+@struct
+class Contenders:
+    """C candidates in a row, then m placebos; each leaf has them on its first axis.
+
+    Attributes:
+      births: where each newcomer stands, and what tells it from its parent.
+      anchor_tokens, anchor_log_odds: [C + m, A], of the newcomer.
+      delta: {"in": [.., L, D, U], "out": [.., L, U, D]}, what the newcomer's units have beyond its parent's.
+      opt_state: of the run's optimizer, for the delta.
+    """
+
+    births: Birth
+    anchor_tokens: chex.Array
+    anchor_log_odds: chex.Array
+    delta: PyTree
+    opt_state: PyTree
+
+
+@struct
+class Trial:
+    """What a trial carries from step to step; saved with the run.
+
+    Attributes:
+      evidence: in bits, of candidates and placebos.
+      contenders: what they are made of.
+      curve_bits: float32 [horizon, C + m], evidence of candidates and placebos after every step.
+      leaving: int32, a block that is tried without, or 0; leaving_llr_bits: evidence for doing without it.
+      number: int32, of candidates tried so far, these included.
+      births: int32, of blocks recruited so far.
+      tokens: int32, that the evidence was gathered on.
+    """
+
+    evidence: Evidence
+    contenders: Contenders
+    curve_bits: chex.Array
+    leaving: chex.Array
+    leaving_llr_bits: chex.Array
+    number: chex.Array
+    births: chex.Array
+    tokens: chex.Array
+
+
+def with_delta(params: PyTree, place: Numeric, delta: PyTree) -> PyTree:
+    """Parameters in which the units of the block at `place` have `delta` added to them."""
+    stack = params["localist"]
+    placed = {name: w.at[:, place].add(delta[name]) for name, w in stack["units"].items()}
+    return {**params, "localist": {**stack, "units": placed}}
+
+
+def closed(settings: config.Config, width: int) -> Trial:
+    """No trial: every array has its shape, and nothing is open."""
+    r, c = settings.recruitment, settings.model
+    lanes = r.candidates + r.placebos
+    layers = c.layers - c.router_layer
+    delta = {
+        "in": jnp.zeros((layers, width, c.block_units)),
+        "out": jnp.zeros((layers, c.block_units, width)),
+    }
+    empty = {"localist": {"units": delta}}
+    rows = partial(jax.tree.map, lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))))
+    whole = jnp.zeros((), jnp.int32)
+    return Trial(
+        evidence=Evidence.create(r.candidates, r.placebos),
+        contenders=Contenders(
+            births=rows(
+                Birth(
+                    child=whole, parent=whole, number=whole, share=jnp.zeros(()), direction=jnp.zeros(width)
+                )
+            ),
+            anchor_tokens=jnp.full((lanes, c.anchor_capacity), -1, jnp.int32),
+            anchor_log_odds=jnp.zeros((lanes, c.anchor_capacity)),
+            delta=rows(delta),
+            opt_state=rows(optimizer(settings).init(empty)),
+        ),
+        curve_bits=jnp.zeros((r.horizon, lanes)),
+        leaving=whole,
+        leaving_llr_bits=jnp.zeros(()),
+        number=whole,
+        births=whole,
+        tokens=whole,
+    )
+
+
+def make_trial_step(
+    model: Transformer, settings: config.Config, names: Names
+) -> Callable[[TrainState, Trial, Batch], Trial]:
+    """The pure step of a trial, ready for `jax.jit(…, donate_argnums=1)`.
+
+    Args:
+      model: the network, at the state's capacity.
+      settings: the run's configuration.
+      names: of the axes of the state's leaves (`growth.axis_names`).
+    """
+    r = settings.recruitment
+    of_params = tuple((p.removeprefix("params/"), n) for p, n in names if p.startswith("params/"))
+    at_work = (settings.model.layers, settings.model.heads)
+
+    def code(params: PyTree, blocks: Blocks, batch: Batch) -> Float[Array, ""]:
+        dial = Dial(1.0).broadcast(batch.tokens.shape[0], *at_work)
+        where = {"positions": batch.positions, "segments": batch.segments}
+        out = forward(model, params, batch.tokens, dial, blocks, **where)
+        return jnp.where(batch.scored, bits.code_length(out.logits, batch.targets), 0.0).sum()
+
+    def contend(state: TrainState, batch: Batch, lane: Contenders) -> tuple[jax.Array, PyTree, PyTree]:
+        birth = lane.births
+        blocks = state.blocks.with_child(birth.child, birth.parent, birth.number)
+        blocks = dataclasses.replace(
+            blocks,
+            anchor_tokens=blocks.anchor_tokens.at[birth.child].set(lane.anchor_tokens),
+            anchor_log_odds=blocks.anchor_log_odds.at[birth.child].set(lane.anchor_log_odds),
+        )
+        shared = growth.born_params(jax.lax.stop_gradient(state.params), of_params, birth)
+
+        def loss(delta: PyTree) -> jax.Array:
+            return code(with_delta(shared, birth.child, delta), blocks, batch)
+
+        score, slope = jax.value_and_grad(loss)(lane.delta)
+        per_token = jax.tree.map(lambda g: bits.to_nats(g) / jnp.maximum(1, batch.scored.sum()), slope)
+        own, slopes = ({"localist": {"units": x}} for x in (lane.delta, per_token))
+        updates, opt_state = optimizer(settings, start=state.step).update(slopes, lane.opt_state, own)
+        updates = jax.tree.map(lambda x: r.rate * x, updates)
+        return score, optax.apply_updates(own, updates)["localist"]["units"], opt_state
+
+    def trial_step(state: TrainState, trial: Trial, batch: Batch) -> Trial:
+        with jax.named_scope("trial"):
+            incumbent = code(state.params, state.blocks, batch)
+            score, delta, opt_state = jax.vmap(partial(contend, state, batch))(trial.contenders)
+            fewer = jax.lax.cond(
+                trial.leaving > 0,
+                lambda: code(state.params, state.blocks.without(trial.leaving), batch),
+                lambda: incumbent,
+            )
+        candidates = score[: r.candidates]
+        placebos = jnp.broadcast_to(score[r.candidates :], (r.candidates, r.placebos))
+        contenders = dataclasses.replace(trial.contenders, delta=delta, opt_state=opt_state)
+        evidence = trial.evidence.observed(incumbent, candidates, placebos)
+        so_far = jnp.concatenate([evidence.llr_bits, evidence.placebo_bits[0]])
+        return dataclasses.replace(
+            trial,
+            evidence=evidence,
+            contenders=contenders,
+            curve_bits=trial.curve_bits.at[state.step - evidence.opened_at[0]].set(so_far),
+            leaving_llr_bits=trial.leaving_llr_bits + incumbent - fewer,
+            tokens=trial.tokens + batch.scored.sum().astype(jnp.int32),
+        )
+
+    return trial_step
+
+
+def opened(
+    trial: Trial,
+    state: TrainState,
+    settings: config.Config,
+    births: list[Birth],
+    anchors: list[tuple[np.ndarray, np.ndarray]],
+    cost_bits: list[float],
+    leaving: int = 0,
+) -> Trial:
+    """A copy in which a trial of these newcomers is open; places left over stay closed.
+
+    Args:
+      trial: its counters go on.
+      state: at whose step it opens.
+      settings: the run's configuration.
+      births, anchors: of C candidates, then of m placebos.
+      cost_bits: ℓ of each candidate; fewer than C leave the other places closed.
+      leaving: a block that the model is scored without, beside them; 0: none.
+    """
+    r = settings.recruitment
+    fresh = closed(settings, state.params["embedding"].shape[1])
+    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *births)
+    evidence, step = fresh.evidence, int(state.step)
+    for at, cost in enumerate(cost_bits):
+        evidence = evidence.opened(at, cost, step, r.horizon)
+    tokens, log_odds = (jnp.asarray(np.stack(rows)) for rows in zip(*anchors, strict=True))
+    contenders = dataclasses.replace(
+        fresh.contenders, births=stacked, anchor_tokens=tokens, anchor_log_odds=log_odds
+    )
+    return dataclasses.replace(
+        fresh,
+        evidence=evidence,
+        contenders=contenders,
+        leaving=jnp.asarray(leaving, jnp.int32),
+        number=trial.number + len(cost_bits),
+        births=trial.births,
+    )

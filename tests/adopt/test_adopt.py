@@ -1,0 +1,269 @@
+"""Adopted checkpoints: the logits of `transformers`, the way back bit for bit, and bad files as one line."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import make_golden
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from localist_jax import __main__ as localist
+from localist_jax.adopt import adopt, export
+from localist_jax.adopt.shards import write as write_shards
+from localist_jax.data import Tokenizer
+from localist_jax.locality import Dial
+from localist_jax.model import forward as eager_forward
+from localist_jax.model.cache import Cache
+from localist_jax.training.run import Run
+
+forward = jax.jit(eager_forward, static_argnums=0, static_argnames=("stats",))
+GOLDEN = np.load(Path(__file__).parent / "golden.npz", allow_pickle=False)
+VARIANTS = list(checkpoints.VARIANTS)
+TOLERANCE = 1e-4  # of logits whose standard deviation is about 1
+peers = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "transformers"))),
+    reason="the peers are not installed: pip install -e '.[parity]' (golden.npz holds what they computed)",
+)
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory):
+    """Runs by variant and dtype, adopted once."""
+    made = {}
+
+    def get(variant, dtype="float32", **options):
+        key = (variant, dtype, *options.items())
+        if key not in made:
+            at = tmp_path_factory.mktemp("adopted")
+            folder = checkpoints.write(at / "checkpoint", variant, dtype=dtype, shards=3)
+            made[key] = folder, adopt(folder, at / "run", **options)
+        return made[key]
+
+    return get
+
+
+def logits(run, ids, dial=0.0, **options):
+    out = forward(run.model, run.state.params, jnp.asarray(ids), Dial(dial), run.state.blocks, **options)
+    return np.asarray(out.logits)
+
+
+def cached_logits(run, ids, first=24):
+    """Read in two pieces and then token by token."""
+    B, T = ids.shape
+    cache, parts = Cache.create(run.settings.model, B, 64), []
+    for start, end in [(0, first), *((i, i + 1) for i in range(first, T))]:
+        positions = jnp.broadcast_to(jnp.arange(start, end), (B, end - start))
+        out = forward(
+            run.model, run.state.params, jnp.asarray(ids[:, start:end]), Dial(0.0), run.state.blocks,
+            positions=positions, cache=cache,
+        )  # fmt: skip
+        cache = out.cache
+        parts.append(np.asarray(out.logits))
+    return np.concatenate(parts, 1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_on_record(adopted, variant):
+    _, run = adopted(variant)
+    found = logits(run, make_golden.tokens())[:, ::3]
+    assert 0.3 < GOLDEN[variant].std() < 30
+    np.testing.assert_allclose(found, GOLDEN[variant], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["llama, one key head, llama3", "qwen3, tied"])
+def test_with_a_cache_too(adopted, variant):
+    _, run = adopted(variant)
+    found = cached_logits(run, make_golden.tokens())[:, ::3]
+    np.testing.assert_allclose(found, GOLDEN[variant], atol=TOLERANCE, rtol=0)
+
+
+def test_at_every_dial_it_is_the_original(adopted):
+    _, run = adopted("qwen3, tied")
+    low, high = (logits(run, make_golden.tokens(), dial) for dial in (0.0, 1.0))
+    np.testing.assert_array_equal(low, high)
+
+
+@peers
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_transformers_agrees_and_reads_what_we_write(adopted, variant, tmp_path):
+    folder, run = adopted(variant)
+    ids = np.random.default_rng(7).integers(2, checkpoints.V, (2, 33))
+    back = export(run, tmp_path / "back")
+    for place in (folder, back):
+        np.testing.assert_allclose(
+            logits(run, ids), make_golden.reference(place, ids), atol=TOLERANCE, rtol=0
+        )
+
+
+@peers
+@pytest.mark.parametrize("variant", ["llama, grouped queries", "qwen3, tied"])
+def test_bfloat16_is_as_near_to_float32_as_transformers_is(adopted, variant):
+    folder, run = adopted(variant, "bfloat16")
+    coarse = dataclasses.replace(run.settings.model, dtype="bfloat16")
+    ids = make_golden.tokens()
+    exact = make_golden.reference(folder, ids)
+    np.testing.assert_allclose(logits(run, ids), exact, atol=TOLERANCE, rtol=0)
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, config=coarse))
+    ours, theirs = (
+        np.sqrt(np.mean((x - exact) ** 2))
+        for x in (logits(other, ids), make_golden.reference(folder, ids, "bfloat16"))
+    )
+    assert 0 < ours <= 1.5 * theirs
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [(VARIANTS[0], "float32"), (VARIANTS[3], "bfloat16"), (VARIANTS[2], "float16")]
+)
+def test_there_and_back_is_bit_exact(adopted, tmp_path, variant, dtype):
+    folder, run = adopted(variant, dtype)
+    back = export(Run.open(run.workdir), tmp_path / "back")
+    before = {k: v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()}
+    after = load_file(back / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        assert values.dtype == after[name].dtype == np.dtype(dtype)
+        assert values.tobytes() == after[name].tobytes(), name
+    assert (back / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    again = adopt(back, tmp_path / "again")
+    assert again.settings.model == run.settings.model
+
+
+def test_large_exports_are_sharded_and_read_again(adopted, tmp_path):
+    folder, run = adopted(VARIANTS[0])
+    weights = load_file(export(run, tmp_path / "one") / "model.safetensors")
+    (tmp_path / "many").mkdir()
+    write_shards(tmp_path / "many", iter(weights.items()), shard_bytes=20_000)
+    assert len(list((tmp_path / "many").glob("model-*-of-*.safetensors"))) > 3
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(folder / name, tmp_path / "many" / name)
+    again = adopt(tmp_path / "many", tmp_path / "run")
+    for one, other in zip(*(jax.tree.leaves(r.state.params) for r in (run, again)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def changed(folder, **keys):
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **keys}))
+
+
+def edited(folder, edit):
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def cut(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-1000])
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+NORM = "model.norm.weight"
+BAD = {
+    "another family": (lambda f: changed(f, model_type="gpt2"), "model_type: expected one of llama, qwen3, got 'gpt2'"),
+    "yarn": (lambda f: changed(f, rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling: .*'yarn'"),
+    "biases": (lambda f: changed(f, attention_bias=True), "attention_bias: expected False, got True"),
+    "mlp biases": (lambda f: changed(f, mlp_bias=True), "mlp_bias"),
+    "sliding": (lambda f: changed(f, use_sliding_window=True), "use_sliding_window"),
+    "activation": (lambda f: changed(f, hidden_act="gelu"), "hidden_act: expected 'silu', got 'gelu'"),
+    "quantised": (lambda f: changed(f, quantization_config={"bits": 4}), "quantization_config"),
+    "no number": (lambda f: changed(f, hidden_size="wide"), "hidden_size: expected an integer .* got 'wide'"),
+    "a size that lies": (lambda f: changed(f, intermediate_size=64), r"gate_proj.weight: .*\[64, 32\].*\[48, 32\]"),
+    "layers": (lambda f: changed(f, num_hidden_layers=4), "lacks model.layers.3.input_layernorm.weight and 8 more"),
+    "fewer layers": (lambda f: changed(f, num_hidden_layers=2), "holds model.layers.2.* no place for"),
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json here"),
+    "config cut": (lambda f: (f / "config.json").write_text('{"a'), "config.json: not JSON"),
+    "cut short": (cut, "model.safetensors: damaged or cut short"),
+    "not a file of this kind": (lambda f: (f / "model.safetensors").write_bytes(b"PK\x03\x04" * 9), "damaged"),
+    "pickle": (pickled, "pytorch_model.bin is a pickle, which is never read"),
+    "missing": (lambda f: edited(f, lambda w: w.pop(NORM)), f"lacks {NORM}"),
+    "unknown": (lambda f: edited(f, lambda w: w.update(extra=np.zeros(3))), "holds extra, .* no place for"),
+    "integers": (lambda f: edited(f, lambda w: w.update({NORM: np.zeros(32, np.int32)})), "F16, got I32"),
+    "index elsewhere": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}'),
+        "names '../x', which is not a file of this folder",
+    ),
+    "shard missing": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+        "b.safetensors: missing",
+    ),
+    "index cut": (lambda f: (f / "model.safetensors.index.json").write_text('{"we'), "not an index"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json' cannot be loaded"),
+    "too few rows": (lambda f: changed(f, vocab_size=100), "tokenizer: has 258 tokens .* the model 100"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_one_line(tmp_path, case):
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    harm, words = BAD[case]
+    harm(folder)
+    with pytest.raises(ValueError, match=words) as error:
+        adopt(folder, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tied_weights_that_were_written_twice_must_be_the_same(tmp_path):
+    folder = checkpoints.write(tmp_path / "checkpoint", "qwen3, tied")
+    copied = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    edited(folder, lambda w: w.update({"lm_head.weight": copied}))
+    assert adopt(folder, tmp_path / "run").settings.model.tied
+    edited(folder, lambda w: w.update({"lm_head.weight": copied + 1}))
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
+        adopt(folder, tmp_path / "other")
+
+
+def test_what_cannot_be_exported_is_said(adopted, tmp_path):
+    _, run = adopted(VARIANTS[0])
+    windowed, adding = (
+        dataclasses.replace(run, settings=run.settings.replace(model=change))
+        for change in ({"perception_window": 4}, {"block_units": 8, "dialled_units": False})
+    )
+    with pytest.raises(ValueError, match="perception_window must be 0"):
+        export(windowed, tmp_path / "x")
+    with pytest.raises(ValueError, match="localist units add to λ=0"):
+        export(adding, tmp_path / "x")
+    with pytest.raises(ValueError, match=r"dtype: expected one of float32.*'int8'"):
+        export(run, tmp_path / "x", "int8")
+
+
+def test_the_commands(tmp_path, capsys):
+    folder = checkpoints.write(tmp_path / "checkpoint", "llama, tied, linear", shards=2)
+    localist.main(["adopt", str(folder), "--out", str(tmp_path / "run"), "--context", "32"])
+    localist.main(["generate", str(tmp_path / "run"), "a text", "--dial", "0", "1", "--tokens", "3"])
+    localist.main(["inspect", str(tmp_path / "run"), "a text", "--dial", "0"])
+    localist.main(["export", str(tmp_path / "run"), str(tmp_path / "back")])
+    out = capsys.readouterr().out
+    assert out.count("a text") == 2
+    assert out.splitlines()[-1] == str(tmp_path / "back")
+    with pytest.raises(SystemExit):
+        localist.main(["adopt", str(folder), "--out", str(tmp_path / "run")])
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "holds a run already" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_generation_ends_at_a_stop(adopted):
+    _, run = adopted(VARIANTS[0])
+    first = run.generate(["abc"], [0.0], max_new=4, temperature=0)[0]
+    ending = dataclasses.replace(
+        run,
+        tokenizer=Tokenizer.from_json(
+            run.tokenizer.to_json(), vocab_size=checkpoints.V, stop=first.tokens[1:2]
+        ),
+    )
+    ended = ending.generate(["abc"], [0.0], max_new=4, temperature=0)[0]
+    assert (ended.tokens, ended.finish) == (first.tokens[:1], "stop")
+    assert first.tokens[1] != first.tokens[0]

@@ -1,0 +1,114 @@
+"""What is worth dividing is proposed, along where it is; a placebo is as large and knows nothing."""
+
+import jax
+import numpy as np
+import pytest
+
+from localist_jax.recruitment import proposals as p
+from localist_jax.recruitment.proposals import Concept, Survey
+
+D, N = 12, 1200
+
+
+def planted(seed=0, strength=1.0, block=1):
+    """States in two clusters inside one block; the slopes of the smaller one share a mean."""
+    rng = np.random.default_rng(seed)
+    small = rng.random(N) < 0.3
+    states = rng.normal(size=(N, D)) + 2.5 * np.where(small[:, None], 1, -1) * np.eye(D)[0]
+    slopes = rng.normal(size=(N, D)) + strength * np.where(small[:, None], 0.7, -0.3) * np.eye(D)[3]
+    token = np.where(small, rng.integers(5, 8, N), rng.integers(8, 20, N))
+    found = Survey(
+        states.astype(np.float32),
+        slopes.astype(np.float32),
+        np.full(N, block),
+        token,
+        rng.exponential(size=N),
+    )
+    return found, small
+
+
+def best(found, **options):
+    return p.proposals(found, [True] * 3, np.random.default_rng(0), **options)
+
+
+def test_the_planted_division_is_found_and_ranked_first():
+    found, small = planted()
+    first = best(found)[0]
+    taken = found.states @ first.direction > 0
+    assert max((taken == small).mean(), (taken != small).mean()) > 0.95
+    assert first.gain_bits > 20
+    assert first.parent == 1
+    assert first.share == pytest.approx(taken[N // 2 :].mean())
+    assert first.positions == N // 2
+    assert [q.gain_bits for q in best(found)] == sorted((q.gain_bits for q in best(found)), reverse=True)
+
+
+def test_where_nothing_is_to_be_found_the_gain_is_about_nothing():
+    gains = []
+    for seed in range(20):
+        found, _ = planted(seed, strength=0.0)
+        sides = np.random.default_rng(seed).random(N) < 0.4
+        gains.append(p.gain_bits(found.slopes, sides))
+    assert abs(np.mean(gains)) < 3
+    found, small = planted()
+    assert p.gain_bits(found.slopes, small) > 10 * np.std(gains)
+
+
+def test_the_estimate_is_what_a_newton_step_saves():
+    """On a quadratic code length: ½ gᵀF⁻¹g of each side, computed by hand."""
+    found, small = planted(strength=1.0)
+    one, other = found.slopes[small], found.slopes[~small]
+    by_hand = sum(0.5 * x.sum(0) @ np.linalg.inv(x.T @ x) @ x.sum(0) for x in (one, other))
+    by_hand -= 0.5 * found.slopes.sum(0) @ np.linalg.inv(found.slopes.T @ found.slopes) @ found.slopes.sum(0)
+    assert p.gain_bits(found.slopes, small) == pytest.approx((by_hand - D / 2) / np.log(2), rel=0.02)
+
+
+def test_a_named_concept_divides_by_its_anchors():
+    found, small = planted()
+    concept = Concept("fish", {5: 20.0, 6: 20.0, 7: 20.0})
+    mine = [q for q in best(found, concepts=[concept]) if q.kind == "concept"]
+    assert [q.name for q in mine] == ["fish"]
+    assert not mine[0].direction.any()
+    assert mine[0].share == pytest.approx(small[N // 2 :].mean())
+    assert best(found, concepts=[Concept("absent", {59: 20.0})])[0].kind != "concept"
+
+
+def test_a_placebo_is_as_large_and_points_elsewhere():
+    found, small = planted()
+    proposal = best(found)[0]
+    rng = np.random.default_rng(1)
+    for direction in (p.placebo(found, proposal, rng) for _ in range(5)):
+        taken = found.states @ direction > 0
+        assert abs(taken.mean() - proposal.share) < 0.35
+        assert 0.2 < (taken == small).mean() < 0.8
+        assert np.abs(found.states @ direction).mean() == pytest.approx(p.CONFIDENCE, rel=0.01)
+
+
+def test_background_and_small_blocks_are_left_alone():
+    found, _ = planted(block=0)
+    assert best(found) == []
+    few = Survey(
+        *(getattr(found, f)[:40] for f in ("states", "slopes")),
+        np.ones(40, int),
+        *(getattr(found, f)[:40] for f in ("token", "bits")),
+    )
+    assert best(few) == []
+
+
+def test_a_survey_reads_what_the_model_does(model, params, blocks, tokens):
+    from localist_jax import bits
+    from localist_jax.data import Batch
+    from localist_jax.locality import Dial
+    from localist_jax.model import forward
+
+    rolled = np.roll(np.asarray(tokens), -1, 1)
+    batch = Batch(
+        tokens=np.asarray(tokens), targets=rolled, segments=np.ones_like(rolled),
+        positions=np.broadcast_to(np.arange(12, dtype=np.int32), (2, 12)),
+    )  # fmt: skip
+    found = p.survey(p.make_reader(model), params, blocks, [batch, batch])
+    out = jax.jit(forward, static_argnums=0)(model, params, batch.tokens, Dial(1.0), blocks)
+    code = np.asarray(bits.code_length(out.logits, batch.targets))[:, 1:].ravel()
+    np.testing.assert_allclose(found.bits, np.tile(code, 2), rtol=1e-5)
+    np.testing.assert_array_equal(found.block, np.tile(np.asarray(out.blocks)[:, 1:].ravel(), 2))
+    assert found.states.shape == found.slopes.shape == (44, 32)

@@ -1,0 +1,183 @@
+"""Recruitment inside a run: what it decides, what it writes, and that a resumed run decides the same."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from localist_jax.locality import Dial
+from localist_jax.model import forward
+from localist_jax.recruitment import proposals, recruiter
+from localist_jax.recruitment.proposals import Concept
+from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.loop import train
+from localist_jax.training.run import Run
+
+TRIAL = {"every": 1, "start": 0.0, "stop": 1.0, "horizon": 4, "candidates": 2, "placebos": 3, "survey": 2}
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings):
+    return tiny_settings.replace(
+        data={"batch": 8},
+        recruitment=TRIAL,
+        train={"steps": 14, "save_every": 5, "eval_every": 14, "keep": 9},
+    )
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / recruiter.FILE).read_text().splitlines()]
+
+
+class Convinced(recruiter.Recruiter):
+    """A recruiter to whose first candidate the evidence is kind, at every horizon."""
+
+    kind = 1e4
+
+    def _decide(self, step, state):
+        evidence = self._trial.evidence
+        gift = jnp.zeros_like(evidence.llr_bits).at[0].set(self.kind)
+        self._trial = dataclasses.replace(
+            self._trial, evidence=dataclasses.replace(evidence, llr_bits=evidence.llr_bits + gift)
+        )
+        return super()._decide(step, state)
+
+
+@pytest.fixture(scope="module")
+def convinced(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convinced")
+    return train(settings, folder, hooks=[Convinced()]), folder
+
+
+def test_off_means_no_hook(tiny_settings, settings):
+    assert recruiter.hooks(tiny_settings) == []
+    assert len(recruiter.hooks(settings)) == 1
+
+
+def test_every_candidate_is_written_down_with_its_bits(convinced):
+    _, folder = convinced
+    tried = [r for r in lines(folder) if r["kind"] in ("recruited", "rejected")]
+    assert len(tried) >= 4
+    for r in tried:
+        enough = r["llr_bits"] >= r["threshold_bits"] and r["surprise_bits"] >= r["surprise_threshold_bits"]
+        assert enough == (r["kind"] == "recruited")
+        gift = Convinced.kind if r["kind"] == "recruited" else 0.0
+        assert r["curve_bits"][-1] + gift == pytest.approx(r["llr_bits"], abs=0.06)
+        assert len(r["curve_bits"]) == TRIAL["horizon"]
+        assert len(r["placebo_bits"]) == TRIAL["placebos"]
+        assert r["tokens"] > 0
+        assert r["cost_bits"] > 0
+    assert {r["trial"] for r in tried} == {2, 4}, "every candidate spends a codeword"
+    assert '"kind": "recruitment"' in (folder / "metrics.jsonl").read_text()
+
+
+def test_evidence_is_enough_and_the_state_grows(convinced, settings):
+    run, folder = convinced
+    found = lines(folder)
+    born = [r for r in found if r["kind"] == "born"]
+    assert len(born) == 2, "two trials of four steps fit"
+    blocks = run.state.blocks
+    for number, r in enumerate(born, 1):
+        assert bool(blocks.active[r["block"]])
+        assert int(blocks.parent[r["block"]]) == r["parent"]
+        assert int(blocks.born[r["block"]]) == number
+    assert int(blocks.active.sum()) == settings.model.blocks + 2 - sum(r["kind"] == "retired" for r in found)
+    reopened = Run.open(folder)
+    np.testing.assert_array_equal(reopened.state.blocks.active, blocks.active)
+
+
+def test_a_run_resumed_in_the_middle_of_a_trial_decides_the_same(convinced, settings, tmp_path):
+    whole, folder = convinced
+    part = settings.replace(train={"steps": 14})
+    with pytest.raises(KeyboardInterrupt):
+        train(part, tmp_path, hooks=[Stops()])
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 5
+    assert lines(tmp_path)[0]["step"] + TRIAL["horizon"] + 5 > 5  # a trial was open at step 5
+    again = train(part, tmp_path, hooks=[Convinced()])
+    assert lines(tmp_path) == lines(folder) or _without_seconds(tmp_path) == _without_seconds(folder)
+    for one, other in zip(
+        jax.tree.leaves(whole.state.params), jax.tree.leaves(again.state.params), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+class Stops(Convinced):
+    """Interrupted before its ninth batch."""
+
+    def __call__(self, step, state, batch):
+        if step == 9:
+            raise KeyboardInterrupt
+        return super().__call__(step, state, batch)
+
+
+def _without_seconds(folder):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in lines(folder)]
+
+
+class Keeps(Convinced):
+    """Lets nobody go."""
+
+    def _let_go(self, step, state):
+        return state
+
+
+def test_a_full_house_doubles_and_goes_on_and_its_checkpoint_is_found_again(settings, tmp_path):
+    tight = settings.replace(model={"blocks": 6, "block_capacity": 6}, recruitment={"blocks_at_most": 7})
+    run = train(tight, tmp_path, hooks=[Keeps()])
+    found = lines(tmp_path)
+    assert [r["capacity"] for r in found if r["kind"] == "enlarged"] == [7]
+    assert run.settings.model.block_capacity == run.state.blocks.active.size == 7
+    assert [r["block"] for r in found if r["kind"] == "born"] == [6]
+    assert [r["reason"] for r in found if r["kind"] == "full"], "the second newcomer finds no room"
+    reopened = Run.open(tmp_path)
+    assert reopened.model.config.block_capacity == 7
+    longer = tight.replace(train={"steps": 15})
+    assert int(train(longer, tmp_path, hooks=[Keeps()]).state.step) == 15
+
+
+def test_a_useless_block_is_retired_and_its_positions_go_back(settings, tmp_path):
+    class Useless(recruiter.Recruiter):
+        """Sees a block that saves nothing."""
+
+        def _decide(self, step, state):
+            self._trial = dataclasses.replace(self._trial, leaving_llr_bits=jnp.float32(0.0))
+            return super()._decide(step, state)
+
+    run = train(settings, tmp_path, hooks=[Useless()])
+    gone = [r for r in lines(tmp_path) if r["kind"] == "retired"]
+    assert gone
+    assert all(not bool(run.state.blocks.active[r["block"]]) for r in gone)
+    batch = run.valid[0]
+    out = jax.jit(forward, static_argnums=0)(
+        run.model, run.state.params, batch.tokens, Dial(1.0), run.state.blocks,
+        positions=batch.positions, segments=batch.segments,
+    )  # fmt: skip
+    assert not {r["block"] for r in gone} & set(np.asarray(out.blocks).ravel().tolist())
+
+
+def test_a_named_concept_is_tried_with_its_anchors(convinced, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(proposals, "SMALLEST", 4)
+    run, _ = convinced
+    counts = np.bincount(run.data.train.tokens.ravel(), minlength=run.tokenizer.vocab_size)
+    common = [int(t) for t in np.argsort(-counts)[:20] if t > 3][: settings.model.anchor_capacity]
+
+    class Named(Convinced):
+        """Tries only what was named."""
+
+        def _ranked(self, found, active, rng):
+            made = proposals.proposals(found, active.tolist(), rng, self._concepts)
+            return [p for p in made if p.name][:1]
+
+    grown = train(
+        settings.replace(train={"steps": 8}),
+        tmp_path,
+        hooks=[Named([Concept("common", dict.fromkeys(common, 20.0))])],
+    )
+    tried = [r for r in lines(tmp_path) if r["kind"] == "recruited"]
+    assert [r["name"] for r in tried] == ["common"]
+    anchors = np.asarray(grown.state.blocks.anchor_tokens[tried[0]["block"]])
+    assert set(anchors[anchors >= 0].tolist()) == set(common)
