@@ -249,7 +249,7 @@ class Recruitment:
     stop: float = 0.9  # share of the steps after which none is opened
     horizon: int = 50  # steps of a trial
     candidates: int = 3  # ways to divide a block that are tried side by side
-    placebos: int = 5  # random divisions beside them
+    placebos: int = 8  # random divisions beside them
     survey: int = 8  # batches that proposals are made from
     rate: float = 1.0  # of a newcomer's differences from its parent, as a share of the run's learning rate
     alpha: float = 0.05  # chance of a false recruitment, in all

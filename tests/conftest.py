@@ -33,6 +33,18 @@ from localist_jax.model import Transformer
 VOCABULARY = 60
 
 
+MOST_MAPS = 20_000  # of the 65,530 that Linux grants a process by default; XLA takes some for every program
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Lets compiled programs go before the process has more memory maps than the system grants, which is fatal."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def small() -> config.Model:
     """Three layers, grouped queries, both windows, spare capacity: everything is in use."""

@@ -12,6 +12,7 @@ from localist_jax.locality import Dial
 from localist_jax.model import forward
 from localist_jax.recruitment import proposals, recruiter
 from localist_jax.recruitment.proposals import Concept
+from localist_jax.training import journal
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
@@ -125,29 +126,57 @@ class Keeps(Convinced):
         return state
 
 
+class Untried(Keeps):
+    """Compiles no trial: what is tested is what goes on around it."""
+
+    def _compile(self):
+        super()._compile()
+        self._trial_step = self._idle
+
+    @staticmethod
+    def _idle(state, trial, batch):
+        some = jnp.broadcast_to(
+            jnp.arange(TRIAL["placebos"], dtype=jnp.float32), trial.evidence.placebo_bits.shape
+        )
+        return dataclasses.replace(trial, evidence=dataclasses.replace(trial.evidence, placebo_bits=some))
+
+
+def walk(hook, run, steps, folder):
+    """The hook alone, on batches of the run's own text, without training."""
+    run = dataclasses.replace(run, workdir=folder)
+    with journal.Journal(folder) as book:
+        hook.start(run, book, 0)
+        for step in range(1, steps + 1):
+            state = dataclasses.replace(run.state, step=jnp.asarray(step - 1, jnp.int32))
+            run.state = hook(step, state, run.valid[0])
+            run.fit()
+    return run
+
+
 def test_a_full_house_doubles_and_goes_on_and_its_checkpoint_is_found_again(settings, tmp_path):
-    tight = settings.replace(model={"blocks": 6, "block_capacity": 6}, recruitment={"blocks_at_most": 7})
-    run = train(tight, tmp_path, hooks=[Keeps()])
+    tight = settings.replace(
+        model={"blocks": 6, "block_capacity": 6}, recruitment={"blocks_at_most": 7}, train={"steps": 14}
+    )
+    run = train(tight, tmp_path, hooks=[Untried()])
     found = lines(tmp_path)
     assert [r["capacity"] for r in found if r["kind"] == "enlarged"] == [7]
     assert run.settings.model.block_capacity == run.state.blocks.active.size == 7
     assert [r["block"] for r in found if r["kind"] == "born"] == [6]
     assert [r["reason"] for r in found if r["kind"] == "full"], "the second newcomer finds no room"
-    reopened = Run.open(tmp_path)
-    assert reopened.model.config.block_capacity == 7
-    longer = tight.replace(train={"steps": 15})
-    assert int(train(longer, tmp_path, hooks=[Keeps()]).state.step) == 15
+    assert Run.open(tmp_path).model.config.block_capacity == 7
+    again = train(tight, tmp_path, hooks=[Untried()])  # all steps are done: only what was saved is read
+    assert again.settings.model.block_capacity == 7
+    np.testing.assert_array_equal(again.state.blocks.active, run.state.blocks.active)
 
 
-def test_a_useless_block_is_retired_and_its_positions_go_back(settings, tmp_path):
-    class Useless(recruiter.Recruiter):
-        """Sees a block that saves nothing."""
+def test_a_useless_block_is_retired_and_its_positions_go_back(convinced, tmp_path):
+    class Useless(Untried):
+        """Sees a block that saves nothing, and no evidence for another."""
 
-        def _decide(self, step, state):
-            self._trial = dataclasses.replace(self._trial, leaving_llr_bits=jnp.float32(0.0))
-            return super()._decide(step, state)
+        kind = 0.0
+        _let_go = recruiter.Recruiter._let_go
 
-    run = train(settings, tmp_path, hooks=[Useless()])
+    run = walk(Useless(), convinced[0], 8, tmp_path)
     gone = [r for r in lines(tmp_path) if r["kind"] == "retired"]
     assert gone
     assert all(not bool(run.state.blocks.active[r["block"]]) for r in gone)
@@ -161,23 +190,19 @@ def test_a_useless_block_is_retired_and_its_positions_go_back(settings, tmp_path
 
 def test_a_named_concept_is_tried_with_its_anchors(convinced, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(proposals, "SMALLEST", 4)
-    run, _ = convinced
-    counts = np.bincount(run.data.train.tokens.ravel(), minlength=run.tokenizer.vocab_size)
+    counts = np.bincount(convinced[0].valid[0].tokens.ravel(), minlength=512)
     common = [int(t) for t in np.argsort(-counts)[:20] if t > 3][: settings.model.anchor_capacity]
 
-    class Named(Convinced):
+    class Named(Untried):
         """Tries only what was named."""
 
         def _ranked(self, found, active, rng):
             made = proposals.proposals(found, active.tolist(), rng, self._concepts)
             return [p for p in made if p.name][:1]
 
-    grown = train(
-        settings.replace(train={"steps": 8}),
-        tmp_path,
-        hooks=[Named([Concept("common", dict.fromkeys(common, 20.0))])],
-    )
+    hook = Named([Concept("common", dict.fromkeys(common, 20.0))])
+    run = walk(hook, convinced[0], 8, tmp_path)
     tried = [r for r in lines(tmp_path) if r["kind"] == "recruited"]
     assert [r["name"] for r in tried] == ["common"]
-    anchors = np.asarray(grown.state.blocks.anchor_tokens[tried[0]["block"]])
+    anchors = np.asarray(run.state.blocks.anchor_tokens[tried[0]["block"]])
     assert set(anchors[anchors >= 0].tolist()) == set(common)
