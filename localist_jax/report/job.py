@@ -33,7 +33,16 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
 
 
 def measure(run: Run) -> Path:
-    """Measures a trained run and writes its report; progress goes to standard error."""
+    """Measures a trained run and writes its report; progress goes to standard error.
+
+    Raises:
+      ValueError: a run that was adopted and has not been trained.
+    """
+    if not int(run.state.step):
+        raise ValueError(
+            f"{run.workdir}: was adopted and not trained yet, so there is nothing to report; "
+            "`localist localise` trains it"
+        )
     print("measure: dial sweep, samples, blocks", file=sys.stderr, flush=True)
     collect.collect(run)
     step = int(run.state.step)

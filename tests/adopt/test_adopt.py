@@ -21,6 +21,7 @@ from localist_jax.data import Tokenizer
 from localist_jax.locality import Dial
 from localist_jax.model import forward as eager_forward
 from localist_jax.model.cache import Cache
+from localist_jax.report.job import measure
 from localist_jax.training.run import Run
 
 forward = jax.jit(eager_forward, static_argnums=0, static_argnames=("stats",))
@@ -77,6 +78,7 @@ def test_logits_are_those_on_record(adopted, variant):
     np.testing.assert_allclose(found, GOLDEN[variant], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["llama, one key head, llama3", "qwen3, tied"])
 def test_with_a_cache_too(adopted, variant):
     _, run = adopted(variant)
@@ -103,6 +105,7 @@ def test_transformers_agrees_and_reads_what_we_write(adopted, variant, tmp_path)
 
 
 @peers
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["llama, grouped queries", "qwen3, tied"])
 def test_bfloat16_is_as_near_to_float32_as_transformers_is(adopted, variant):
     folder, run = adopted(variant, "bfloat16")
@@ -118,6 +121,7 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(adopted, variant):
     assert 0 < ours <= 1.5 * theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "dtype"), [(VARIANTS[0], "float32"), (VARIANTS[3], "bfloat16"), (VARIANTS[2], "float16")]
 )
@@ -135,6 +139,7 @@ def test_there_and_back_is_bit_exact(adopted, tmp_path, variant, dtype):
     assert again.settings.model == run.settings.model
 
 
+@pytest.mark.slow
 def test_large_exports_are_sharded_and_read_again(adopted, tmp_path):
     folder, run = adopted(VARIANTS[0])
     weights = load_file(export(run, tmp_path / "one") / "model.safetensors")
@@ -267,3 +272,9 @@ def test_generation_ends_at_a_stop(adopted):
     ended = ending.generate(["abc"], [0.0], max_new=4, temperature=0)[0]
     assert (ended.tokens, ended.finish) == (first.tokens[:1], "stop")
     assert first.tokens[1] != first.tokens[0]
+
+
+def test_there_is_nothing_to_report_of_a_run_that_was_never_trained(adopted):
+    _, run = adopted(VARIANTS[0])
+    with pytest.raises(ValueError, match="was adopted and not trained yet"):
+        measure(run)

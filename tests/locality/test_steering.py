@@ -12,6 +12,8 @@ from localist_jax.locality import Dial, gates, steering
 from localist_jax.locality.steering import Steering
 from localist_jax.model import Cache, forward
 
+pytestmark = pytest.mark.slow
+
 K, N, T = 3, 2, 20
 
 

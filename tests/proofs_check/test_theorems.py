@@ -23,7 +23,12 @@ def double():
         yield
 
 
-@pytest.mark.parametrize("name", MODULES)
+LONG = ("T7", "T8")  # a minute each where nothing is compiled yet
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MODULES]
+)
 def test_it_holds_and_its_wrong_twin_is_caught(name):
     theorem = load(name)
     assert theorem.name == name

@@ -153,6 +153,7 @@ def walk(hook, run, steps, folder):
     return run
 
 
+@pytest.mark.slow
 def test_a_full_house_doubles_and_goes_on_and_its_checkpoint_is_found_again(settings, tmp_path):
     tight = settings.replace(
         model={"blocks": 6, "block_capacity": 6}, recruitment={"blocks_at_most": 7}, train={"steps": 14}
