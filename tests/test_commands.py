@@ -1,7 +1,5 @@
 """The commands as users type them, and each kind of bad input as one line that says what to do."""
 
-import contextlib
-import io
 import os
 import re
 import subprocess
@@ -9,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from localist_jax import __main__ as localist
+from command_line import command
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,17 +21,6 @@ def run(*command, **environment):
 
 def launch(workdir, *flags, config="experiments/configs/quickstart.py:tiny"):
     return run("-m", "experiments.launch", f"--config={config}", f"--workdir={workdir}", *flags)
-
-
-def command(*arguments):
-    """`localist …` in this process: exit status, standard output, standard error."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            localist.main([str(a) for a in arguments])
-        except SystemExit as stop:
-            status = stop.code
-    return status, out.getvalue(), err.getvalue()
 
 
 def flags_of(sections):

@@ -1,12 +1,10 @@
 """`localist rules …` and `localist generate --rules` as users type them."""
 
-import contextlib
-import io
 import json
 
 import pytest
+from command_line import command
 
-from localist_jax import __main__ as localist
 from localist_jax.rules import versions
 
 HOUSE = """
@@ -16,16 +14,6 @@ rules:
   - {id: quiet, then: {forbid: ['a*']}}
   - {id: last, when: value, then: {require: [thanks], attend: {to: [value], fidelity: 0.5}}}
 """
-
-
-def command(*arguments):
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            localist.main([str(a) for a in arguments])
-        except SystemExit as stop:
-            status = stop.code
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture
