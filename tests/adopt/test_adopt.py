@@ -78,7 +78,6 @@ def test_logits_are_those_on_record(adopted, variant):
     np.testing.assert_allclose(found, GOLDEN[variant], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["llama, one key head, llama3", "qwen3, tied"])
 def test_with_a_cache_too(adopted, variant):
     _, run = adopted(variant)
@@ -105,7 +104,6 @@ def test_transformers_agrees_and_reads_what_we_write(adopted, variant, tmp_path)
 
 
 @peers
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["llama, grouped queries", "qwen3, tied"])
 def test_bfloat16_is_as_near_to_float32_as_transformers_is(adopted, variant):
     folder, run = adopted(variant, "bfloat16")
@@ -121,7 +119,6 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(adopted, variant):
     assert 0 < ours <= 1.5 * theirs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "dtype"), [(VARIANTS[0], "float32"), (VARIANTS[3], "bfloat16"), (VARIANTS[2], "float16")]
 )
@@ -139,7 +136,6 @@ def test_there_and_back_is_bit_exact(adopted, tmp_path, variant, dtype):
     assert again.settings.model == run.settings.model
 
 
-@pytest.mark.slow
 def test_large_exports_are_sharded_and_read_again(adopted, tmp_path):
     folder, run = adopted(VARIANTS[0])
     weights = load_file(export(run, tmp_path / "one") / "model.safetensors")

@@ -15,8 +15,6 @@ from localist_jax.model import forward as eager_forward
 from localist_jax.training.run import Run, fresh_state
 from localist_jax.training.state import GATES, UNITS, at_path, in_trunk, optimizer
 
-pytestmark = pytest.mark.slow
-
 forward = jax.jit(eager_forward, static_argnums=0)
 
 

@@ -46,7 +46,6 @@ def test_show_and_diff(house, tmp_path):
     assert (status, out.split("\n")) == (0, ["+ final", "- last", "~ quiet", ""])
 
 
-@pytest.mark.slow
 def test_inject_generate_and_audit(house, tiny_run, tmp_path):
     audit = tmp_path / "out.json"
     call = ["generate", tiny_run.workdir, "value", "--tokens", "12", "--audit", audit]
