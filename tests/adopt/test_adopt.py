@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from localist_jax import __main__ as localist
-from localist_jax.adopt import adopt, export
+from localist_jax.adopt import adopt, export, shards
 from localist_jax.adopt.shards import write as write_shards
 from localist_jax.data import Tokenizer
 from localist_jax.locality import Dial
@@ -68,6 +68,14 @@ def cached_logits(run, ids, first=24):
         cache = out.cache
         parts.append(np.asarray(out.logits))
     return np.concatenate(parts, 1)
+
+
+def test_strips_are_put_together_again(adopted, tmp_path, monkeypatch):
+    folder, run = adopted(VARIANTS[3])
+    monkeypatch.setattr(shards, "STRIP_BYTES", 4 * 5 * checkpoints.D)  # five rows, and what is left
+    strips = adopt(folder, tmp_path / "run")
+    for one, other in zip(*(jax.tree.leaves(r.state.params) for r in (run, strips)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
