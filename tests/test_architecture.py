@@ -28,6 +28,7 @@ ARROWS = {
     "parallel": FOUNDATION,
     "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
+    "hierarchy": FOUNDATION | {"locality", "model", "data", "parallel", "training", "recruitment"},
     "report": FOUNDATION | {"locality", "model", "training", "recruitment"},
     "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "rules": FOUNDATION | {"locality", "model", "training"},
