@@ -1,0 +1,246 @@
+"""A stream of documents, an ensemble that begins with one LLM, and recruitment of others when the data pays for them.
+
+Each batch is coded by the mixture of all members, then every document is given to the member that coded it best, and
+that member alone learns from it. From time to time a survey divides the recent documents of one member; if the harder
+ones cost enough bits more than the others, a trial (see `trial`) finds out whether an LLM of their own would save more
+than it costs to describe. If so, the newcomer joins, and its parent goes on as the heir that did not learn that domain.
+Every other member is untouched by all of it.
+
+`hierarchy.jsonl` has a line for every trial's opening, verdict and birth, with its bits and with J (T12).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from localist_jax import bits, config
+from localist_jax.data import Batch
+from localist_jax.hierarchy import mixture, signature
+from localist_jax.hierarchy.account import Account
+from localist_jax.hierarchy.engine import Engine, Queue
+from localist_jax.hierarchy.ensemble import Ensemble, Record
+from localist_jax.hierarchy.signature import Division
+from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
+from localist_jax.recruitment.cost import parameter_bits, structure_bits
+from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
+from localist_jax.training.journal import Records
+
+FILE = "hierarchy.jsonl"
+_code = jax.jit(mixture.code)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """How one batch was coded, before anyone learned from it.
+
+    Attributes:
+      bits: [B], of each document under the mixture; 0 for rows of padding.
+      best_bits: [B], under the member that coded it best.
+      bound_bits: [B], coordination that T13 allows: log₂ M.
+      member: int [B], place of the member that it is given to; −1 for rows of padding.
+      weights: [B, M], of the members after the whole document.
+    """
+
+    bits: Float[np.ndarray, " B"]
+    best_bits: Float[np.ndarray, " B"]
+    bound_bits: Float[np.ndarray, " B"]
+    member: Int[np.ndarray, " B"]
+    weights: Float[np.ndarray, "B M"]
+
+
+def code(ensemble: Ensemble, engine: Engine, batch: Batch) -> tuple[Coded, Float[np.ndarray, "B T M1"]]:
+    """Codes a batch, a document per row, by Bayes' mixture of all members with equal prior weights.
+
+    Returns:
+      how it was coded, and the bits of each token under each member (by place; one spare place comes last).
+    """
+    losses = np.zeros((*batch.tokens.shape, ensemble.capacity + 1), np.float32)
+    for at in ensemble.active:
+        losses[..., at] = engine.losses(ensemble.state(at), batch, ensemble.dial(at))
+    length, weights = mixed(losses, ensemble.active)
+    real = np.asarray(batch.segments).max(1) > 0
+    totals = losses.sum(1)[:, list(ensemble.active)]
+    coded = Coded(
+        bits=np.where(real, length.sum(1), 0.0),
+        best_bits=np.where(real, totals.min(1), 0.0),
+        bound_bits=np.where(real, np.log2(len(ensemble.active)), 0.0),
+        member=np.where(real, weights[:, -1].argmax(-1), -1),
+        weights=np.exp(weights[:, -1, :-1]),
+    )
+    return coded, losses
+
+
+def mixed(losses: Float[np.ndarray, "B T M"], members) -> tuple[np.ndarray, np.ndarray]:
+    """`mixture.code` with equal weights for the LLMs at some places; compiled once per capacity."""
+    listed = np.isin(np.arange(losses.shape[-1]), members)
+    prior = mixture.uniform(jnp.broadcast_to(listed, (losses.shape[0], losses.shape[-1])))
+    length, weights = _code(jnp.asarray(losses), prior)
+    return np.asarray(length), np.asarray(weights)
+
+
+class SpecialistRecruiter:
+    """Takes a stream batch by batch; `ensemble` is what it has become.
+
+    Args:
+      ensemble: to begin with.
+      engine: for LLMs of its shape.
+      settings: of recruitment; `every` 0 only routes and trains.
+      workdir: gets `hierarchy.jsonl`.
+      seed: for divisions and placebos.
+    """
+
+    def __init__(
+        self, ensemble: Ensemble, engine: Engine, settings: config.Hierarchy, workdir: Path, seed: int = 0
+    ):
+        self.ensemble, self.engine, self.settings = ensemble, engine, settings
+        self.account = Account()
+        self.trial: Trial | None = None
+        self.trials = self.batches = 0
+        self._records = Records(workdir / FILE)
+        self._rng = np.random.default_rng([seed, 7])
+        self._queues = {at: Queue() for at in ensemble.active}
+        size = settings.survey * engine.settings.data.batch
+        self._recent: deque[tuple[np.ndarray, float, int]] = deque(maxlen=size)  # counts, bits, member
+        self._next = settings.start
+
+    def observe(self, batch: Batch) -> Coded:
+        """Codes a batch (one document per row), advances the trial, and lets the members learn."""
+        self.batches += 1
+        coded, losses = code(self.ensemble, self.engine, batch)
+        documents = signature.counts(batch, self.ensemble.signatures.shape[1])
+        self.account.coded(float(coded.bits.sum()))
+        if self.trial is None and self.settings.every and self.batches >= self._next:
+            self._open()
+        if self.trial is not None:
+            self.trial.observe(
+                batch, documents, losses, self.ensemble.active, float(coded.bits.sum()),
+                lambda among, members: mixed(among, members)[0], coded.member == self.trial.parent,
+            )  # fmt: skip
+        self._learn(batch, documents, coded)
+        if self.trial is not None:
+            self._decide()
+        return coded
+
+    def _learn(self, batch: Batch, documents: np.ndarray, coded: Coded) -> None:
+        """Each document goes to one member; a member with enough of them makes a step, the others make none."""
+        for at in self.ensemble.active:
+            mine = np.flatnonzero(coded.member == at)
+            self.ensemble = self.ensemble.served(at, documents[mine].sum(0))
+            self._queues[at].put(batch, mine)
+            while len(self._queues[at]) >= batch.tokens.shape[0]:
+                full = self._queues[at].take(batch.tokens.shape[0])
+                if not self.ensemble.record(at).frozen:
+                    state = self.engine.train(self.ensemble.state(at), full)
+                    self.ensemble = self.ensemble.with_state(at, state)
+        for row in np.flatnonzero(coded.member >= 0):
+            self._recent.append((documents[row], float(coded.bits[row]), int(coded.member[row])))
+
+    # A trial's beginning.
+
+    def _open(self) -> None:
+        found = self._division()
+        self._next = self.batches + self.settings.every
+        if found is None or len(self.ensemble.active) >= self.settings.members_at_most:
+            return
+        parent, division = found
+        structure = structure_bits(self.trials + 1, len(self.ensemble.active), division.ways)
+        cost = structure + self._parameter_bits()
+        expected = division.gain_bits * self.settings.horizon / (division.share * len(self._recent))
+        if expected < float(threshold_bits(jnp.float32(cost), self.settings.alpha)):
+            return
+        self.trials += 1
+        self.trial = Trial(
+            self.engine, parent, self.ensemble.state(parent), self.ensemble.dial(parent), self._queues[parent],
+            division, placebos=self.settings.placebos, horizon=self.settings.horizon, cost_bits=cost,
+            opened=self.batches, number=self.trials, rng=self._rng,
+        )  # fmt: skip
+        self._write(
+            "opened", trial=self.trials, parent=self.ensemble.record(parent).name,
+            share=round(division.share, 4), excess_bits=round(division.gain_bits, 1),
+        )  # fmt: skip
+
+    def _division(self) -> tuple[int, Division] | None:
+        """The member whose recent documents are worth dividing most, and how."""
+        found = []
+        for at in self.ensemble.active:
+            mine = [(counts, code) for counts, code, member in self._recent if member == at]
+            if self.ensemble.record(at).frozen or len(mine) < 2 * self.settings.smallest:
+                continue
+            documents, length = np.stack([c for c, _ in mine]), np.asarray([b for _, b in mine])
+            division = signature.divide(documents, length, self._rng, self.settings.smallest)
+            if division is not None:
+                found.append((at, division))
+        return max(found, key=lambda pair: pair[1].gain_bits, default=None)
+
+    def _parameter_bits(self) -> float:
+        s, data = self.settings, self.engine.settings.data
+        tokens = self.batches * data.batch * data.context
+        count = sum(x.size // self.ensemble.capacity for x in jax.tree.leaves(self.ensemble.states.params))
+        return parameter_bits(s.cost, count, tokens, s.bits_per_parameter)
+
+    # A trial's end.
+
+    def _decide(self) -> None:
+        trial, s = self.trial, self.settings
+        assert trial is not None
+        overdue = self.batches - trial.opened >= s.patience
+        number = bits.integer_code_length(trial.number)
+        verdict = int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
+        if verdict == Verdict.WAIT and not overdue:
+            return
+        evidence = trial.evidence
+        llr = float(evidence.llr_bits[0])
+        said = {
+            "trial": trial.number, "parent": self.ensemble.record(trial.parent).name, "llr_bits": round(llr, 1),
+            "cost_bits": round(trial.cost_bits, 2),
+            "threshold_bits": round(float(threshold_bits(evidence.cost_bits[0], s.alpha)), 2),
+            "placebo_bits": [round(x, 1) for x in np.asarray(evidence.placebo_bits[0], float).tolist()],
+            "surprise_bits": round(float(surprise_bits(evidence.llr_bits, evidence.placebo_bits)[0]), 2),
+            "surprise_threshold_bits": round(number - float(np.log2(s.alpha)), 2),
+            "documents": list(trial.sides), "opened": trial.opened,
+            "curve_bits": [[round(x, 1) for x in row] for row in trial.curve_bits],
+        }  # fmt: skip
+        if verdict == Verdict.RECRUIT:
+            self._recruit(trial, llr, said)
+        else:
+            self._write("rejected" if verdict == Verdict.REJECT else "abandoned", **said)
+        self.trial, self._next = None, self.batches + s.every
+
+    def _recruit(self, trial: Trial, llr: float, said: dict[str, Any]) -> None:
+        """The newcomer joins, the heir stands in for its parent; both keep the documents that wait for them."""
+        winner = trial.contenders[0]
+        parent = self.ensemble.record(trial.parent)
+        record = Record(
+            name=f"llm{trial.number}", parent=parent.name, born=self.batches, cost_bits=trial.cost_bits, saved_bits=llr
+        )  # fmt: skip
+        account = self.account.move(llr, trial.cost_bits)
+        before = self.ensemble.capacity
+        ensemble, at = self.ensemble.joined(
+            winner.states[NEWCOMER], record, self.ensemble.dial(trial.parent), trial.signature
+        )
+        self.ensemble = ensemble.with_state(trial.parent, winner.states[HEIR]).served(
+            trial.parent, -np.minimum(trial.signature, ensemble.signatures[trial.parent])
+        )
+        self._queues[at] = winner.queues[NEWCOMER]
+        self._queues[trial.parent] = winner.queues[HEIR]
+        self._recent.clear()
+        self._write(
+            "recruited", name=record.name, place=at, capacity=[before, ensemble.capacity], **account, **said
+        )
+
+    def _write(self, kind: str, **what: Any) -> None:
+        self._records.write(
+            {"step": self.batches, "kind": kind, **what, "j_bits": round(self.account.total_bits, 1)}
+        )
+
+    def close(self) -> None:
+        """Closes the record."""
+        self._records.close()

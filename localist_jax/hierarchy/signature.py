@@ -1,0 +1,122 @@
+"""Signatures: cheap statistics of documents, by which domains are told apart before any LLM is asked.
+
+A document's signature is how often it has each token; a member's, how often the documents that it was given have it.
+Two uses: which members are worth asking about a text (a *shortlist*), and how the documents of one member could be
+*divided*, where some of them cost many more bits than the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from localist_jax.data import Batch
+
+SMOOTHING = 0.5  # occurrences that every token is granted beforehand (Krichevsky–Trofimov)
+ROUNDS = 12  # of reassigning documents to the sides of a division
+HARDEST = 0.25  # share of the documents that a division begins with
+RESTARTS = 3  # divisions that begin at random instead
+
+
+def counts(batch: Batch, vocab_size: int) -> Float[np.ndarray, "B V"]:
+    """How often each row has each token, among those that are scored."""
+    rows, columns = np.nonzero(np.asarray(batch.scored))
+    found = np.zeros((batch.tokens.shape[0], vocab_size))
+    np.add.at(found, (rows, np.asarray(batch.targets)[rows, columns]), 1)
+    return found
+
+
+def log_likelihood(
+    documents: Float[np.ndarray, "n V"], signatures: Float[np.ndarray, "M V"]
+) -> Float[np.ndarray, "n M"]:
+    """ln P(document | signature) of independent tokens, nats."""
+    return documents @ _log_shares(signatures).T
+
+
+def shortlist(
+    documents: Float[np.ndarray, "n V"],
+    signatures: Float[np.ndarray, "M V"],
+    members: Sequence[int],
+    size: int,
+) -> Int[np.ndarray, "n s"]:
+    """The members whose signatures fit each document best, best first; at most `size` of them."""
+    fit = log_likelihood(documents, signatures[list(members)])
+    return np.asarray(members)[np.argsort(-fit, 1, kind="stable")[:, :size]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """Documents divided in two by their tokens.
+
+    Attributes:
+      direction, offset: a document goes to the newcomer where counts·direction + offset > 0; nats.
+      share: of the surveyed documents that do.
+      gain_bits: by which those documents cost more than the others do per token, in all.
+      ways: how many divisions this one was picked from.
+    """
+
+    direction: Float[np.ndarray, " V"]
+    offset: float
+    share: float
+    gain_bits: float
+    ways: int
+
+    def takes(self, documents: Float[np.ndarray, "n V"]) -> Bool[np.ndarray, " n"]:
+        """Which documents go to the newcomer."""
+        return documents @ self.direction + self.offset > 0
+
+
+def divide(
+    documents: Float[np.ndarray, "n V"],
+    code: Float[np.ndarray, " n"],
+    rng: np.random.Generator,
+    smallest: int,
+) -> Division | None:
+    """The division whose newcomer's documents cost the most bits more than the rest.
+
+    Several are made, each by a mixture of two multinomials with hard assignments: one begins with the hardest
+    documents, the others at random.
+
+    Args:
+      documents: their counts.
+      code: bits of each.
+      rng: for the random beginnings.
+      smallest: documents on either side at the least.
+
+    Returns:
+      The best, or None where none has enough documents on both sides and a gain.
+    """
+    tokens = documents.sum(1)
+    rate = code / np.maximum(tokens, 1)
+    beginnings = [rate > np.quantile(rate, 1 - HARDEST)]
+    beginnings += [rng.random(len(rate)) < 0.5 for _ in range(RESTARTS)]
+    found = []
+    for mine in beginnings:
+        for _ in range(ROUNDS):
+            direction, offset = _separating(documents, mine)
+            mine = documents @ direction + offset > 0
+        if min(mine.sum(), (~mine).sum()) < smallest:
+            continue
+        rates = [code[side].sum() / max(tokens[side].sum(), 1) for side in (mine, ~mine)]
+        direction, offset = _separating(documents, mine)
+        if rates[0] < rates[1]:  # the newcomer gets the harder side
+            mine, direction, offset = ~mine, -direction, -offset
+        gain = float(tokens[mine].sum() * abs(rates[0] - rates[1]))
+        found.append(Division(direction, offset, float(mine.mean()), gain, len(beginnings)))
+    return max(found, key=lambda division: division.gain_bits, default=None)
+
+
+def _separating(documents: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, float]:
+    """Log-likelihood ratio of the two sides, with their shares as prior."""
+    sides = np.stack([documents[mine].sum(0), documents[~mine].sum(0)])
+    one, other = _log_shares(sides)
+    prior = np.log(mine.sum() + SMOOTHING) - np.log((~mine).sum() + SMOOTHING)
+    return one - other, float(prior)
+
+
+def _log_shares(signatures: np.ndarray) -> np.ndarray:
+    smooth = signatures + SMOOTHING
+    return np.log(smooth) - np.log(smooth.sum(-1, keepdims=True))
