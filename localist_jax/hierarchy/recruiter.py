@@ -27,7 +27,7 @@ from localist_jax.hierarchy import mixture, signature
 from localist_jax.hierarchy.account import Account
 from localist_jax.hierarchy.engine import Engine, Queue
 from localist_jax.hierarchy.ensemble import Ensemble, Record
-from localist_jax.hierarchy.signature import Division
+from localist_jax.hierarchy.signature import KINDS, Division
 from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
 from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
@@ -153,7 +153,7 @@ class SpecialistRecruiter:
         parent, division = found
         structure = structure_bits(self.trials + 1, len(self.ensemble.active), division.ways)
         cost = structure + self._parameter_bits()
-        expected = division.gain_bits * self.settings.horizon / (division.share * len(self._recent))
+        expected = division.excess_bits * self.settings.horizon / (division.share * len(self._recent))
         if expected < float(threshold_bits(jnp.float32(cost), self.settings.alpha)):
             return
         self.trials += 1
@@ -164,21 +164,20 @@ class SpecialistRecruiter:
         )  # fmt: skip
         self._write(
             "opened", trial=self.trials, parent=self.ensemble.record(parent).name,
-            share=round(division.share, 4), excess_bits=round(division.gain_bits, 1),
+            share=round(division.share, 4), excess_bits=round(division.excess_bits, 1), proposal=division.kind,
         )  # fmt: skip
 
     def _division(self) -> tuple[int, Division] | None:
-        """The member whose recent documents are worth dividing most, and how."""
+        """The member whose recent documents are worth dividing most, and how: each kind in its turn."""
         found = []
         for at in self.ensemble.active:
             mine = [(counts, code) for counts, code, member in self._recent if member == at]
             if self.ensemble.record(at).frozen or len(mine) < 2 * self.settings.smallest:
                 continue
             documents, length = np.stack([c for c, _ in mine]), np.asarray([b for _, b in mine])
-            division = signature.divide(documents, length, self._rng, self.settings.smallest)
-            if division is not None:
-                found.append((at, division))
-        return max(found, key=lambda pair: pair[1].gain_bits, default=None)
+            divisions = signature.divide(documents, length, self._rng, self.settings.smallest)
+            found += [(at, d) for d in divisions if d.kind == KINDS[self.trials % len(KINDS)]]
+        return max(found, key=lambda pair: pair[1].excess_bits, default=None)
 
     def _parameter_bits(self) -> float:
         s, data = self.settings, self.engine.settings.data

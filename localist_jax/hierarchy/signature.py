@@ -17,6 +17,7 @@ from localist_jax.data import Batch
 
 SMOOTHING = 0.5  # occurrences that every token is granted beforehand (Krichevsky–Trofimov)
 ROUNDS = 12  # of reassigning documents to the sides of a division
+KINDS = ("hard", "topic")  # what divisions are chosen for
 HARDEST = 0.25  # share of the documents that a division begins with
 RESTARTS = 3  # divisions that begin at random instead
 
@@ -52,16 +53,18 @@ class Division:
     """Documents divided in two by their tokens.
 
     Attributes:
+      kind: "hard" or "topic", what it was chosen for.
       direction, offset: a document goes to the newcomer where counts·direction + offset > 0; nats.
       share: of the surveyed documents that do.
-      gain_bits: by which those documents cost more than the others do per token, in all.
+      excess_bits: by which those documents cost more than the others do per token, in all.
       ways: how many divisions this one was picked from.
     """
 
+    kind: str
     direction: Float[np.ndarray, " V"]
     offset: float
     share: float
-    gain_bits: float
+    excess_bits: float
     ways: int
 
     def takes(self, documents: Float[np.ndarray, "n V"]) -> Bool[np.ndarray, " n"]:
@@ -74,11 +77,12 @@ def divide(
     code: Float[np.ndarray, " n"],
     rng: np.random.Generator,
     smallest: int,
-) -> Division | None:
-    """The division whose newcomer's documents cost the most bits more than the rest.
+) -> list[Division]:
+    """Ways to divide documents; the newcomer gets the side that costs more bits per token.
 
     Several are made, each by a mixture of two multinomials with hard assignments: one begins with the hardest
-    documents, the others at random.
+    documents, the others at random. Of these, "hard" explains most of the variance of bits per token between
+    documents, as the arrival of a new domain does; "topic" tells the documents apart best by their tokens.
 
     Args:
       documents: their counts.
@@ -87,7 +91,7 @@ def divide(
       smallest: documents on either side at the least.
 
     Returns:
-      The best, or None where none has enough documents on both sides and a gain.
+      "hard", then "topic"; nothing where no division has enough documents on both sides.
     """
     tokens = documents.sum(1)
     rate = code / np.maximum(tokens, 1)
@@ -100,13 +104,22 @@ def divide(
             mine = documents @ direction + offset > 0
         if min(mine.sum(), (~mine).sum()) < smallest:
             continue
-        rates = [code[side].sum() / max(tokens[side].sum(), 1) for side in (mine, ~mine)]
-        direction, offset = _separating(documents, mine)
-        if rates[0] < rates[1]:  # the newcomer gets the harder side
-            mine, direction, offset = ~mine, -direction, -offset
-        gain = float(tokens[mine].sum() * abs(rates[0] - rates[1]))
-        found.append(Division(direction, offset, float(mine.mean()), gain, len(beginnings)))
-    return max(found, key=lambda division: division.gain_bits, default=None)
+        one, other = (code[side].sum() / max(tokens[side].sum(), 1) for side in (mine, ~mine))
+        if one < other:
+            mine, one, other = ~mine, other, one
+        explained = mine.mean() * (~mine).mean() * (one - other) ** 2
+        sides = [documents[side].sum(0) for side in (mine, ~mine)]
+        told = sum(float(x @ (_log_shares(x) - _log_shares(sum(sides)))) for x in sides)
+        found.append((explained, told, mine, float(tokens[mine].sum() * (one - other))))
+    chosen = (
+        [("hard", max(found, key=lambda f: f[0])), ("topic", max(found, key=lambda f: f[1]))] if found else []
+    )
+    return [
+        Division(
+            kind, *_separating(documents, mine), float(mine.mean()), excess, len(KINDS) * len(beginnings)
+        )
+        for kind, (_, _, mine, excess) in chosen
+    ]
 
 
 def _separating(documents: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, float]:

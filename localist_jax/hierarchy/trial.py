@@ -2,7 +2,7 @@
 
 The candidate is the ensemble in which the documents of one member are divided: a copy of it (the *newcomer*) learns
 from those of the badly coded domain, the member itself (the *heir*) only from the others. Placebos are the same with
-as many documents drawn at random, so they have equal capacity and nothing to find. Incumbent, candidate and placebos
+documents drawn at random, in the same proportion, so they have equal capacity and nothing to find. Incumbent, candidate and placebos
 all code every document by the same mixture, before any of them learns from it, and all keep learning. The mixture is
 told nothing about domains, so that the price of choosing among one more LLM is in the evidence already.
 
@@ -129,10 +129,11 @@ class Trial:
     def _learn(self, batch: Batch, newcomer: np.ndarray, heir: np.ndarray) -> None:
         together = np.concatenate([newcomer, heir])
         for nth, contender in enumerate(self.contenders):
-            order = together if nth == 0 else self._rng.permutation(together)
-            contender.queues[NEWCOMER].put(batch, np.sort(order[: len(newcomer)]))
-            contender.queues[HEIR].put(batch, np.sort(order[len(newcomer) :]))
-            for side, queue in enumerate(contender.queues):
+            drawn = self._rng.random(len(together)) < self.division.share
+            takes = np.arange(len(together)) < len(newcomer) if nth == 0 else drawn
+            for side, rows in ((NEWCOMER, together[takes]), (HEIR, together[~takes])):
+                queue = contender.queues[side]
+                queue.put(batch, np.sort(rows))
                 while len(queue) >= batch.tokens.shape[0]:
                     full = queue.take(batch.tokens.shape[0])
                     contender.states[side] = self._engine.train(contender.states[side], full)
