@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -13,10 +12,14 @@ from localist_jax.data import Batch, Tokenizer
 from localist_jax.hierarchy.documents import rows
 
 VOCABULARY, CONTEXT, BATCH, HELD_OUT = 1024, 48, 16, 96
-PHASES = ((24, (1.0, 0.0, 0.0)), (30, (0.4, 0.6, 0.0)), (50, (0.25, 0.25, 0.5)))
+PHASES = (
+    (24, (1.0, 0.0, 0.0)),
+    (30, (0.4, 0.6, 0.0)),
+    (80, (0.25, 0.25, 0.5)),
+)  # sessions, shares of the domains
 
 
-def settings(seed: int, width: int = 48, steps: int = 400) -> config.Config:
+def settings(seed: int, width: int = 32, steps: int = 400) -> config.Config:
     """A small LLM that learns at a constant rate, as a stream without an end asks for."""
     return config.Config(
         data=config.Data(corpus="clinic", vocab_size=VOCABULARY, context=CONTEXT, batch=BATCH),
@@ -26,7 +29,7 @@ def settings(seed: int, width: int = 48, steps: int = 400) -> config.Config:
         ),
         gates=config.Gates(open_share_target=0.4),
         optimizer=config.Optimizer(kind="adamw", learning_rate=5e-3, final=1.0, warmup=0.02),
-        hierarchy=config.Hierarchy(every=8, start=60, survey=16, horizon=128, placebos=5),
+        hierarchy=config.Hierarchy(every=16, start=60, survey=16, horizon=128, placebos=6),
         train=config.Train(steps=steps, seed=seed),
     )  # fmt: skip
 
@@ -55,8 +58,3 @@ def clinic(seed: int, phases=PHASES) -> Clinic:
     texts = [world.note(domain, rng).text for domain in DOMAINS for _ in range(1000)]
     held_out = {domain: [world.note(domain, rng) for _ in range(HELD_OUT)] for domain in DOMAINS}
     return Clinic(world, Tokenizer.train(texts, VOCABULARY), stream(world, phases, BATCH, seed), held_out)
-
-
-def workdir(root: Path, condition: str, seed: int) -> Path:
-    """Of one run."""
-    return root / f"{condition}_seed{seed}"

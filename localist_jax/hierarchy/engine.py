@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from localist_jax import bits, config
 from localist_jax.data import Batch
@@ -33,7 +33,7 @@ class Engine:
 
     def __init__(self, model: Transformer, settings: config.Config, byte_lengths: np.ndarray):
         self.model, self.settings = model, settings
-        self._code = jax.jit(self._losses)
+        self._code = jax.jit(self._read)
         self._step = jax.jit(make_train_step(model, settings, byte_lengths))
 
     @property
@@ -45,16 +45,22 @@ class Engine:
         """Bits of every token at this dial; 0 where nothing is scored."""
         c = self.model.config
         full = dial.broadcast(batch.tokens.shape[0], c.layers, c.heads)
-        return self._code(state.params, state.blocks, batch, full)
+        return self._code(state.params, state.blocks, batch, full)[0]
+
+    def blocks(self, state: TrainState, batch: Batch, dial: Dial) -> Int[Array, "B T"]:
+        """The semantic block of every position."""
+        c = self.model.config
+        full = dial.broadcast(batch.tokens.shape[0], c.layers, c.heads)
+        return self._code(state.params, state.blocks, batch, full)[1]
 
     def train(self, state: TrainState, batch: Batch) -> TrainState:
         """The state after one step on a batch."""
         return self._step(state, batch)[0]
 
-    def _losses(self, params: PyTree, blocks: Blocks, batch: Batch, dial: Dial) -> Float[Array, "B T"]:
+    def _read(self, params: PyTree, blocks: Blocks, batch: Batch, dial: Dial):
         where = {"positions": batch.positions, "segments": batch.segments}
         out = forward(self.model, params, batch.tokens, dial, blocks, **where)
-        return jnp.where(batch.scored, bits.code_length(out.logits, batch.targets), 0.0)
+        return jnp.where(batch.scored, bits.code_length(out.logits, batch.targets), 0.0), out.blocks
 
 
 class Queue:

@@ -191,12 +191,12 @@ class SpecialistRecruiter:
         trial, s = self.trial, self.settings
         assert trial is not None
         overdue = self.batches - trial.opened >= s.patience
+        hopeless = trial.clock < s.horizon and trial.clock >= s.horizon / 2 and trial.llr_bits < 0
         number = bits.integer_code_length(trial.number)
         verdict = int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
-        if verdict == Verdict.WAIT and not overdue:
+        if verdict == Verdict.WAIT and not (overdue or hopeless):
             return
-        evidence = trial.evidence
-        llr = float(evidence.llr_bits[0])
+        evidence, llr = trial.evidence, trial.llr_bits
         said = {
             "trial": trial.number, "parent": self.ensemble.record(trial.parent).name, "llr_bits": round(llr, 1),
             "cost_bits": round(trial.cost_bits, 2),

@@ -2,9 +2,9 @@
 
 The candidate is the ensemble in which the documents of one member are divided: a copy of it (the *newcomer*) learns
 from those of the badly coded domain, the member itself (the *heir*) only from the others. Placebos are the same with
-documents drawn at random, in the same proportion, so they have equal capacity and nothing to find. Incumbent, candidate and placebos
-all code every document by the same mixture, before any of them learns from it, and all keep learning. The mixture is
-told nothing about domains, so that the price of choosing among one more LLM is in the evidence already.
+documents drawn at random, in the same proportion, so they have equal capacity and nothing to find. Incumbent, candidate
+and placebos all code every document by the same mixture, before any of them learns from it, and all keep learning. The
+mixture is told nothing about domains, so that the price of choosing among one more LLM is in the evidence already.
 
 The verdict is `recruitment.evidence`, unchanged. It falls when both sides of the division have had `horizon` documents:
 where a domain comes alone, it says nothing until the others return.
@@ -89,6 +89,11 @@ class Trial:
     def clock(self) -> int:
         """Documents of the side that has had fewer."""
         return min(self.sides)
+
+    @property
+    def llr_bits(self) -> float:
+        """Evidence for the candidate so far."""
+        return float(self.evidence.llr_bits[0])
 
     def observe(
         self,
