@@ -12,7 +12,6 @@ Every other member is untouched by all of it.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,14 @@ from localist_jax.hierarchy import mixture, signature
 from localist_jax.hierarchy.account import Account
 from localist_jax.hierarchy.engine import Engine, Queue
 from localist_jax.hierarchy.ensemble import Ensemble, Record
-from localist_jax.hierarchy.signature import KINDS, Division
+from localist_jax.hierarchy.signature import KINDS, Division, Memory
 from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
 from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
 from localist_jax.training.journal import Records
 
 FILE = "hierarchy.jsonl"
+ARRIVAL = 0.5  # share of the variance of bits per token from which a division looks like a domain's arrival
 _code = jax.jit(mixture.code)
 
 
@@ -107,8 +107,7 @@ class SpecialistRecruiter:
         self._records = Records(workdir / FILE)
         self._rng = np.random.default_rng([seed, 7])
         self._queues = {at: Queue() for at in ensemble.active}
-        size = settings.survey * engine.settings.data.batch
-        self._recent: deque[tuple[np.ndarray, float, int]] = deque(maxlen=size)  # counts, bits, member
+        self._memories = {at: self._memory() for at in ensemble.active}
         self._next = settings.start
 
     def observe(self, batch: Batch) -> Coded:
@@ -140,8 +139,11 @@ class SpecialistRecruiter:
                 if not self.ensemble.record(at).frozen:
                     state = self.engine.train(self.ensemble.state(at), full)
                     self.ensemble = self.ensemble.with_state(at, state)
-        for row in np.flatnonzero(coded.member >= 0):
-            self._recent.append((documents[row], float(coded.bits[row]), int(coded.member[row])))
+            for row in mine:
+                self._memories[at].put(documents[row], float(coded.bits[row]))
+
+    def _memory(self) -> Memory:
+        return Memory(self.settings.survey * self.engine.settings.data.batch, self._rng)
 
     # A trial's beginning.
 
@@ -153,7 +155,8 @@ class SpecialistRecruiter:
         parent, division = found
         structure = structure_bits(self.trials + 1, len(self.ensemble.active), division.ways)
         cost = structure + self._parameter_bits()
-        expected = division.excess_bits * self.settings.horizon / (division.share * len(self._recent))
+        surveyed = division.share * len(self._memories[parent])
+        expected = division.excess_bits * self.settings.horizon / surveyed
         if expected < float(threshold_bits(jnp.float32(cost), self.settings.alpha)):
             return
         self.trials += 1
@@ -165,18 +168,24 @@ class SpecialistRecruiter:
         self._write(
             "opened", trial=self.trials, parent=self.ensemble.record(parent).name,
             share=round(division.share, 4), excess_bits=round(division.excess_bits, 1), proposal=division.kind,
+            explained=round(division.explained, 3),
         )  # fmt: skip
 
     def _division(self) -> tuple[int, Division] | None:
-        """The member whose recent documents are worth dividing most, and how: each kind in its turn."""
+        """The member whose remembered documents are worth dividing most, and how.
+
+        What looks like the arrival of a domain is tried at once; otherwise the kinds of division take turns.
+        """
         found = []
         for at in self.ensemble.active:
-            mine = [(counts, code) for counts, code, member in self._recent if member == at]
-            if self.ensemble.record(at).frozen or len(mine) < 2 * self.settings.smallest:
+            memory = self._memories[at]
+            full = len(memory) >= self.settings.survey * self.engine.settings.data.batch / 2
+            if self.ensemble.record(at).frozen or not full:
                 continue
-            documents, length = np.stack([c for c, _ in mine]), np.asarray([b for _, b in mine])
-            divisions = signature.divide(documents, length, self._rng, self.settings.smallest)
-            found += [(at, d) for d in divisions if d.kind == KINDS[self.trials % len(KINDS)]]
+            divisions = signature.divide(*memory.arrays(), self._rng, self.settings.smallest)
+            arrival = [d for d in divisions if d.kind == "hard" and d.explained > ARRIVAL]
+            turn = [d for d in divisions if d.kind == KINDS[self.trials % len(KINDS)]]
+            found += [(at, d) for d in arrival or turn]
         return max(found, key=lambda pair: pair[1].excess_bits, default=None)
 
     def _parameter_bits(self) -> float:
@@ -230,7 +239,7 @@ class SpecialistRecruiter:
         )
         self._queues[at] = winner.queues[NEWCOMER]
         self._queues[trial.parent] = winner.queues[HEIR]
-        self._recent.clear()
+        self._memories[at], self._memories[trial.parent] = self._memory(), self._memory()
         self._write(
             "recruited", name=record.name, place=at, capacity=[before, ensemble.capacity], **account, **said
         )

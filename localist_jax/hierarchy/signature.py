@@ -19,6 +19,7 @@ SMOOTHING = 0.5  # occurrences that every token is granted beforehand (Krichevsk
 ROUNDS = 12  # of reassigning documents to the sides of a division
 KINDS = ("hard", "topic")  # what divisions are chosen for
 HARDEST = 0.25  # share of the documents that a division begins with
+TINY = 1e-12  # bits², where all documents cost the same
 RESTARTS = 3  # divisions that begin at random instead
 
 
@@ -48,6 +49,38 @@ def shortlist(
     return np.asarray(members)[np.argsort(-fit, 1, kind="stable")[:, :size]]
 
 
+class Memory:
+    """Documents of one member, each new one in the place of a random one when all are taken.
+
+    So the past fades, but a few sessions of one domain do not push all others out.
+
+    Args:
+      size: documents.
+      rng: chooses the places.
+    """
+
+    def __init__(self, size: int, rng: np.random.Generator):
+        self._size, self._rng = size, rng
+        self._documents: list[np.ndarray] = []
+        self._bits: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def put(self, document: Float[np.ndarray, " V"], bits: float) -> None:
+        """Remembers the counts and the code length of a document."""
+        if len(self) < self._size:
+            self._documents.append(document)
+            self._bits.append(bits)
+        else:
+            at = int(self._rng.integers(self._size))
+            self._documents[at], self._bits[at] = document, bits
+
+    def arrays(self) -> tuple[Float[np.ndarray, "n V"], Float[np.ndarray, " n"]]:
+        """Counts and code lengths of all that is remembered."""
+        return np.stack(self._documents), np.asarray(self._bits)
+
+
 @dataclasses.dataclass(frozen=True)
 class Division:
     """Documents divided in two by their tokens.
@@ -57,6 +90,7 @@ class Division:
       direction, offset: a document goes to the newcomer where counts·direction + offset > 0; nats.
       share: of the surveyed documents that do.
       excess_bits: by which those documents cost more than the others do per token, in all.
+      explained: share of the variance of bits per token between documents that lies between the two sides.
       ways: how many divisions this one was picked from.
     """
 
@@ -65,6 +99,7 @@ class Division:
     offset: float
     share: float
     excess_bits: float
+    explained: float
     ways: int
 
     def takes(self, documents: Float[np.ndarray, "n V"]) -> Bool[np.ndarray, " n"]:
@@ -107,7 +142,7 @@ def divide(
         one, other = (code[side].sum() / max(tokens[side].sum(), 1) for side in (mine, ~mine))
         if one < other:
             mine, one, other = ~mine, other, one
-        explained = mine.mean() * (~mine).mean() * (one - other) ** 2
+        explained = mine.mean() * (~mine).mean() * (one - other) ** 2 / max(rate.var(), TINY)
         sides = [documents[side].sum(0) for side in (mine, ~mine)]
         told = sum(float(x @ (_log_shares(x) - _log_shares(sum(sides)))) for x in sides)
         found.append((explained, told, mine, float(tokens[mine].sum() * (one - other))))
@@ -116,10 +151,11 @@ def divide(
     )
     return [
         Division(
-            kind, *_separating(documents, mine), float(mine.mean()), excess, len(KINDS) * len(beginnings)
+            kind, *_separating(documents, mine), share=float(mine.mean()), excess_bits=excess,
+            explained=float(explained), ways=len(KINDS) * len(beginnings),
         )
-        for kind, (_, _, mine, excess) in chosen
-    ]
+        for kind, (explained, _, mine, excess) in chosen
+    ]  # fmt: skip
 
 
 def _separating(documents: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, float]:
