@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -237,6 +238,7 @@ def _put(states: TrainState, state: TrainState, at: Numeric) -> TrainState:
     return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, at, 0), states, state)
 
 
+@partial(jax.jit, static_argnums=1)
 def _widened(states: TrainState, capacity: int) -> TrainState:
     """Through `growth`, by which blocks get room too; keys, which cannot be padded, as their data."""
     bare = dataclasses.replace(states, key=jax.random.key_data(states.key))
