@@ -33,7 +33,7 @@ from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_
 from localist_jax.training.journal import Records
 
 FILE = "hierarchy.jsonl"
-ARRIVAL = 0.5  # share of the variance of bits per token from which a division looks like a domain's arrival
+LOOK = 4  # batches between two looks for arrivals while a trial is open
 _code = jax.jit(mixture.code)
 
 
@@ -108,16 +108,24 @@ class SpecialistRecruiter:
         self._rng = np.random.default_rng([seed, 7])
         self._queues = {at: Queue() for at in ensemble.active}
         self._memories = {at: self._memory() for at in ensemble.active}
+        self._worth: dict[
+            int, float
+        ] = {}  # bits that each member recruited here saved since its trial's opening
         self._next = settings.start
 
     def observe(self, batch: Batch) -> Coded:
         """Codes a batch (one document per row), advances the trial, and lets the members learn."""
         self.batches += 1
+        due = self.settings.every and self.batches >= self._next
+        if due and self.trial is None:
+            self._retire()
         coded, losses = code(self.ensemble, self.engine, batch)
         documents = signature.counts(batch, self.ensemble.signatures.shape[1])
         self.account.coded(float(coded.bits.sum()))
-        if self.trial is None and self.settings.every and self.batches >= self._next:
-            self._open()
+        self._appraise(losses[coded.member >= 0].sum(1), coded)
+        if due:
+            self._survey()
+            self._next = self.batches + (self.settings.every if self.trial is None else LOOK)
         if self.trial is not None:
             self.trial.observe(
                 batch, documents, losses, self.ensemble.active, float(coded.bits.sum()),
@@ -145,14 +153,42 @@ class SpecialistRecruiter:
     def _memory(self) -> Memory:
         return Memory(self.settings.survey * self.engine.settings.data.batch, self._rng)
 
+    # Members that are no longer worth their keep.
+
+    def _appraise(self, totals: Float[np.ndarray, "n M"], coded: Coded) -> None:
+        """Books what the mixture would have taken without each recruit: −log₂ of the others' mean of 2^−bits."""
+        for at in self._worth:
+            others = [m for m in self.ensemble.active if m != at]
+            without = np.log2(len(others)) - np.logaddexp2.reduce(-totals[:, others].astype(float), axis=1)
+            self._worth[at] += float(without.sum() - coded.bits.sum())
+
+    def _retire(self) -> None:
+        """Drops recruits whose keep took more than they ever saved, and log₂(1/α) bits beyond that."""
+        for at, worth in list(self._worth.items()):
+            record, cost = self.ensemble.record(at), -worth
+            if cost < -np.log2(self.settings.alpha):
+                continue
+            account = self.account.move(cost, -record.cost_bits)
+            self.ensemble = self.ensemble.retired(at)
+            del self._queues[at], self._memories[at], self._worth[at]
+            self._write("retired", name=record.name, place=at, saved_bits=round(cost, 1), **account)
+
     # A trial's beginning.
 
-    def _open(self) -> None:
-        found = self._division()
-        self._next = self.batches + self.settings.every
+    def _survey(self) -> None:
+        """Opens a trial, or puts another in the place of one that is open where a domain seems to have arrived."""
+        open_now = self.trial
+        if open_now is not None and open_now.division.is_arrival:
+            return
+        found = self._division(arrivals=open_now is not None)
         if found is None or len(self.ensemble.active) >= self.settings.members_at_most:
             return
-        parent, division = found
+        if open_now is not None:
+            self._write("abandoned", reason="another domain arrived", **self._said(open_now))
+            self.trial = None
+        self._open(*found)
+
+    def _open(self, parent: int, division: Division) -> None:
         structure = structure_bits(self.trials + 1, len(self.ensemble.active), division.ways)
         cost = structure + self._parameter_bits()
         surveyed = division.share * len(self._memories[parent])
@@ -171,10 +207,11 @@ class SpecialistRecruiter:
             explained=round(division.explained, 3),
         )  # fmt: skip
 
-    def _division(self) -> tuple[int, Division] | None:
+    def _division(self, arrivals: bool) -> tuple[int, Division] | None:
         """The member whose remembered documents are worth dividing most, and how.
 
-        What looks like the arrival of a domain is tried at once; otherwise the kinds of division take turns.
+        What looks like the arrival of a domain is tried at once; otherwise the kinds of division take turns, unless
+        only `arrivals` are looked for.
         """
         found = []
         for at in self.ensemble.active:
@@ -183,9 +220,9 @@ class SpecialistRecruiter:
             if self.ensemble.record(at).frozen or not full:
                 continue
             divisions = signature.divide(*memory.arrays(), self._rng, self.settings.smallest)
-            arrival = [d for d in divisions if d.kind == "hard" and d.explained > ARRIVAL]
-            turn = [d for d in divisions if d.kind == KINDS[self.trials % len(KINDS)]]
-            found += [(at, d) for d in arrival or turn]
+            arrived = [d for d in divisions if d.is_arrival]
+            turn = [d for d in divisions if d.kind == KINDS[self.trials % len(KINDS)] and not arrivals]
+            found += [(at, d) for d in arrived or turn]
         return max(found, key=lambda pair: pair[1].excess_bits, default=None)
 
     def _parameter_bits(self) -> float:
@@ -205,26 +242,34 @@ class SpecialistRecruiter:
         verdict = int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
         if verdict == Verdict.WAIT and not (overdue or hopeless):
             return
-        evidence, llr = trial.evidence, trial.llr_bits
-        said = {
-            "trial": trial.number, "parent": self.ensemble.record(trial.parent).name, "llr_bits": round(llr, 1),
-            "cost_bits": round(trial.cost_bits, 2),
-            "threshold_bits": round(float(threshold_bits(evidence.cost_bits[0], s.alpha)), 2),
+        said = self._said(trial)
+        if verdict == Verdict.RECRUIT:
+            self._recruit(trial, said)
+        elif verdict == Verdict.REJECT:
+            self._write("rejected", **said)
+        else:
+            reason = "no evidence at half of the horizon" if hopeless else "its horizon does not come"
+            self._write("abandoned", reason=reason, **said)
+        self.trial, self._next = None, self.batches + s.every
+
+    def _said(self, trial: Trial) -> dict[str, Any]:
+        """What the record says of a trial when it is over."""
+        evidence, alpha = trial.evidence, self.settings.alpha
+        number = bits.integer_code_length(trial.number)
+        return {
+            "trial": trial.number, "parent": self.ensemble.record(trial.parent).name,
+            "llr_bits": round(trial.llr_bits, 1), "cost_bits": round(trial.cost_bits, 2),
+            "threshold_bits": round(float(threshold_bits(evidence.cost_bits[0], alpha)), 2),
             "placebo_bits": [round(x, 1) for x in np.asarray(evidence.placebo_bits[0], float).tolist()],
             "surprise_bits": round(float(surprise_bits(evidence.llr_bits, evidence.placebo_bits)[0]), 2),
-            "surprise_threshold_bits": round(number - float(np.log2(s.alpha)), 2),
+            "surprise_threshold_bits": round(number - float(np.log2(alpha)), 2),
             "documents": list(trial.sides), "opened": trial.opened,
             "curve_bits": [[round(x, 1) for x in row] for row in trial.curve_bits],
         }  # fmt: skip
-        if verdict == Verdict.RECRUIT:
-            self._recruit(trial, llr, said)
-        else:
-            self._write("rejected" if verdict == Verdict.REJECT else "abandoned", **said)
-        self.trial, self._next = None, self.batches + s.every
 
-    def _recruit(self, trial: Trial, llr: float, said: dict[str, Any]) -> None:
+    def _recruit(self, trial: Trial, said: dict[str, Any]) -> None:
         """The newcomer joins, the heir stands in for its parent; both keep the documents that wait for them."""
-        winner = trial.contenders[0]
+        winner, llr = trial.contenders[0], trial.llr_bits
         parent = self.ensemble.record(trial.parent)
         record = Record(
             name=f"llm{trial.number}", parent=parent.name, born=self.batches, cost_bits=trial.cost_bits, saved_bits=llr
@@ -237,6 +282,7 @@ class SpecialistRecruiter:
         self.ensemble = ensemble.with_state(trial.parent, winner.states[HEIR]).served(
             trial.parent, -np.minimum(trial.signature, ensemble.signatures[trial.parent])
         )
+        self._worth[at] = llr
         self._queues[at] = winner.queues[NEWCOMER]
         self._queues[trial.parent] = winner.queues[HEIR]
         self._memories[at], self._memories[trial.parent] = self._memory(), self._memory()

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from localist_jax.data import Batch
 
 SMOOTHING = 0.5  # occurrences that every token is granted beforehand (Krichevsky–Trofimov)
+ARRIVAL = 0.5  # explained share of variance from which a "hard" division looks like the arrival of a domain
 ROUNDS = 12  # of reassigning documents to the sides of a division
 KINDS = ("hard", "topic")  # what divisions are chosen for
 HARDEST = 0.25  # share of the documents that a division begins with
@@ -101,6 +102,11 @@ class Division:
     excess_bits: float
     explained: float
     ways: int
+
+    @property
+    def is_arrival(self) -> bool:
+        """Whether it looks as if a new domain has arrived."""
+        return self.kind == "hard" and self.explained > ARRIVAL
 
     def takes(self, documents: Float[np.ndarray, "n V"]) -> Bool[np.ndarray, " n"]:
         """Which documents go to the newcomer."""

@@ -9,7 +9,7 @@ from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.account import Account, accepts
 from localist_jax.hierarchy.ensemble import Record
 from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter, code
-from localist_jax.training.journal import read
+from localist_jax.training.journal import Records, read
 from tests.hierarchy.conftest import VOCABULARY, batch_of, same
 
 
@@ -113,6 +113,24 @@ def test_recruiting_leaves_everyone_but_parent_and_newcomer_bit_identical(bags, 
     recruiter, _ = streamed(bags, tmp_path, ["first"] * 8 + ["second", "first"] * 16, ensemble=ensemble)
     assert len(recruiter.ensemble.names) == 3
     assert same(recruiter.ensemble.state(at), bystander)
+
+
+def test_a_recruit_that_costs_more_than_it_ever_saved_is_retired(bags, tmp_path):
+    """Here one that was recruited a moment ago, and whose domain never comes again."""
+    sessions = ["first"] * 8 + ["second", "first"] * 16
+    recruiter, _ = streamed(bags, tmp_path, sessions)
+    (at,) = recruiter._worth
+    assert recruiter._worth[at] > 1000, "it is worth its keep while its domain comes"
+    before = recruiter.account.total_bits
+    recruiter._worth[at] = 0.0
+    recruiter._records = Records(tmp_path / "later.jsonl")
+    for seed in range(10):
+        before += recruiter.observe(batch_of(*["first"] * 4, seed=seed)).bits.sum()
+    recruiter.close()
+    (record,) = [r for r in read(tmp_path / "later.jsonl") if r["kind"] == "retired"]
+    assert recruiter.ensemble.names == ("base",)
+    assert record["saved_bits"] >= np.log2(20)
+    assert recruiter.account.total_bits < before - np.log2(20)
 
 
 def test_a_member_that_gets_nothing_or_is_frozen_stays_bit_identical(engine, pair, tmp_path):
