@@ -292,13 +292,15 @@ class Hierarchy:
 
     capacity: int = 4  # LLMs allocated to begin with; it doubles
     members_at_most: int = 64
-    every: int = 0  # batches between the end of a trial and the next survey; 0: off
+    every: int = (
+        0  # batches after a trial before the next; twice as many if no domain seems to arrive; 0: off
+    )
     start: int = 40  # batches before the first survey
-    survey: int = 8  # batches of which the recent documents are divided
+    survey: int = 16  # batches of documents that a member remembers, to be divided
     smallest: int = 12  # documents on either side of a division
     horizon: int = 256  # documents that both sides of a trial must have had
     patience: int = 400  # batches after which a trial is abandoned that has not come to its horizon
-    placebos: int = 5  # random divisions beside the candidate
+    placebos: int = 8  # random divisions beside the candidate
     alpha: float = 0.05  # chance of a false recruitment, in all
     cost: str = "prequential"  # of an LLM's parameters: prequential, bic or fixed
     bits_per_parameter: float = 0.0  # of `fixed`

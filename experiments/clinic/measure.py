@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from experiments.clinic.alignment import kinds_of, nmi
-from experiments.clinic.setting import BATCH, Clinic, clinic, settings
+from experiments.clinic.setting import BATCH, VOCABULARY, Clinic, clinic, settings
 from experiments.clinic.world import DOMAINS, Note
 from localist_jax import config
 from localist_jax.hierarchy import signature
@@ -20,7 +22,7 @@ from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter, code
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.journal import read
-from localist_jax.training.run import fresh_state, write_json
+from localist_jax.training.run import boxed_state, fresh_state, write_json
 
 OPENING = 16  # tokens of a document by which its signature is read
 
@@ -29,8 +31,7 @@ def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, 
     """Streams a clinic through an ensemble, or through one LLM.
 
     Args:
-      condition: "ensemble" recruits; "one" does not; "null" recruits on a stream whose documents are divided among
-        three departments at random.
+      condition: "ensemble" recruits; "one" does not; "null" recruits, on a stream without domains.
       seed: of facts, stream and parameters.
       width: of each LLM.
       root: folder of all runs.
@@ -39,8 +40,6 @@ def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, 
     folder = root / f"{condition}{width}_seed{seed}"
     if (folder / "result.json").is_file():
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    if condition == "null":
-        phases = ((sum(sessions for sessions, _ in phases), (1.0, 0.0, 0.0)),)
     case = clinic(seed, phases)
     recruiter = _recruiter(case, seed, width, condition != "one", folder)
     curve, checks = [], []
@@ -65,7 +64,7 @@ def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, 
     recruiter.close()
     result = {
         "condition": condition, "seed": seed, "width": width,
-        "parameters": _parameters(recruiter.ensemble) * len(recruiter.ensemble.active),
+        "parameters": parameters(width) * len(recruiter.ensemble.active),
         "members": [[depth, *vars(record).values()] for depth, record in tree(recruiter.ensemble)],
         "j_bits": recruiter.account.total_bits, "description_bits": recruiter.account.description_bits,
         "compile_count": recruiter.engine.compile_count, "checks": checks, "curve": curve,
@@ -92,8 +91,16 @@ def _nearly(recruiter: SpecialistRecruiter) -> int:
     return recruiter.settings.horizon - BATCH
 
 
-def _parameters(ensemble: Ensemble) -> int:
-    return sum(x.size // ensemble.capacity for x in jax.tree.leaves(ensemble.states.params))
+def parameters(width: int) -> int:
+    """Of one LLM."""
+    chosen = settings(0, width)
+    state = boxed_state(Transformer(chosen.model, VOCABULARY), chosen)
+    return sum(x.size for x in jax.tree.leaves(nn.unbox(state.params)))
+
+
+def width_of(at_least: int) -> int:
+    """The smallest width, a multiple of 4, at which one LLM has so many parameters."""
+    return next(width for width in itertools.count(32, 4) if parameters(width) >= at_least)
 
 
 def held_out(recruiter: SpecialistRecruiter, case: Clinic) -> dict[str, Any]:

@@ -19,6 +19,9 @@ PHASES = (
 )  # sessions, shares of the domains
 
 
+NULL = ((60, (1.0, 0.0, 0.0)),)  # no domains: however documents are divided, it is at random
+
+
 def settings(seed: int, width: int = 32, steps: int = 400) -> config.Config:
     """A small LLM that learns at a constant rate, as a stream without an end asks for."""
     return config.Config(
@@ -29,7 +32,7 @@ def settings(seed: int, width: int = 32, steps: int = 400) -> config.Config:
         ),
         gates=config.Gates(open_share_target=0.4),
         optimizer=config.Optimizer(kind="adamw", learning_rate=5e-3, final=1.0, warmup=0.02),
-        hierarchy=config.Hierarchy(every=16, start=60, survey=16, horizon=128, placebos=6),
+        hierarchy=config.Hierarchy(every=16, start=60, survey=16, horizon=128, placebos=8),
         train=config.Train(steps=steps, seed=seed),
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_
 from localist_jax.training.journal import Records
 
 FILE = "hierarchy.jsonl"
-LOOK = 4  # batches between two looks for arrivals while a trial is open
+LOOK = 4  # batches between two looks for arrivals
 _code = jax.jit(mixture.code)
 
 
@@ -111,7 +111,9 @@ class SpecialistRecruiter:
         self._worth: dict[
             int, float
         ] = {}  # bits that each member recruited here saved since its trial's opening
-        self._next = settings.start
+        self._next = self._turn = (
+            settings.start
+        )  # batches from which arrivals, and other divisions, are looked for
 
     def observe(self, batch: Batch) -> Coded:
         """Codes a batch (one document per row), advances the trial, and lets the members learn."""
@@ -124,8 +126,8 @@ class SpecialistRecruiter:
         self.account.coded(float(coded.bits.sum()))
         self._appraise(losses[coded.member >= 0].sum(1), coded)
         if due:
+            self._next = self.batches + LOOK
             self._survey()
-            self._next = self.batches + (self.settings.every if self.trial is None else LOOK)
         if self.trial is not None:
             self.trial.observe(
                 batch, documents, losses, self.ensemble.active, float(coded.bits.sum()),
@@ -180,7 +182,10 @@ class SpecialistRecruiter:
         open_now = self.trial
         if open_now is not None and open_now.division.is_arrival:
             return
-        found = self._division(arrivals=open_now is not None)
+        arrivals = open_now is not None or self.batches < self._turn
+        found = self._division(arrivals)
+        if not arrivals:
+            self._turn = self.batches + self.settings.every
         if found is None or len(self.ensemble.active) >= self.settings.members_at_most:
             return
         if open_now is not None:
@@ -237,7 +242,7 @@ class SpecialistRecruiter:
         trial, s = self.trial, self.settings
         assert trial is not None
         overdue = self.batches - trial.opened >= s.patience
-        hopeless = trial.clock < s.horizon and trial.clock >= s.horizon / 2 and trial.llr_bits < 0
+        hopeless = s.horizon / 2 <= trial.clock < s.horizon and trial.is_behind
         number = bits.integer_code_length(trial.number)
         verdict = int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
         if verdict == Verdict.WAIT and not (overdue or hopeless):
@@ -248,9 +253,11 @@ class SpecialistRecruiter:
         elif verdict == Verdict.REJECT:
             self._write("rejected", **said)
         else:
-            reason = "no evidence at half of the horizon" if hopeless else "its horizon does not come"
+            reason = (
+                "no better than placebos at half of the horizon" if hopeless else "its horizon does not come"
+            )
             self._write("abandoned", reason=reason, **said)
-        self.trial, self._next = None, self.batches + s.every
+        self.trial, self._next, self._turn = None, self.batches + s.every, self.batches + 2 * s.every
 
     def _said(self, trial: Trial) -> dict[str, Any]:
         """What the record says of a trial when it is over."""

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from localist_jax.data import Batch
 
 SMOOTHING = 0.5  # occurrences that every token is granted beforehand (Krichevsky–Trofimov)
-ARRIVAL = 0.5  # explained share of variance from which a "hard" division looks like the arrival of a domain
+ARRIVAL = 0.6  # explained share of variance from which a "hard" division looks like the arrival of a domain
 ROUNDS = 12  # of reassigning documents to the sides of a division
 KINDS = ("hard", "topic")  # what divisions are chosen for
 HARDEST = 0.25  # share of the documents that a division begins with

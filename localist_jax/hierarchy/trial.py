@@ -95,6 +95,11 @@ class Trial:
         """Evidence for the candidate so far."""
         return float(self.evidence.llr_bits[0])
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the candidate has no evidence and is no better than its best placebo."""
+        return self.llr_bits < min(0.0, float(self.evidence.placebo_bits.max()))
+
     def observe(
         self,
         batch: Batch,
