@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +166,13 @@ def blocks(recruiter: SpecialistRecruiter, case: Clinic) -> dict[str, Any]:
     return found
 
 
-def right(result: dict[str, Any]) -> bool:
+def right(result: Mapping[str, Any]) -> bool:
     """Whether there are as many members as domains, and each domain has one of its own."""
     owners = [int(np.argmax(result["checks"][-1][d]["members"])) for d in DOMAINS]
     return len(result["members"]) == len(DOMAINS) == len(set(owners))
 
 
-def routing_accuracy(result: dict[str, Any], how: str) -> float:
+def routing_accuracy(result: Mapping[str, Any], how: str) -> float:
     """Share of held-out documents that went to the member of their domain; members of their own are needed."""
     rows = [result["checks"][-1][d] for d in DOMAINS]
     owners = [int(np.argmax(row["members"])) for row in rows]

@@ -54,7 +54,8 @@ def summary(
         "random_split_streams": len(nulls),
         "random_split_trials": sum(len(n["decisions"]) for n in nulls),
         "trials": [len(e["decisions"]) for e in ensembles],
-        "parameters": {"ensemble": [e["parameters"] for e in ensembles], "one_llm": [c["parameters"] for c in controls]},
+        "parameters": [e["parameters"] for e in ensembles],
+        "parameters_one_llm": [c["parameters"] for c in controls],
         "block_nmi": {d: [e["blocks"][d]["nmi"] for e in ensembles] for d in DOMAINS},
         "block_nmi_one_llm": {d: [c["blocks"][d]["nmi"] for c in controls] for d in DOMAINS},
         "block_nmi_shuffled": {d: [e["blocks"][d]["nmi_shuffled"] for e in ensembles] for d in DOMAINS},
@@ -102,47 +103,61 @@ def body(f: Mapping[str, Any]) -> str:
             study.spread(f["block_nmi_one_llm"][domain]), study.spread(f["block_nmi_shuffled"][domain]),
         ))  # fmt: skip
     head = ("domain", "bits/token", "one LLM", "ratio", "NMI of blocks", "one LLM", "permuted")
-    seeds = f["seeds"]
-    worse = f["worse_at_birth_bits"]
+    routing, by_signature = (
+        100 * float(np.mean(f[name])) for name in ("routing_accuracy", "routing_accuracy_signature")
+    )
+    births, retired = (sum(map(len, f[name])) for name in ("births", "retired"))
+    worse = max(f["worse_at_birth_bits"], default=float("nan"))
     return f"""
-A base LLM of 58 thousand parameters reads notes of a generated clinic ({World(0).concepts} concepts, facts drawn anew for every
-seed), in sessions of 64 notes of one department: at first general medicine alone, then radiology too, at last
-pharmacology. It is told nothing about departments. Documents are coded by the mixture of all LLMs before any of them learns.
+A base LLM of 58 thousand parameters reads notes of a generated clinic ({World(0).concepts} concepts, facts drawn anew
+for every seed), in sessions of 64 notes of one department: at first general medicine alone, then radiology too, at last
+pharmacology. It is told nothing about departments. Documents are coded by the mixture of all LLMs before any of them
+learns.
 
 {{tree}}
 
 *Seed 0. Each line is an LLM; below, the departments' sessions. A birth is paid for by the bits that the candidate saved
 since its trial's opening, against what random divisions of equal capacity saved or lost.*
 
-- **Right** in {f["seeds_right"]} of {seeds} seeds (target 9 of 10): three LLMs, one for each department. LLMs at the end, by seed:
-  {", ".join(map(str, f["members"]))}.
-- **Routing** of held-out notes: {100 * float(np.mean(f["routing_accuracy"])):.1f} % to the LLM of their department by code
-  length, {100 * float(np.mean(f["routing_accuracy_signature"])):.1f} % by the signature of their first
-  {measure.OPENING} tokens (target 97 %; notes of departments that share an LLM count as wrong; all seeds).
-- **Random division**: {f["random_split_recruits"]} recruited in {f["random_split_streams"]} streams without departments, in
-  {f["random_split_trials"]} trials.
-- **Forgetting**: at the end the worst of the first two domains is {study.spread(f["forgetting_bits"])} bits per token worse than it once
-  was at the end of a phase (negative: better); with one LLM {study.spread(f["forgetting_bits_one_llm"])}. At a birth, domains
-  known before changed by at most {max(worse, default=float("nan")):+.3f} bits per token.
+- **Right** in {f["seeds_right"]} of {f["seeds"]} seeds (target 9 of 10): three LLMs, one for each department. LLMs
+  at the
+  end, by seed: {", ".join(map(str, f["members"]))}.
+- **Routing** of held-out notes: {routing:.1f} % to the LLM of their department by code length, {by_signature:.1f} % by
+  the signature of their first {measure.OPENING} tokens (target 97 %; notes of departments that share an LLM count as
+  wrong; all seeds).
+- **Random division**: {f["random_split_recruits"]} LLMs recruited in {f["random_split_streams"]} streams without
+  departments, in {f["random_split_trials"]} trials.
+- **Forgetting**: at the end the worst of the first two domains is {study.spread(f["forgetting_bits"])} bits per token
+  worse than it once was at the end of a phase (negative: better); with one LLM
+  {study.spread(f["forgetting_bits_one_llm"])}. At a birth, the domains known before changed by at most
+  {worse:+.3f} bits
+  per token.
 - **Coordination** took {study.spread(f["coordination_bits_over_bound"])} of T13's bound, log₂M bits for each document.
-- **J fell** by every move; {sum(f["trials"])} trials led to {sum(len(b) for b in f["births"])} births and
-  {sum(len(r) for r in f["retired"])} retirements. Two functions were compiled in every run, at its beginning.
+- **J fell** by every move; {sum(f["trials"])} trials and appraisals led to {births} births and {retired} retirements.
+  {max(f["compilations"])} functions were compiled in a run, at its beginning.
 
 Bits per token of held-out notes at the end, against one LLM of at least as many parameters
-({f["parameters"]["one_llm"][0]:,} against {max(f["parameters"]["ensemble"]):,} at the most) on the same stream. The ratio is over those seeds with a control
-in which the ensemble was right. NMI is between blocks and kinds of concepts, function words left out:
+({f["parameters_one_llm"][0]:,}; three specialists have {max(f["parameters"]):,}) on the same stream. The ratio is over
+the seeds with a control in which the ensemble was right. NMI is between blocks and kinds of concepts, function
+words left
+out:
 
 {study.table(head, rows)}
 {{curves}}
 
-*Seed 0: bits per token of each session as it came. The one LLM is wide and takes a step for every batch: it learns a new
+*Seed 0: bits per token of each batch as it came. The one LLM is wide and takes a step for every batch: it learns a new
 domain faster, and it forgets what does not come.* Over the whole stream, every bit counted, the ensemble takes
-{study.spread(f["stream_bits_ratio_vs_one_llm"])} times as many bits as the one LLM: specialists are worth their bits at the
-end and for what returns, not while a small LLM learns a domain for the first time.
+{study.spread(f["stream_bits_ratio_vs_one_llm"])} times as many bits as the one LLM: specialists are worth their bits in
+the long run and for what returns, not while a small LLM learns a domain for the first time.
 
-What fell short: {_short(f)}the notes are templates and the LLMs tiny; learning rates are constant and the same for both; blocks are
-those that each LLM began with (their own recruitment is off here); the tokenizer has seen all departments.
-"""  # fmt: skip
+What fell short: {_short(f)}the notes are templates and the LLMs tiny; learning rates are constant and the same for
+both;
+the blocks are those that each LLM began with (their own recruitment is off here); the tokenizer has seen all
+departments.
+The stream's sessions matter: where the documents of all departments come mixed in every batch, one small LLM
+learns them
+as well and nothing was recruited in a first trial.
+"""
 
 
 def _short(f: Mapping[str, Any]) -> str:
@@ -180,9 +195,11 @@ def growth(result: Result) -> Figure:
         for r in births:
             y, parent = at[r["name"]], at[r["parent"]]
             axes.plot([r["opened"], r["step"]], [parent, y], color=drawing.INK, lw=1)
+            paid = f"{r['llr_bits']:+,.0f} bits for {r['threshold_bits']:.1f}"
+            others = f"placebos at most {max(r['placebo_bits']):+,.0f}"
             axes.annotate(
-                f"{r['llr_bits']:+,.0f} bits for {r['threshold_bits']:.1f}\nplacebos at most {max(r['placebo_bits']):+,.0f}",
-                (r["step"], y), xytext=(4, 6), textcoords="offset points", fontsize=8, color=drawing.INK,
+                f"{paid}\n{others}", (r["step"], y), xytext=(4, 6), textcoords="offset points", fontsize=8,
+                color=drawing.INK,
             )  # fmt: skip
         refused = [r["step"] for r in result["decisions"] if r["kind"] in ("rejected", "abandoned")]
         axes.plot(refused, [-0.45] * len(refused), "x", color=drawing.RED, ms=5)

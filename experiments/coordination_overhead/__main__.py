@@ -235,16 +235,17 @@ round, and speeds are medians per second of processor time, since other programs
   bits for a whole document of 40 tokens.
 
 Bits per token after the first {OPENING}, by which the shortlist is fixed: the LLM of the document's own domain, the
-mixture of all, and of shortlists of 1, 2 and 4; how often a document's own LLM codes it best, and how often it is on the
-list, %:
+mixture of all, and of shortlists of 1, 2 and 4; how often a document's own LLM codes it best, and how often it is on
+the list, %:
 
 {study.table(("LLMs", "own", "all", "list of 1", "of 2", "of 4", "best", "on 1", "on 2", "on 4"), good)}
 {{curves}}
 
 {verdict(f)}
 
-What fell short: tiny LLMs, and one machine that others use too; memory is that of the states (parameters and moments), and
-a stack's whole capacity is allocated at once. T13 has no bound for a list that depends on the text: its excess is measured.
+What fell short: tiny LLMs, and one machine that others use too; memory is that of the states (parameters and moments),
+and a stack's whole capacity is allocated at once. T13 has no bound for a list that depends on the text: its excess is
+measured.
 """
 
 
@@ -253,11 +254,12 @@ def verdict(f: dict[str, Any]) -> str:
     by, last = f["by_llms"], list(f["by_llms"]["bound_bits"])[-1]
     mean = {name: float(np.mean(values[last])) for name, values in by.items()}
     excess = [mean[f"shortlist{s}_bits_per_token"] - mean["full_bits_per_token"] for s in SHORTLISTS]
-    return f"""Where it breaks down: reading a text with all {last} LLMs costs {last} readings, so a shortlist has to do,
-and it is chosen by {OPENING} tokens' signature. The right LLM is on a list of {SHORTLISTS[0]} for
-{100 * mean["listed1"]:.0f} % of the documents, on one of {SHORTLISTS[-1]} for {100 * mean["listed4"]:.0f} %, and the lists
-of {", ".join(map(str, SHORTLISTS))} take {", ".join(f"{x:.3f}" for x in excess)} bits per token more than the mixture of
-all. Memory grows in proportion to M."""
+    return f"""Where it breaks down: reading a text with all {last} LLMs costs {last} readings, so a shortlist has to
+do, and it is chosen by {OPENING} tokens' signature. The right LLM is on a list of {SHORTLISTS[0]} for
+{100 * mean["listed1"]:.0f} % of the documents, on one of {SHORTLISTS[-1]} for {100 * mean["listed4"]:.0f} %; lists of
+{", ".join(map(str, SHORTLISTS))} take {", ".join(f"{x:.3f}" for x in excess)} bits per token more than the mixture
+of all.
+Memory grows in proportion to M."""
 
 
 def picture(f: dict[str, Any]) -> Figure:
