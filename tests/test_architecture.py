@@ -29,10 +29,10 @@ ARROWS = {
     "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
     "hierarchy": FOUNDATION | {"locality", "model", "data", "parallel", "training", "recruitment"},
-    "report": FOUNDATION | {"locality", "model", "training", "recruitment"},
+    "report": FOUNDATION | {"locality", "model", "training", "recruitment", "hierarchy"},
     "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "rules": FOUNDATION | {"locality", "model", "training"},
-    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules"},
+    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules", "hierarchy"},
     "__init__": set(),
 }
 

@@ -1,10 +1,13 @@
 """Ensembles on disk, specialists that travel, and answers: who answered, with what weight, by which evidence."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from localist_jax.__main__ import main
 from localist_jax.data import Tokenizer
 from localist_jax.hierarchy.answer import answer, route
 from localist_jax.hierarchy.ensemble import Ensemble
@@ -110,3 +113,19 @@ def test_a_route_shows_its_evidence(pair, engine):
     assert batch.tokens.shape[1] == T
     with pytest.raises(ValueError, match="at least 1 member, got 0"):
         route(pair, engine, batch, shortlist=0)
+
+
+def test_commands_work_on_an_ensemble(house, capsys):
+    main(["generate", str(house.workdir), "heart heart", "--tokens", "2"])
+    out, err = capsys.readouterr()
+    assert out.startswith("heart heart")
+    assert re.search(r"\[→ (base|heart): [0-9.]+ bits, weight 0\.[5-9]", err)
+    assert re.search(r"coordination \S+ bits of at most 1\.00", err)
+    main(["report", str(house.workdir)])
+    out, err = capsys.readouterr()
+    assert Path(out.strip()) == house.workdir / "ensemble.html"
+    assert err.splitlines()[0].startswith("base: ")
+    assert err.splitlines()[1].startswith("  heart: 45 tokens, 3 blocks, λ=0.9")
+    page = (house.workdir / "ensemble.html").read_text(encoding="utf-8")
+    assert "recruited at batch 7 from base" in page
+    assert page.count("<li>block") == 6
