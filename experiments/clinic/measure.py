@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,19 @@ def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, 
     if (folder / "result.json").is_file():
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
     case = clinic(seed, phases)
-    recruiter = _recruiter(case, seed, width, condition != "one", folder)
-    curve, checks = [], []
     ends = np.cumsum([sessions * len(case.notes) // sum(n for n, _ in phases) for sessions, _ in phases])
+    recruiter, result = streamed(case, settings(seed, width), folder, condition != "one", ends.tolist())
+    result |= {"condition": condition, "width": width, "blocks": blocks(recruiter, case)}
+    write_json(folder / "result.json", result)
+    return result
+
+
+def streamed(
+    case: Clinic, chosen: config.Config, folder: Path, recruits: bool, ends: Sequence[int]
+) -> tuple[SpecialistRecruiter, dict[str, Any]]:
+    """Streams the notes of a case; measures held-out ones at the ends of phases, and before and after every birth."""
+    recruiter = _recruiter(case, chosen, recruits, folder)
+    curve, checks = [], []
     members = 1
     for batch, notes in enumerate(case.notes, 1):
         placed = case.batch(notes)
@@ -58,33 +68,28 @@ def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, 
         curve.append([batch, notes[0].domain, float(coded.bits.sum() / tokens), float(coded.best_bits.sum() / tokens),
                       float(coded.bound_bits.sum() / tokens), int(tokens)])  # fmt: skip
         if len(recruiter.ensemble.active) > members:
-            members = len(recruiter.ensemble.active)
             checks.append({"batch": batch, "what": "birth", "before": before, **held_out(recruiter, case)})
+        members = len(recruiter.ensemble.active)
         if batch in ends:
             checks.append({"batch": batch, "what": "phase", **held_out(recruiter, case)})
     recruiter.close()
-    result = {
-        "condition": condition, "seed": seed, "width": width,
-        "parameters": parameters(width) * len(recruiter.ensemble.active),
+    return recruiter, {
+        "seed": chosen.train.seed, "parameters": parameters(chosen.model.width) * len(recruiter.ensemble.active),
         "members": [[depth, *vars(record).values()] for depth, record in tree(recruiter.ensemble)],
         "j_bits": recruiter.account.total_bits, "description_bits": recruiter.account.description_bits,
         "compile_count": recruiter.engine.compile_count, "checks": checks, "curve": curve,
         "decisions": [r for r in read(folder / FILE) if r["kind"] != "opened"],
-        "blocks": blocks(recruiter, case),
     }  # fmt: skip
-    write_json(folder / "result.json", result)
-    return result
 
 
-def _recruiter(case: Clinic, seed: int, width: int, recruits: bool, folder: Path) -> SpecialistRecruiter:
-    chosen = settings(seed, width)
+def _recruiter(case: Clinic, chosen: config.Config, recruits: bool, folder: Path) -> SpecialistRecruiter:
     if not recruits:
         chosen = chosen.replace(hierarchy={"every": 0, "capacity": 1})
     model = Transformer(chosen.model, case.tokenizer.vocab_size)
     engine = Engine(model, chosen, case.tokenizer.byte_lengths)
     state = fresh_state(model, chosen, make_mesh(config.Mesh(), jax.devices()[:1]))
     ensemble = Ensemble.create(state, chosen.hierarchy.capacity, case.tokenizer.vocab_size)
-    return SpecialistRecruiter(ensemble, engine, chosen.hierarchy, folder, seed)
+    return SpecialistRecruiter(ensemble, engine, chosen.hierarchy, folder, chosen.train.seed)
 
 
 def _nearly(recruiter: SpecialistRecruiter) -> int:

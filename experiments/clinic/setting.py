@@ -39,9 +39,8 @@ def settings(seed: int, width: int = 32, steps: int = 400) -> config.Config:
 
 @dataclasses.dataclass(frozen=True)
 class Clinic:
-    """One seed: its world, its tokenizer, its stream, and notes of each domain that are held out."""
+    """One seed: its tokenizer, its stream, and notes of each domain that are held out."""
 
-    world: World
     tokenizer: Tokenizer
     notes: list[list[Note]]
     held_out: dict[str, list[Note]]
@@ -60,4 +59,4 @@ def clinic(seed: int, phases=PHASES) -> Clinic:
     world, rng = World(seed), np.random.default_rng([seed, 3])
     texts = [world.note(domain, rng).text for domain in DOMAINS for _ in range(1000)]
     held_out = {domain: [world.note(domain, rng) for _ in range(HELD_OUT)] for domain in DOMAINS}
-    return Clinic(world, Tokenizer.train(texts, VOCABULARY), stream(world, phases, BATCH, seed), held_out)
+    return Clinic(Tokenizer.train(texts, VOCABULARY), stream(world, phases, BATCH, seed), held_out)
