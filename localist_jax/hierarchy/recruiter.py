@@ -24,6 +24,7 @@ from localist_jax import bits, config
 from localist_jax.data import Batch
 from localist_jax.hierarchy import mixture, signature
 from localist_jax.hierarchy.account import Account
+from localist_jax.hierarchy.blocks import BlockRecruiters
 from localist_jax.hierarchy.engine import Engine, Queue
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.hierarchy.signature import KINDS, Division, Memory
@@ -31,6 +32,7 @@ from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
 from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
 from localist_jax.training.journal import Records
+from localist_jax.training.state import TrainState
 
 FILE = "hierarchy.jsonl"
 LOOK = 4  # batches between two looks for arrivals
@@ -95,11 +97,19 @@ class SpecialistRecruiter:
       settings: of recruitment; `every` 0 only routes and trains.
       workdir: gets `hierarchy.jsonl`.
       seed: for divisions and placebos.
+      blocks: that recruit blocks inside the members; None: nobody does.
     """
 
     def __init__(
-        self, ensemble: Ensemble, engine: Engine, settings: config.Hierarchy, workdir: Path, seed: int = 0
+        self,
+        ensemble: Ensemble,
+        engine: Engine,
+        settings: config.Hierarchy,
+        workdir: Path,
+        seed: int = 0,
+        blocks: BlockRecruiters | None = None,
     ):
+        self._blocks = blocks
         self.ensemble, self.engine, self.settings = ensemble, engine, settings
         self.account = Account()
         self.trial: Trial | None = None
@@ -147,10 +157,20 @@ class SpecialistRecruiter:
             while len(self._queues[at]) >= batch.tokens.shape[0]:
                 full = self._queues[at].take(batch.tokens.shape[0])
                 if not self.ensemble.record(at).frozen:
-                    state = self.engine.train(self.ensemble.state(at), full)
+                    state = self.engine.train(self._with_blocks(at, full), full)
                     self.ensemble = self.ensemble.with_state(at, state)
             for row in mine:
                 self._memories[at].put(documents[row], float(coded.bits[row]))
+
+    def _with_blocks(self, at: int, batch: Batch) -> TrainState:
+        """The state of a member, with the blocks that it recruits or retires now."""
+        state, name = self.ensemble.state(at), self.ensemble.record(at).name
+        if self._blocks is None:
+            return state
+        if self.trial is not None and self.trial.parent == at:
+            self._blocks.anew(name)  # incumbent and contenders are to differ in what is on trial alone
+            return state
+        return self._blocks.before(name, state, batch, self.account)
 
     def _memory(self) -> Memory:
         return Memory(self.settings.survey * self.engine.settings.data.batch, self._rng)
@@ -289,6 +309,8 @@ class SpecialistRecruiter:
         self.ensemble = ensemble.with_state(trial.parent, winner.states[HEIR]).served(
             trial.parent, -np.minimum(trial.signature, ensemble.signatures[trial.parent])
         )
+        if self._blocks is not None:
+            self._blocks.anew(parent.name)
         self._worth[at] = llr
         self._queues[at] = winner.queues[NEWCOMER]
         self._queues[trial.parent] = winner.queues[HEIR]
@@ -305,3 +327,5 @@ class SpecialistRecruiter:
     def close(self) -> None:
         """Closes the record."""
         self._records.close()
+        if self._blocks is not None:
+            self._blocks.close()
