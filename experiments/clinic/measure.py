@@ -20,6 +20,7 @@ from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.engine import Engine
 from localist_jax.hierarchy.ensemble import Ensemble, tree
 from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter, code
+from localist_jax.hierarchy.shipping import House
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.journal import read
@@ -45,6 +46,8 @@ def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, 
     ends = np.cumsum([sessions * len(case.notes) // sum(n for n, _ in phases) for sessions, _ in phases])
     recruiter, result = streamed(case, settings(seed, width), folder, condition != "one", ends.tolist())
     result |= {"condition": condition, "width": width, "blocks": blocks(recruiter, case)}
+    house = House.of(folder, recruiter.ensemble, settings(seed, width), case.tokenizer)
+    house.save(len(case.notes), "python -m experiments.clinic")
     write_json(folder / "result.json", result)
     return result
 
