@@ -23,7 +23,8 @@ def member_for(house: House, prompt: str) -> tuple[Run, Route]:
     """
     e, context, bos = house.ensemble, house.settings.data.context, house.tokenizer.BOS
     ids = house.tokenizer.encode(prompt).tolist() or [bos]
-    found = route(e, house.engine, rows([ids], context, bos), len(e.active))[0]
+    batch = rows([ids], context, bos, house.settings.data.batch)
+    found = route(e, house.engine, batch, len(e.active))[0]
     for at, bits, weight in zip(found.listed, found.bits, found.weights, strict=True):
         mark = "→" if at == found.member else " "
         print(f"[{mark} {e.record(at).name}: {bits:.1f} bits, weight {weight:.4f}]", file=sys.stderr)

@@ -15,7 +15,7 @@ from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.run import fresh_state
 from localist_jax.types import struct
 
-VOCABULARY, T, B = 60, 24, 4
+VOCABULARY, T, B = 260, 24, 4
 DOMAINS = {"first": (2, 22), "second": (22, 42), "third": (42, 60)}  # token ids; they share none
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from localist_jax.hierarchy.parallel import mesh_of, placed
 
+pytestmark = pytest.mark.slow  # a process of its own, and two compilations in it
+
 
 @pytest.fixture(scope="module")
 def seen(house_settings):

@@ -10,6 +10,7 @@ import pytest
 from localist_jax.__main__ import main
 from localist_jax.data import Tokenizer
 from localist_jax.hierarchy.answer import answer, route
+from localist_jax.hierarchy.command import member_for
 from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.hierarchy.shipping import House
 from localist_jax.locality import Dial
@@ -82,7 +83,7 @@ def test_what_cannot_be_taken_in_is_refused(house, tmp_path):
 def test_requests_are_grouped_and_every_answer_says_from_whom(house):
     e, engine, tokenizer = house.ensemble, house.engine, house.tokenizer
     prompts = ["the liver", "heart heart", "the dose", "heart"]
-    options = {"batch": 2, "max_new": 3, "temperature": 0.0}
+    options = {"batch": 4, "max_new": 2, "temperature": 0.0, "stats": "none"}
     found = answer(e, engine, tokenizer, prompts, shortlist=1, **options)
     assert [a.name for a in found] == ["base", "heart", "base", "heart"]
     compiled = engine.compile_count, _read._cache_size()
@@ -116,9 +117,9 @@ def test_a_route_shows_its_evidence(pair, engine):
 
 
 def test_commands_work_on_an_ensemble(house, capsys):
-    main(["generate", str(house.workdir), "heart heart", "--tokens", "2"])
-    out, err = capsys.readouterr()
-    assert out.startswith("heart heart")
+    run, found = member_for(house, "heart heart")
+    assert same(run.state, house.ensemble.state(found.member))
+    _, err = capsys.readouterr()
     assert re.search(r"\[→ (base|heart): [0-9.]+ bits, weight 0\.[5-9]", err)
     assert re.search(r"coordination \S+ bits of at most 1\.00", err)
     main(["report", str(house.workdir)])
