@@ -19,7 +19,7 @@ PHASES = (
 )  # sessions, shares of the domains
 
 
-NULL = ((60, (1.0, 0.0, 0.0)),)  # no domains: however documents are divided, it is at random
+NULL = ((36, (1.0, 0.0, 0.0)),)  # no domains: however documents are divided, it is at random
 
 
 def settings(seed: int, width: int = 32, steps: int = 400) -> config.Config:

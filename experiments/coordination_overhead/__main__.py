@@ -9,6 +9,7 @@ shortlists of 1, 2 and 4. Everything it needs is generated. Writes `coordination
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import time
@@ -30,6 +31,7 @@ from localist_jax.hierarchy.recruiter import mixed
 from localist_jax.model.generate import _read
 from localist_jax.report import figures as drawing
 from localist_jax.report import study
+from localist_jax.training.run import write_json
 
 SHORTLISTS = (1, 2, 4)
 COSTS = (
@@ -45,8 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser("coordination_overhead", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--most", type=int, default=64, help="LLMs")
-    parser.add_argument("--steps", type=int, default=120, help="of training each LLM")
-    parser.add_argument("--rounds", type=int, default=5, help="of timing, each over all M")
+    parser.add_argument("--steps", type=int, default=30, help="of training each LLM")
+    parser.add_argument("--rounds", type=int, default=1, help="of timing, each over all M")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/coordination_overhead"))
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
     arguments = parser.parse_args()
     with one_line():
@@ -62,7 +65,11 @@ def main() -> None:
 
 
 def measured(seed: int, arguments: argparse.Namespace) -> dict[int, dict[str, float]]:
-    """All figures of one seed, by M."""
+    """All figures of one seed, by M; read from the work folder where they were measured before."""
+    name = f"most{arguments.most}_steps{arguments.steps}_rounds{arguments.rounds}_seed{seed}.json"
+    path = arguments.workdir / name
+    if path.is_file():
+        return {int(M): row for M, row in json.loads(path.read_text(encoding="utf-8")).items()}
     domains, engine, everyone = trained(seed, arguments.most, arguments.steps)
     sizes = [2**i for i in range(arguments.most.bit_length()) if 2**i <= arguments.most]
     found: dict[int, dict[str, float]] = {}
@@ -71,6 +78,8 @@ def measured(seed: int, arguments: argparse.Namespace) -> dict[int, dict[str, fl
         print(f"coordination_overhead: seed {seed}, M={M}: {found[M]}", file=sys.stderr, flush=True)
     for M, row in speed(domains, engine, everyone, sizes, arguments.rounds).items():
         found[M] |= row
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
     return found
 
 
@@ -132,8 +141,8 @@ def speed(
     calls = max(sizes)
     found: dict[int, dict[str, list[float]]] = {M: {} for M in sizes}
     compiled = 0
-    for turn in range(rounds + 1):  # the first one compiles
-        for M in sizes:
+    for turn in range(rounds + 1):  # the first one only compiles
+        for M in sizes if turn else sizes[:1]:
             ensemble = with_members(everyone, M)
             prompts = [
                 domains.tokenizer.decode(domains.document(int(d) % M, rng)[:16])
