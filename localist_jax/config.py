@@ -292,9 +292,7 @@ class Hierarchy:
 
     capacity: int = 4  # LLMs allocated to begin with; it doubles
     members_at_most: int = 64
-    every: int = (
-        0  # batches after a trial before the next; twice as many if no domain seems to arrive; 0: off
-    )
+    every: int = 0  # batches between trials, twice as many where no domain seems to arrive; 0: off
     start: int = 40  # batches before the first survey
     survey: int = 16  # batches of documents that a member remembers, to be divided
     smallest: int = 12  # documents on either side of a division
