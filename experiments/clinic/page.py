@@ -150,8 +150,10 @@ department faster, and it forgets what does not come.* Over the whole stream, ev
 {longer} times as many bits as the one LLM: specialists are worth their bits in the long run and for what returns, not
 while a small LLM learns a department for the first time.
 
-What fell short: {_short(f)}the notes are templates and the LLMs tiny; learning rates are constant and the same for
-both, so the one LLM forgets as much as it does; the blocks are those that each LLM began with (their own recruitment is
+What fell short: {_short(f)}streams without departments are short (144 batches).
+
+The notes are templates and the LLMs tiny; learning rates are constant and the same for both,
+so the one LLM forgets as much as it does; the blocks are those that each LLM began with (their own recruitment is
 off here), and tell little more of the kinds of concepts than those of the one LLM; the tokenizer has seen all
 departments. Until a newcomer is recruited, its notes train the member that codes them best, which suffers meanwhile.
 Sessions matter: in a first trial with all departments mixed in every batch, they did not get LLMs of their own.
