@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from localist_jax import config, report
+from localist_jax.recruitment.proposals import Concept
 from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import collect, figures
 from localist_jax.training.journal import Journal
@@ -20,6 +21,8 @@ MADE_BY_RUN = ("cache", "checkpoints", "tensorboard", "metrics.jsonl", "recruitm
 def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh: bool = False) -> Path:
     """Trains (or resumes), measures the dial, writes samples and the report; returns the report's path.
 
+    Concepts of the run's rules that no block covers are candidates for recruitment, where that is on.
+
     Args:
       settings: the resolved configuration.
       workdir: the run's folder.
@@ -28,7 +31,12 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
     """
     if fresh:
         _forget(workdir)
-    run = train(settings, workdir, command=command, hooks=hooks(settings))
+    concepts: list[Concept] = []
+    if settings.recruitment.every:
+        from localist_jax.rules.coverage import wanted  # here, since solver and engine take a while to import
+
+        concepts = wanted(workdir)
+    run = train(settings, workdir, command=command, hooks=hooks(settings, concepts))
     return measure(run)
 
 

@@ -24,7 +24,7 @@ from localist_jax.training.run import abstract_state, fresh_state
 from localist_jax.training.step import make_train_step
 
 STEPS = 5
-MESHES = {"1x1": (1, 1), "8x1": (8, 1), "4x2": (4, 2)}
+MESHES = {"1x1": (1, 1), "4x2": (4, 2)}
 
 
 def main(workdir: Path, settings: config.Config):

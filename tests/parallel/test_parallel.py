@@ -38,8 +38,7 @@ def test_losses_do_not_depend_on_the_mesh(seen):
     assert seen["devices"] == 8
     alone = seen["losses"]["1x1"]
     assert len(set(alone)) == len(alone)
-    for name in ("8x1", "4x2"):
-        np.testing.assert_allclose(seen["losses"][name], alone, rtol=TOLERANCE)
+    np.testing.assert_allclose(seen["losses"]["4x2"], alone, rtol=TOLERANCE)
 
 
 def test_parameters_are_really_split(seen):
@@ -54,7 +53,7 @@ def test_parameters_are_really_split(seen):
         assert shards[name] == 2, name
     assert shards["localist/attention/gates"] == 2
     assert shards["router/kernel"] == 1
-    assert set(seen["shards"]["8x1"].values()) == {1}
+    assert set(seen["shards"]["1x1"].values()) == {1}
 
 
 @pytest.mark.parametrize(("saved", "read"), [("4x2", "1x1"), ("1x1", "4x2")])
