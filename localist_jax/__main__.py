@@ -120,9 +120,14 @@ def _dial(text: str) -> float | str:
         return text
 
 
-def _open(arguments: argparse.Namespace):
+def _open(arguments: argparse.Namespace, text: str = ""):
+    """The run in that folder; of an ensemble, the member that the text is routed to."""
+    from localist_jax.hierarchy import command
+    from localist_jax.hierarchy.shipping import House
     from localist_jax.training.run import Run
 
+    if text and command.is_ensemble(arguments.workdir):
+        return command.member_for(House.open(arguments.workdir), text)[0]
     return Run.open(arguments.workdir, arguments.step)
 
 
@@ -185,7 +190,7 @@ def _eval(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace) -> None:
     from localist_jax.locality import Dial
 
-    run = _open(arguments)
+    run = _open(arguments, arguments.prompt)
     dials = Dial.for_requests([_setting(run, dial) for dial in arguments.dial])
     prompts = [arguments.prompt] * len(arguments.dial)
     options = dict(
@@ -227,7 +232,7 @@ def _report_rules(enforcer, generations, path: Path | None) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     from localist_jax.report import collect, figures
 
-    run = _open(arguments)
+    run = _open(arguments, arguments.text)
     read, attention = collect.inspect(run, arguments.text, _setting(run, arguments.dial))
     print(f"{'token':<20}{'block':>6}{'bits':>8}{'entropy':>9}{'fidelity':>10}{'gated':>8}{'price':>8}")
     for i, token in enumerate(read["tokens"]):
@@ -245,8 +250,16 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from localist_jax.hierarchy.command import is_ensemble
+    from localist_jax.hierarchy.shipping import House
+    from localist_jax.report import tree
     from localist_jax.report.job import measure
 
+    if is_ensemble(arguments.workdir):
+        house = House.open(arguments.workdir)
+        print(tree.text(tree.branches(house)), file=sys.stderr)
+        print(tree.write(house))
+        return
     print(measure(_open(arguments)))
 
 

@@ -285,6 +285,32 @@ class Recruitment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Hierarchy:
+    """When an ensemble takes on a whole LLM; batches are those of the stream, a document per row."""
+
+    capacity: int = 4  # LLMs allocated to begin with; it doubles
+    members_at_most: int = 64
+    every: int = 0  # batches between trials, twice as many where no domain seems to arrive; 0: off
+    start: int = 40  # batches before the first survey
+    survey: int = 16  # batches of documents that a member remembers, to be divided
+    smallest: int = 12  # documents on either side of a division
+    horizon: int = 256  # documents that both sides of a trial must have had
+    patience: int = 400  # batches after which a trial is abandoned that has not come to its horizon
+    placebos: int = 8  # random divisions beside the candidate
+    alpha: float = 0.05  # chance of a false recruitment, in all
+    cost: str = "prequential"  # of an LLM's parameters: prequential, bic or fixed
+    bits_per_parameter: float = 0.0  # of `fixed`
+
+    def __post_init__(self):
+        for name in ("capacity", "members_at_most", "survey", "smallest", "horizon", "patience"):
+            _require(getattr(self, name) >= 1, f"hierarchy.{name}", "at least 1", getattr(self, name))
+        for name in ("every", "start"):
+            _require(getattr(self, name) >= 0, f"hierarchy.{name}", "0 or more", getattr(self, name))
+        _require(self.placebos >= 2, "hierarchy.placebos", "at least 2, to know their spread", self.placebos)
+        _require(0 < self.alpha < 1, "hierarchy.alpha", "a probability in (0, 1)", self.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """Length of a run, and what it leaves behind."""
 
@@ -324,6 +350,7 @@ class Config:
     router: Router = Router()
     optimizer: Optimizer = Optimizer()
     recruitment: Recruitment = Recruitment()
+    hierarchy: Hierarchy = Hierarchy()
     train: Train = Train()
     mesh: Mesh = Mesh()
 

@@ -96,6 +96,6 @@ def figure(x: searches.Searches, _) -> Figure:
 THEOREM = Theorem(
     "T12", "recruitment terminates", searches.sample, claims, twin, "(c) after a single pass over the proposals",
     attain=attain, attained=("a: bits of the moves",), attack=attack, share=0.05, chunk=2048, figure=figure,
-    note="mathematics on small models: the library has no recruitment yet",
+    note="the rule by which the library's account books moves (`hierarchy.account`), on small models",
     found="exactly, moves·ε ≤ J₀ − J; ⌊J₀/ε⌋ is not attained, since J never reaches 0",
 )  # fmt: skip

@@ -22,50 +22,43 @@ import jax
 import jax.numpy as jnp
 
 from localist_jax import bits
+from localist_jax.hierarchy import mixture
 from proofs_check.models import mixing
 from proofs_check.theorem import Theorem, at_most
 
 
 def claims(x: mixing.Losses):
-    """(a)–(d)."""
+    """(a)–(d), of `hierarchy.mixture`."""
     losses, M = jnp.maximum(x.bits, 0.0), x.count
     exists = jnp.arange(mixing.LLMS) < M[:, None]
-    log_M, log_others = jnp.log2(M), jnp.log2(jnp.maximum(M - 1, 1))
-    prior = mixing.prior(x, exists)
-    cost = bits.from_nats(-prior)
+    prior, uniform = mixing.prior(x, exists), mixture.uniform(exists)
     totals = losses.sum(1)
-    best = lambda length, of=exists: jnp.where(of, length, jnp.inf).min(1)  # noqa: E731
-    bayes = mixing.mixture(losses, prior, M)
-    uniform = jnp.where(exists, -jnp.log(M)[:, None], -jnp.inf)
+
+    def length(log_prior, shares=None):
+        return mixture.code(losses, log_prior, shares)[0].sum(1)
 
     along = jnp.take_along_axis(losses, x.path[..., None], 2)[..., 0].sum(1)
-    switches = x.path[:, 1:] != x.path[:, :-1]
-    S, t = switches.sum(1), jnp.arange(1, mixing.TOKENS + 1)
+    switched = x.path[:, 1:] != x.path[:, :-1]
+    S = switched.sum(1)
     sigma = jax.nn.sigmoid(x.share)
-    fixed, free = (
-        mixing.mixture(losses, uniform, M, jnp.broadcast_to(share, losses.shape[:2]))
-        for share in (sigma[:, None], 1 / (t + 1))
+    every = jnp.broadcast_to(sigma[:, None], losses.shape[:2])
+    fixed = length(uniform, every)
+    free = length(uniform, jnp.broadcast_to(mixture.tuning_free(mixing.TOKENS), losses.shape[:2]))
+    exactly, at_the_most = (
+        mixture.fixed_share_bound(M, n, mixing.TOKENS, sigma)
+        for n in (S, jnp.minimum(S + x.spare, mixing.TOKENS - 1))
     )
+    often_stated = jnp.log2(M) + S * jnp.log2(jnp.maximum(M - 1, 1)) + jnp.log2(mixing.TOKENS)
 
-    def cost_of(S):
-        stay = (mixing.TOKENS - 1 - S) * jnp.log2(1 - sigma)
-        return log_M + S * (log_others - jnp.log2(sigma)) - stay
-
-    more = jnp.minimum(S + x.spare, mixing.TOKENS - 1)
-    when = jnp.where(switches, jnp.log2(t[:-1]), 0.0).sum(1)
-    start = along + log_M + S * log_others + jnp.log2(mixing.TOKENS)
-
-    listed = x.listed & exists
-    among = mixing.prior(x, listed)
-    short = mixing.mixture(losses, among, M)
+    among = mixing.prior(x, x.listed & exists)
     return {
-        "a: Bayes": at_most(bayes, best(totals + cost)),
-        "a: uniform, log M": at_most(mixing.mixture(losses, uniform, M), best(totals) + log_M),
-        "b: fixed share": at_most(fixed, along + cost_of(S)),
-        "b: at most S switches": at_most(fixed, along + cost_of(more), (sigma <= (M - 1) / M)),
-        "c: tuning-free": at_most(free, start + when),
-        "c: S log(T−1)": at_most(free, start + S * jnp.log2(mixing.TOKENS - 1)),
-        "d: shortlist": at_most(short, best(totals - bits.from_nats(among), listed)),
+        "a: Bayes": at_most(length(prior), mixture.bayes_bound(totals, prior)),
+        "a: uniform, log M": at_most(length(uniform), mixture.bayes_bound(totals, uniform)),
+        "b: fixed share": at_most(fixed, along + exactly),
+        "b: at most S switches": at_most(fixed, along + at_the_most, (sigma <= (M - 1) / M)),
+        "c: tuning-free": at_most(free, along + mixture.tuning_free_bound(M, switched)),
+        "c: S log(T−1)": at_most(free, along + often_stated + S * jnp.log2(mixing.TOKENS - 1)),
+        "d: shortlist": at_most(length(among), mixture.bayes_bound(totals, among)),
     }
 
 
@@ -79,9 +72,9 @@ def twin(x: mixing.Losses):
     size = (x.count + 1) // 2
     kept = jnp.argsort(jnp.argsort(-standing, -1), -1) < size[:, None, None]
     kept_standing = jnp.where(kept, standing, -jnp.inf)
-    length = mixing.lse(kept_standing) - mixing.lse(kept_standing - bits.to_nats(losses))
+    length = mixing.log_sum(kept_standing) - mixing.log_sum(kept_standing - bits.to_nats(losses))
     last = kept[:, -1]
-    members = mixing.lse(jnp.where(last, prior, -jnp.inf))[:, None] - prior
+    members = mixing.log_sum(jnp.where(last, prior, -jnp.inf))[:, None] - prior
     bound = jnp.where(last, losses.sum(1) + bits.from_nats(members), jnp.inf).min(1)
     return at_most(bits.from_nats(length.sum(1)), bound)
 
@@ -101,6 +94,5 @@ THEOREM = Theorem(
     "(d) for a shortlist that is chosen again before every token",
     because="float64, sums of up to 16 lengths of up to 10⁵ bits, relative to 1 + |bound|",
     attain=attain, attained=("a: Bayes", "a: uniform, log M", "b: fixed share", "c: tuning-free", "d: shortlist"),
-    note="mathematics on small models: the library has no hierarchy (mixture) yet",
     found="exact cost of the tuning-free share: log T + Σ log t_k over the switches, below (S+1) log T",
 )  # fmt: skip

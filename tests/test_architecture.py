@@ -28,10 +28,11 @@ ARROWS = {
     "parallel": FOUNDATION,
     "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
-    "report": FOUNDATION | {"locality", "model", "training", "recruitment", "rules"},
+    "hierarchy": FOUNDATION | {"locality", "model", "data", "parallel", "training", "recruitment"},
+    "report": FOUNDATION | {"locality", "model", "training", "recruitment", "rules", "hierarchy"},
     "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "rules": FOUNDATION | {"locality", "model", "training", "recruitment"},
-    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules"},
+    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules", "hierarchy"},
     "__init__": set(),
 }
 

@@ -69,5 +69,6 @@ def test_settings_cannot_be_changed_in_place(section):
 def test_every_field_is_explained_or_plain():
     """Every default stands in `config` and nowhere else: the sections cover each other's names once."""
     assert [f.name for f in dataclasses.fields(config.Config)] == [
-        "data", "model", "dial", "gates", "router", "optimizer", "recruitment", "train", "mesh",
+        "data", "model", "dial", "gates", "router", "optimizer", "recruitment", "hierarchy", "train",
+        "mesh",
     ]  # fmt: skip

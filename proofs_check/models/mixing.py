@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from localist_jax import bits
+from localist_jax.hierarchy import mixture
 from localist_jax.types import struct
 from proofs_check.theorem import pick
 
@@ -59,32 +59,7 @@ def sample(key: jax.Array, n: int) -> Losses:
     )  # fmt: skip
 
 
-def mixture(losses, prior, count, shares=None):
-    """Bits [n] of a mixture that codes each token before it learns from it.
-
-    Args:
-      losses: bits [n, T, M]; prior: ln v_1 [n, M]; count: [n], LLMs that exist.
-      shares: σ_t after t = 1 … T tokens, [n, T]; None for 0, Bayes' rule.
-    """
-    others = 1 - jnp.eye(LLMS)
-    nobody = (jnp.arange(LLMS) >= count[:, None]).T
-
-    def step(weights, now):
-        loss, share = now
-        joint = weights - bits.to_nats(loss)
-        top = joint.max(0)
-        each = jnp.exp(joint - top)  # what underflows here is nothing beside the largest
-        total = top + jnp.log(each.sum(0))
-        if share is not None:
-            moved = jnp.log(share / jnp.maximum(count - 1, 1)) + _log(others @ each) + top
-            joint = jnp.where(nobody, -jnp.inf, jnp.logaddexp(jnp.log1p(-share) + joint, moved))
-        return joint - total, -bits.from_nats(total)
-
-    by_time = losses.transpose(1, 2, 0), None if shares is None else shares.T
-    return jax.lax.scan(step, prior.T, by_time)[1].sum(0)
-
-
-def lse(x):
+def log_sum(x):
     """Log-sum-exp of the last axis, −∞ for nothing."""
     top = x.max(-1)
     safe = jnp.where(jnp.isfinite(top), top, 0.0)
@@ -97,5 +72,4 @@ def _log(x):
 
 def prior(x: Losses, members):
     """ln w over some LLMs, normalised."""
-    weight = jnp.where(members, x.weight, -jnp.inf)
-    return weight - lse(weight)[:, None]
+    return mixture.normalised(jnp.where(members, x.weight, -jnp.inf))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localist_jax import bits
+from localist_jax.hierarchy.account import accepts
 from localist_jax.types import struct
 from proofs_check.theorem import pick
 
@@ -108,7 +109,7 @@ def search(x: Searches) -> Found:
         move = jnp.take_along_axis(x.order, (now.made % MOVES)[:, None], 1)
         proposed = now.model ^ (jnp.arange(MOVES) == move)
         length, _ = description(x.text, proposed)
-        accept = running & (length <= now.length - x.epsilon)
+        accept = running & accepts(now.length, length, x.epsilon)
         model = jnp.where(accept[:, None], proposed, now.model)
         made = now.made + running
         return Found(

@@ -1,0 +1,1 @@
+"""What does it cost to have many LLMs?"""

@@ -1,0 +1,1 @@
+"""Does it matter in which order domains come, and how?"""

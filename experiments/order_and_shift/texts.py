@@ -1,0 +1,82 @@
+"""Streams of real text: textbooks and statute law, in pieces of a row each, a session of one domain at a time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from experiments.clinic.setting import BATCH, CONTEXT, HELD_OUT, VOCABULARY, Clinic
+from experiments.clinic.world import Note
+from localist_jax.data import Tokenizer
+from localist_jax.data.corpora import ROOT_VARIABLE, CorpusError
+from localist_jax.hierarchy.documents import pieces
+
+BOOKS = (
+    "population_health", "nutrition", "pharmacology", "economics", "intellectual_property_law", "python_programming"
+)  # fmt: skip
+LAW, MIXED = "dc_code", "mixed"
+DOMAINS = (*BOOKS, LAW)
+SESSION = 4  # batches
+READ = 400_000  # characters of each domain and split at the most
+
+
+class Library:
+    """Pieces of text of every domain, and one tokenizer for all.
+
+    Raises:
+      CorpusError: the folder of the corpora is not there.
+    """
+
+    def __init__(self) -> None:
+        root = Path(os.environ.get(ROOT_VARIABLE, ""))
+        if not (root / "openstax").is_dir() or not (root / LAW).is_dir():
+            raise CorpusError(f"order_and_shift: set {ROOT_VARIABLE} to a folder with openstax/ and {LAW}/")
+        texts = {book: _texts([root / "openstax" / f"{book}.jsonl"]) for book in BOOKS}
+        texts[LAW] = _texts(sorted((root / LAW).glob("*.jsonl")))
+        self.tokenizer = Tokenizer.train([t for both in texts.values() for t in both["train"]], VOCABULARY)
+        self._pieces = {
+            (domain, split): self._cut(domain, texts[domain][split])
+            for domain in DOMAINS
+            for split in ("train", "held out")
+        }
+
+    def _cut(self, domain: str, texts: list[str]) -> list[Note]:
+        ids = [piece for text in self.tokenizer.encode_batch(texts) for piece in pieces(text, CONTEXT)]
+        return [Note(domain, self.tokenizer.decode(p), ()) for p in ids if len(p) == CONTEXT]
+
+    def case(self, sessions: list[str], seed: int) -> Clinic:
+        """A stream of sessions of the domains named, in order; of `MIXED`, each piece is from a domain at random."""
+        rng = np.random.default_rng([seed, 11])
+        order = {d: itertools.cycle(rng.permutation(len(self._pieces[d, "train"])).tolist()) for d in DOMAINS}
+
+        def draw(name: str) -> Note:
+            domain = str(rng.choice(DOMAINS)) if name == MIXED else name
+            return self._pieces[domain, "train"][next(order[domain])]
+
+        batches = [[draw(name) for _ in range(BATCH)] for name in sessions for _ in range(SESSION)]
+        known = sorted({n.domain for batch in batches for n in batch})
+        return Clinic(self.tokenizer, batches, {d: self._pieces[d, "held out"][:HELD_OUT] for d in known})
+
+
+def _texts(files: list[Path]) -> dict[str, list[str]]:
+    """Texts of the training split, and of what is held out."""
+    found: dict[str, list[str]] = {"train": [], "held out": []}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            found["train" if record["split"] == "train" else "held out"].append(record["text"])
+    return {split: _at_most(texts, READ) for split, texts in found.items()}
+
+
+def _at_most(texts: list[str], characters: int) -> list[str]:
+    kept, total = [], 0
+    for text in texts:
+        if total >= characters:
+            break
+        kept.append(text[: characters - total])
+        total += len(text)
+    return kept

@@ -1,0 +1,331 @@
+"""A stream of documents, an ensemble that begins with one LLM, and recruitment of others when the data pays for them.
+
+Each batch is coded by the mixture of all members, then every document is given to the member that coded it best, and
+that member alone learns from it. From time to time a survey divides the recent documents of one member; if the harder
+ones cost enough bits more than the others, a trial (see `trial`) finds out whether an LLM of their own would save more
+than it costs to describe. If so, the newcomer joins, and its parent goes on as the heir that did not learn that domain.
+Every other member is untouched by all of it.
+
+`hierarchy.jsonl` has a line for every trial's opening, verdict and birth, with its bits and with J (T12).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from localist_jax import bits, config
+from localist_jax.data import Batch
+from localist_jax.hierarchy import mixture, signature
+from localist_jax.hierarchy.account import Account
+from localist_jax.hierarchy.blocks import BlockRecruiters
+from localist_jax.hierarchy.engine import Engine, Queue
+from localist_jax.hierarchy.ensemble import Ensemble, Record
+from localist_jax.hierarchy.signature import KINDS, Division, Memory
+from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
+from localist_jax.recruitment.cost import parameter_bits, structure_bits
+from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
+from localist_jax.training.journal import Records
+from localist_jax.training.state import TrainState
+
+FILE = "hierarchy.jsonl"
+LOOK = 4  # batches between two looks for arrivals
+_code = jax.jit(mixture.code)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """How one batch was coded, before anyone learned from it.
+
+    Attributes:
+      bits: [B], of each document under the mixture; 0 for rows of padding.
+      best_bits: [B], under the member that coded it best.
+      bound_bits: [B], coordination that T13 allows: log₂ M.
+      member: int [B], place of the member that it is given to; −1 for rows of padding.
+      weights: [B, M], of the members after the whole document.
+    """
+
+    bits: Float[np.ndarray, " B"]
+    best_bits: Float[np.ndarray, " B"]
+    bound_bits: Float[np.ndarray, " B"]
+    member: Int[np.ndarray, " B"]
+    weights: Float[np.ndarray, "B M"]
+
+
+def code(ensemble: Ensemble, engine: Engine, batch: Batch) -> tuple[Coded, Float[np.ndarray, "B T M1"]]:
+    """Codes a batch, a document per row, by Bayes' mixture of all members with equal prior weights.
+
+    Returns:
+      how it was coded, and the bits of each token under each member (by place; one spare place comes last).
+    """
+    losses = np.zeros((*batch.tokens.shape, ensemble.capacity + 1), np.float32)
+    for at in ensemble.active:
+        losses[..., at] = engine.losses(ensemble.state(at), batch, ensemble.dial(at))
+    length, weights = mixed(losses, ensemble.active)
+    real = np.asarray(batch.segments).max(1) > 0
+    totals = losses.sum(1)[:, list(ensemble.active)]
+    coded = Coded(
+        bits=np.where(real, length.sum(1), 0.0),
+        best_bits=np.where(real, totals.min(1), 0.0),
+        bound_bits=np.where(real, np.log2(len(ensemble.active)), 0.0),
+        member=np.where(real, weights[:, -1].argmax(-1), -1),
+        weights=np.exp(weights[:, -1, :-1]),
+    )
+    return coded, losses
+
+
+def mixed(losses: Float[np.ndarray, "B T M"], members) -> tuple[np.ndarray, np.ndarray]:
+    """`mixture.code` with equal weights for the LLMs at some places; compiled once per capacity."""
+    listed = np.isin(np.arange(losses.shape[-1]), members)
+    prior = mixture.uniform(jnp.broadcast_to(listed, (losses.shape[0], losses.shape[-1])))
+    length, weights = _code(jnp.asarray(losses), prior)
+    return np.asarray(length), np.asarray(weights)
+
+
+class SpecialistRecruiter:
+    """Takes a stream batch by batch; `ensemble` is what it has become.
+
+    Args:
+      ensemble: to begin with.
+      engine: for LLMs of its shape.
+      settings: of recruitment; `every` 0 only routes and trains.
+      workdir: gets `hierarchy.jsonl`.
+      seed: for divisions and placebos.
+      blocks: that recruit blocks inside the members; None: nobody does.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        engine: Engine,
+        settings: config.Hierarchy,
+        workdir: Path,
+        seed: int = 0,
+        blocks: BlockRecruiters | None = None,
+    ):
+        self._blocks = blocks
+        self.ensemble, self.engine, self.settings = ensemble, engine, settings
+        self.account = Account()
+        self.trial: Trial | None = None
+        self.trials = self.batches = 0
+        self._records = Records(workdir / FILE)
+        self._rng = np.random.default_rng([seed, 7])
+        self._queues = {at: Queue() for at in ensemble.active}
+        self._memories = {at: self._memory() for at in ensemble.active}
+        self._worth: dict[
+            int, float
+        ] = {}  # bits that each member recruited here saved since its trial's opening
+        self._next = self._turn = (
+            settings.start
+        )  # batches from which arrivals, and other divisions, are looked for
+
+    def observe(self, batch: Batch) -> Coded:
+        """Codes a batch (one document per row), advances the trial, and lets the members learn."""
+        self.batches += 1
+        due = self.settings.every and self.batches >= self._next
+        if due and self.trial is None:
+            self._retire()
+        coded, losses = code(self.ensemble, self.engine, batch)
+        documents = signature.counts(batch, self.ensemble.signatures.shape[1])
+        self.account.coded(float(coded.bits.sum()))
+        self._appraise(losses[coded.member >= 0].sum(1), coded)
+        if due:
+            self._next = self.batches + LOOK
+            self._survey()
+        if self.trial is not None:
+            self.trial.observe(
+                batch, documents, losses, self.ensemble.active, float(coded.bits.sum()),
+                lambda among, members: mixed(among, members)[0], coded.member == self.trial.parent,
+            )  # fmt: skip
+        self._learn(batch, documents, coded)
+        if self.trial is not None:
+            self._decide()
+        return coded
+
+    def _learn(self, batch: Batch, documents: np.ndarray, coded: Coded) -> None:
+        """Each document goes to one member; a member with enough of them makes a step, the others make none."""
+        for at in self.ensemble.active:
+            mine = np.flatnonzero(coded.member == at)
+            self.ensemble = self.ensemble.served(at, documents[mine].sum(0))
+            self._queues[at].put(batch, mine)
+            while len(self._queues[at]) >= batch.tokens.shape[0]:
+                full = self._queues[at].take(batch.tokens.shape[0])
+                if not self.ensemble.record(at).frozen:
+                    state = self.engine.train(self._with_blocks(at, full), full)
+                    self.ensemble = self.ensemble.with_state(at, state)
+            for row in mine:
+                self._memories[at].put(documents[row], float(coded.bits[row]))
+
+    def _with_blocks(self, at: int, batch: Batch) -> TrainState:
+        """The state of a member, with the blocks that it recruits or retires now."""
+        state, name = self.ensemble.state(at), self.ensemble.record(at).name
+        if self._blocks is None:
+            return state
+        if self.trial is not None and self.trial.parent == at:
+            self._blocks.anew(name)  # incumbent and contenders are to differ in what is on trial alone
+            return state
+        return self._blocks.before(name, state, batch, self.account)
+
+    def _memory(self) -> Memory:
+        return Memory(self.settings.survey * self.engine.settings.data.batch, self._rng)
+
+    # Members that are no longer worth their keep.
+
+    def _appraise(self, totals: Float[np.ndarray, "n M"], coded: Coded) -> None:
+        """Books what the mixture would have taken without each recruit: −log₂ of the others' mean of 2^−bits."""
+        for at in self._worth:
+            others = [m for m in self.ensemble.active if m != at]
+            without = np.log2(len(others)) - np.logaddexp2.reduce(-totals[:, others].astype(float), axis=1)
+            self._worth[at] += float(without.sum() - coded.bits.sum())
+
+    def _retire(self) -> None:
+        """Drops recruits whose keep took more than they ever saved, and log₂(1/α) bits beyond that."""
+        for at, worth in list(self._worth.items()):
+            record, cost = self.ensemble.record(at), -worth
+            if cost < -np.log2(self.settings.alpha):
+                continue
+            account = self.account.move(cost, -record.cost_bits)
+            self.ensemble = self.ensemble.retired(at)
+            del self._queues[at], self._memories[at], self._worth[at]
+            self._write("retired", name=record.name, place=at, saved_bits=round(cost, 1), **account)
+
+    # A trial's beginning.
+
+    def _survey(self) -> None:
+        """Opens a trial, or puts another in the place of one that is open where a domain seems to have arrived."""
+        open_now = self.trial
+        if open_now is not None and open_now.division.is_arrival:
+            return
+        arrivals = open_now is not None or self.batches < self._turn
+        found = self._division(arrivals)
+        if not arrivals:
+            self._turn = self.batches + self.settings.every
+        if found is None or len(self.ensemble.active) >= self.settings.members_at_most:
+            return
+        if open_now is not None:
+            self._write("abandoned", reason="another domain arrived", **self._said(open_now))
+            self.trial = None
+        self._open(*found)
+
+    def _open(self, parent: int, division: Division) -> None:
+        structure = structure_bits(self.trials + 1, len(self.ensemble.active), division.ways)
+        cost = structure + self._parameter_bits()
+        surveyed = division.share * len(self._memories[parent])
+        expected = division.excess_bits * self.settings.horizon / surveyed
+        if expected < float(threshold_bits(jnp.float32(cost), self.settings.alpha)):
+            return
+        self.trials += 1
+        self.trial = Trial(
+            self.engine, parent, self.ensemble.state(parent), self.ensemble.dial(parent), self._queues[parent],
+            division, placebos=self.settings.placebos, horizon=self.settings.horizon, cost_bits=cost,
+            opened=self.batches, number=self.trials, rng=self._rng,
+        )  # fmt: skip
+        self._write(
+            "opened", trial=self.trials, parent=self.ensemble.record(parent).name,
+            share=round(division.share, 4), excess_bits=round(division.excess_bits, 1), proposal=division.kind,
+            explained=round(division.explained, 3),
+        )  # fmt: skip
+
+    def _division(self, arrivals: bool) -> tuple[int, Division] | None:
+        """The member whose remembered documents are worth dividing most, and how.
+
+        What looks like the arrival of a domain is tried at once; otherwise the kinds of division take turns, unless
+        only `arrivals` are looked for.
+        """
+        found = []
+        for at in self.ensemble.active:
+            memory = self._memories[at]
+            full = len(memory) >= self.settings.survey * self.engine.settings.data.batch / 2
+            if self.ensemble.record(at).frozen or not full:
+                continue
+            divisions = signature.divide(*memory.arrays(), self._rng, self.settings.smallest)
+            arrived = [d for d in divisions if d.is_arrival]
+            turn = [d for d in divisions if d.kind == KINDS[self.trials % len(KINDS)] and not arrivals]
+            found += [(at, d) for d in arrived or turn]
+        return max(found, key=lambda pair: pair[1].excess_bits, default=None)
+
+    def _parameter_bits(self) -> float:
+        s, data = self.settings, self.engine.settings.data
+        tokens = self.batches * data.batch * data.context
+        count = sum(x.size // self.ensemble.capacity for x in jax.tree.leaves(self.ensemble.states.params))
+        return parameter_bits(s.cost, count, tokens, s.bits_per_parameter)
+
+    # A trial's end.
+
+    def _decide(self) -> None:
+        trial, s = self.trial, self.settings
+        assert trial is not None
+        overdue = self.batches - trial.opened >= s.patience
+        hopeless = s.horizon / 2 <= trial.clock < s.horizon and trial.is_behind
+        number = bits.integer_code_length(trial.number)
+        verdict = int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
+        if verdict == Verdict.WAIT and not (overdue or hopeless):
+            return
+        said = self._said(trial)
+        if verdict == Verdict.RECRUIT:
+            self._recruit(trial, said)
+        elif verdict == Verdict.REJECT:
+            self._write("rejected", **said)
+        else:
+            reason = (
+                "no better than placebos at half of the horizon" if hopeless else "its horizon does not come"
+            )
+            self._write("abandoned", reason=reason, **said)
+        self.trial, self._next, self._turn = None, self.batches + s.every, self.batches + 2 * s.every
+
+    def _said(self, trial: Trial) -> dict[str, Any]:
+        """What the record says of a trial when it is over."""
+        evidence, alpha = trial.evidence, self.settings.alpha
+        number = bits.integer_code_length(trial.number)
+        return {
+            "trial": trial.number, "parent": self.ensemble.record(trial.parent).name,
+            "llr_bits": round(trial.llr_bits, 1), "cost_bits": round(trial.cost_bits, 2),
+            "threshold_bits": round(float(threshold_bits(evidence.cost_bits[0], alpha)), 2),
+            "placebo_bits": [round(x, 1) for x in np.asarray(evidence.placebo_bits[0], float).tolist()],
+            "surprise_bits": round(float(surprise_bits(evidence.llr_bits, evidence.placebo_bits)[0]), 2),
+            "surprise_threshold_bits": round(number - float(np.log2(alpha)), 2),
+            "documents": list(trial.sides), "opened": trial.opened,
+            "curve_bits": [[round(x, 1) for x in row] for row in trial.curve_bits],
+        }  # fmt: skip
+
+    def _recruit(self, trial: Trial, said: dict[str, Any]) -> None:
+        """The newcomer joins, the heir stands in for its parent; both keep the documents that wait for them."""
+        winner, llr = trial.contenders[0], trial.llr_bits
+        parent = self.ensemble.record(trial.parent)
+        record = Record(
+            name=f"llm{trial.number}", parent=parent.name, born=self.batches, cost_bits=trial.cost_bits, saved_bits=llr
+        )  # fmt: skip
+        account = self.account.move(llr, trial.cost_bits)
+        before = self.ensemble.capacity
+        ensemble, at = self.ensemble.joined(
+            winner.states[NEWCOMER], record, self.ensemble.dial(trial.parent), trial.signature
+        )
+        self.ensemble = ensemble.with_state(trial.parent, winner.states[HEIR]).served(
+            trial.parent, -np.minimum(trial.signature, ensemble.signatures[trial.parent])
+        )
+        if self._blocks is not None:
+            self._blocks.anew(parent.name)
+        self._worth[at] = llr
+        self._queues[at] = winner.queues[NEWCOMER]
+        self._queues[trial.parent] = winner.queues[HEIR]
+        self._memories[at], self._memories[trial.parent] = self._memory(), self._memory()
+        self._write(
+            "recruited", name=record.name, place=at, capacity=[before, ensemble.capacity], **account, **said
+        )
+
+    def _write(self, kind: str, **what: Any) -> None:
+        self._records.write(
+            {"step": self.batches, "kind": kind, **what, "j_bits": round(self.account.total_bits, 1)}
+        )
+
+    def close(self) -> None:
+        """Closes the record."""
+        self._records.close()
+        if self._blocks is not None:
+            self._blocks.close()

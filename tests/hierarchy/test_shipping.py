@@ -1,0 +1,132 @@
+"""Ensembles on disk, specialists that travel, and answers: who answered, with what weight, by which evidence."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localist_jax.__main__ import main
+from localist_jax.data import Tokenizer
+from localist_jax.hierarchy.answer import answer, route
+from localist_jax.hierarchy.command import member_for
+from localist_jax.hierarchy.ensemble import Ensemble
+from localist_jax.hierarchy.shipping import House
+from localist_jax.locality import Dial
+from localist_jax.model.generate import _read
+from localist_jax.training.run import Run
+from tests.hierarchy.conftest import T, batch_of, same
+
+TEXT = "the liver and the heart; the dose of the drug"
+
+
+@pytest.fixture(scope="module")
+def house(house_settings, tmp_path_factory):
+    """An ensemble of two, with a tokenizer of its own."""
+    from localist_jax.parallel.mesh import make_mesh
+    from localist_jax.training.run import fresh_state
+
+    tokenizer = Tokenizer.train([TEXT] * 3, 260)
+    folder = tmp_path_factory.mktemp("house")
+    made = House.of(folder, None, house_settings, tokenizer)  # type: ignore[arg-type]
+    mesh = make_mesh(house_settings.mesh)
+    one, other = (
+        fresh_state(made.engine.model, house_settings.replace(train={"seed": seed}), mesh) for seed in (0, 1)
+    )
+    ensemble = Ensemble.create(one, 2, tokenizer.vocab_size)
+    signature, plain = (
+        np.bincount(tokenizer.encode(text * 9), minlength=tokenizer.vocab_size).astype(float)
+        for text in ("heart ", "the liver, the dose; ")
+    )
+    ensemble = ensemble.served(0, plain)
+    record = dataclasses.replace(ensemble.record(0), name="heart", parent="base", born=7, cost_bits=9.5)
+    made.ensemble, _ = ensemble.joined(other, record, Dial(0.9), signature)
+    made.save(step=7, command="pytest")
+    return made
+
+
+def test_an_ensemble_comes_back_as_it_was(house):
+    found = House.open(house.workdir)
+    assert found.ensemble.records == house.ensemble.records
+    assert same(found.ensemble.states, house.ensemble.states)
+    np.testing.assert_array_equal(found.ensemble.signatures, house.ensemble.signatures)
+    np.testing.assert_allclose(found.ensemble.beta, house.ensemble.beta)
+    with pytest.raises(ValueError, match="no ensemble here"):
+        House.open(house.workdir / "checkpoints")
+
+
+def test_a_specialist_is_shipped_and_taken_in_bit_identically(house, tmp_path):
+    folder = house.ship("heart", tmp_path / "heart")
+    assert same(Run.open(folder).state, house.ensemble.state(1))
+    other = House.open(house.workdir)
+    at = other.take_in(folder, name="heart again")
+    assert (at, other.ensemble.capacity) == (2, 4)
+    assert same(other.ensemble.state(at), house.ensemble.state(1))
+    assert other.ensemble.record(at).cost_bits == 9.5
+    np.testing.assert_allclose(other.ensemble.dial(at).locality, house.ensemble.dial(1).locality, rtol=1e-6)
+    np.testing.assert_array_equal(other.ensemble.signatures[at], house.ensemble.signatures[1])
+    for place in (0, 1):
+        assert same(other.ensemble.state(place), house.ensemble.state(place))
+
+
+def test_what_cannot_be_taken_in_is_refused(house, tmp_path):
+    with pytest.raises(ValueError, match="no member 'liver'; there are base, heart"):
+        house.ship("liver", tmp_path / "liver")
+    with pytest.raises(ValueError, match="no shipped specialist here"):
+        house.take_in(tmp_path)
+    stranger = House.of(tmp_path, house.ensemble, house.settings, Tokenizer.train(["other words " * 9], 261))
+    with pytest.raises(ValueError, match="its tokenizer is not that of the ensemble"):
+        stranger.take_in(house.ship("heart", tmp_path / "heart"))
+
+
+def test_requests_are_grouped_and_every_answer_says_from_whom(house):
+    e, engine, tokenizer = house.ensemble, house.engine, house.tokenizer
+    prompts = ["the liver", "heart heart", "the dose", "heart"]
+    options = {"batch": 4, "max_new": 2, "temperature": 0.0, "stats": "none"}
+    found = answer(e, engine, tokenizer, prompts, shortlist=1, **options)
+    assert [a.name for a in found] == ["base", "heart", "base", "heart"]
+    compiled = engine.compile_count, _read._cache_size()
+    alone = [answer(e, engine, tokenizer, [p], shortlist=1, **options)[0] for p in prompts]
+    assert [a.generation.tokens for a in alone] == [a.generation.tokens for a in found]
+    more, _ = e.copied(1, dataclasses.replace(e.record(1), name="third"))
+    answer(more, engine, tokenizer, prompts, **options)
+    assert (engine.compile_count, _read._cache_size()) == compiled
+    with pytest.raises(ValueError, match="no prompts"):
+        answer(e, engine, tokenizer, [])
+
+
+def test_a_route_shows_its_evidence(pair, engine):
+    batch = batch_of("first", "second", "first")
+    routes = route(pair, engine, batch, shortlist=2)
+    assert len(routes) == 3
+    for row, one in enumerate(routes):
+        expected = [
+            float(np.asarray(engine.losses(pair.state(at), batch, pair.dial(at)))[row].sum())
+            for at in one.listed
+        ]
+        np.testing.assert_allclose(one.bits, expected, rtol=1e-5)
+        assert one.member == one.listed[int(np.argmin(one.bits))]
+        np.testing.assert_allclose(sum(one.weights), 1, rtol=1e-5)
+        gap = one.bits[1] - one.bits[0]
+        np.testing.assert_allclose(np.log2(one.weights[0] / one.weights[1]), gap, atol=1e-2)
+        assert -1e-3 <= one.coordination_bits <= one.bound_bits + 1e-3
+    assert batch.tokens.shape[1] == T
+    with pytest.raises(ValueError, match="at least 1 member, got 0"):
+        route(pair, engine, batch, shortlist=0)
+
+
+def test_commands_work_on_an_ensemble(house, capsys):
+    run, found = member_for(house, "heart heart")
+    assert same(run.state, house.ensemble.state(found.member))
+    _, err = capsys.readouterr()
+    assert re.search(r"\[→ (base|heart): [0-9.]+ bits, weight 0\.[5-9]", err)
+    assert re.search(r"coordination \S+ bits of at most 1\.00", err)
+    main(["report", str(house.workdir)])
+    out, err = capsys.readouterr()
+    assert Path(out.strip()) == house.workdir / "ensemble.html"
+    assert err.splitlines()[0].startswith("base: ")
+    assert err.splitlines()[1].startswith("  heart: 45 tokens, 3 blocks, λ=0.9")
+    page = (house.workdir / "ensemble.html").read_text(encoding="utf-8")
+    assert "recruited at batch 7 from base" in page
+    assert page.count("<li>block") == 6
