@@ -23,7 +23,7 @@ ARROWS = {
     "errors": set(),
     "locality": FOUNDATION,
     "attention": FOUNDATION | {"locality", "parallel"},
-    "model": FOUNDATION | {"locality", "attention"},
+    "model": FOUNDATION | {"locality", "attention", "parallel"},
     "data": FOUNDATION,
     "parallel": FOUNDATION,
     "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},

@@ -24,6 +24,7 @@ from localist_jax.locality import steering
 from localist_jax.locality.steering import LayerSteering
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache
+from localist_jax.parallel.rules import placed
 from localist_jax.types import struct, widened
 
 
@@ -207,6 +208,7 @@ class LocalistUnits(nn.Module):
     """
 
     config: config.Model
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -218,7 +220,7 @@ class LocalistUnits(nn.Module):
         w_in = weight(self, "in", (K, D, U), ("block", "embed", "unit"), D)
         w_out = weight(self, "out", (K, U, D), ("block", "unit", "embed"), U, (2 * c.layers) ** -0.5)
         assert at.units is not None
-        y = units.apply_units(x, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units)
+        y = units.apply_units(x, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units, self.mesh)
         if c.dialled_units:
             y = y * -jnp.expm1(-beta).mean(-1)[:, None, None].astype(y.dtype)
         if at.route is None:
@@ -243,10 +245,10 @@ class Layer(nn.Module):
         with jax.named_scope("attention"):
             attention = Attention(self.config, self.localist, self.stats, self.mesh, name="attention")
             y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache, rules)
-            x = x + y
+            x = placed(x + y, self.mesh, "batch")
         with jax.named_scope("feed_forward"):
             h = Norm(eps, name="feed_forward_norm")(x)
             y = FeedForward(self.config, name="feed_forward")(h)
             if self.localist and self.config.block_units:
-                y = y + LocalistUnits(self.config, name="units")(h, beta, at)
-        return x + y, (stats, cache)
+                y = y + LocalistUnits(self.config, self.mesh, name="units")(h, beta, at)
+        return placed(x + y, self.mesh, "batch"), (stats, cache)

@@ -90,7 +90,7 @@ def train(
     """
     prepared = prepared or prepare(settings.data, workdir / "cache")
     mesh = meshes.make_mesh(settings.mesh)
-    model = Transformer(settings.model, prepared.tokenizer.vocab_size, mesh.shape["data"], mesh)
+    model = Transformer(settings.model, prepared.tokenizer.vocab_size, rules.shards("batch", mesh), mesh)
     batches = train_batches(
         prepared.train, settings.data.batch, settings.train.seed, shuffle=settings.data.shuffle
     )
