@@ -39,15 +39,14 @@ def run(settings: config.Config, name: str, topology: str, slices: int, wanted: 
         known = ", ".join(programs.PROGRAMS)
         raise ValueError(f"--programs: unknown {', '.join(sorted(unknown))}; known: {known}")
     mesh = meshes.make_mesh(settings.mesh, ahead.devices(topology, slices))
-    groups = mesh.shape["specialist"]
-    shapes = programs.Shapes.of(settings, meshes.of_specialist(mesh, 0))
+    shapes = programs.Shapes.of(settings, mesh)
     where = topology if slices == 1 else f"{slices}×{topology}"
     found = {}
     for program in wanted:
         lowered = programs.PROGRAMS[program](shapes)
         compiled = ahead.compile_(lowered.lowered)
         key = f"{name} {where} {program}"
-        found[key] = page.figures(shapes, topology, groups, lowered, compiled)
+        found[key] = page.figures(shapes, topology, lowered, compiled)
         print(page.told(key, found[key]), flush=True)
     return found
 

@@ -18,15 +18,12 @@ STUDY = "compile_for"
 Figures = dict[str, Any]
 
 
-def figures(
-    shapes: Shapes, topology: str, groups: int, lowered: Lowered, compiled: ahead.Compiled
-) -> Figures:
+def figures(shapes: Shapes, topology: str, lowered: Lowered, compiled: ahead.Compiled) -> Figures:
     """All figures of one program; bytes and flops are per device and call, times seconds.
 
     Args:
-      shapes: what was lowered, for one group of devices.
+      shapes: what was lowered.
       topology: whose chips.
-      groups: that run the same program beside it, one for each specialist.
       lowered, compiled: the program.
     """
     chip = ahead.CHIPS.get(topology.partition(":")[0])
@@ -34,11 +31,11 @@ def figures(
     found: Figures = {
         "fits": compiled.fits,
         "error": compiled.error,
-        "devices": count * groups,
-        "mesh": {"specialist": groups} | {k: v for k, v in shapes.mesh.shape.items() if k != "specialist"},
+        "devices": count,
+        "mesh": dict(shapes.mesh.shape),
         "parameters": shapes.parameters,
         "seconds": round(compiled.seconds, 1),
-        "tokens": lowered.tokens * groups,
+        "tokens": lowered.tokens,
         "flops": lowered.flops / count,
         "model_flops": lowered.model_flops / count,
     }
@@ -194,12 +191,12 @@ their speed? libtpu compiled every program below from shapes alone, on a machine
 collectives are the compiler's, times are what published bandwidths allow at best.
 
 {fits}
-All figures are per chip and call. A topology is cut into one group of chips for each specialist, and the groups run the
-same program side by side, with nothing to tell each other: *chips* and *tokens/s* are of all groups. *train* is
-a whole step with its optimizer; *generate* makes one token for each request of a batch that has read a full context; *grow*
-doubles the capacity for blocks and copies one block into the new room. *Tflop* are those of matrix products,
-recomputation included, counted from the traced program; attention's are added by hand, as dense as λ=0 makes it. *GB through memory*
-sums operands and results of the compiled instructions that are not on the chip, loops as often as they run.
+Figures are per chip and call, *tokens/s* of all chips. Each specialist LLM has its share of the chips, and all of them
+run as one program in which nothing is told from one to another. *train* is a whole step with its optimizer; *generate*
+makes one token for each request of a batch that has read a full context; *grow* doubles the capacity for blocks and
+copies one block into the new room. *Tflop* are those of matrix products, recomputation included, counted from the
+traced program; attention's are added by hand, as dense as λ=0 makes it. *GB through memory* sums operands and results
+of the compiled instructions that are not on the chip, loops as often as they run.
 
 What each chip sends, by kind of collective, in a ring:
 
@@ -211,5 +208,5 @@ attention's) over what the chip could do in the longest:
 Published of each chip (links: all of them, one way):
 
 {chips}
-What this doesn't show: speed. Parts that overlap badly, small messages and the network's latency make a step slower than
-these bounds; `docs/scaling.md` names the assumptions."""
+What this doesn't show: speed. Parts that overlap badly, small messages and the network's latency make a step
+slower than these bounds; `docs/scaling.md` names the assumptions."""

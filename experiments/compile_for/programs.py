@@ -31,12 +31,12 @@ FORWARD, BACKWARD = 2, 7
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A program for one group of devices.
+    """A program for all devices: each specialist's, side by side.
 
     Attributes:
       lowered: ready to compile.
       tokens: that one call reads or makes.
-      flops: matrix products of one call, over all its devices, attention as dense as λ=0 makes it.
+      flops: matrix products of one call, over all devices, attention as dense as λ=0 makes it.
       model_flops: 6 (or 2) per parameter and token, and attention's: what any implementation must do.
     """
 
@@ -48,7 +48,7 @@ class Lowered:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """A configuration on a mesh."""
+    """A configuration on a mesh; `state` is of one specialist."""
 
     settings: config.Config
     mesh: Mesh
@@ -65,6 +65,16 @@ class Shapes:
             )
         model = Transformer(settings.model, settings.data.vocab_size, parts, mesh)
         return cls(settings, mesh, model, abstract_state(model, settings, mesh))
+
+    @property
+    def specialists(self) -> int:
+        """LLMs that run side by side."""
+        return self.mesh.shape["specialist"]
+
+    def trace(self, function: Callable[..., Any], *trees: Any, donate: tuple[int, ...] = ()):
+        """`function` of one specialist's trees, traced for all specialists."""
+        every = jax.jit(rules.for_each_specialist(function, self.mesh), donate_argnums=donate)
+        return every.trace(*rules.stacked(trees, self.mesh))
 
     def array(self, shape: tuple[int, ...], *names: str | None, dtype: Any = jnp.int32):
         """An array split by logical axes."""
@@ -86,7 +96,13 @@ class Shapes:
         return self.parameters - gates - table - round(units * (1 - 1 / c.block_capacity))
 
     def attention_flops(self, queries: int, products: int, cached: bool = False) -> float:
-        """Of `products` products over all layers: all causal pairs in localist layers, the window in others."""
+        """Of `products` products over all layers: all causal pairs in localist layers, the window in others.
+
+        Args:
+          queries: of all specialists.
+          products: of [T, H] with [H, T], or the like.
+          cached: each query sees a whole context.
+        """
         c, T = self.settings.model, self.settings.data.context
         dense = T if cached else (T + 1) / 2
         near = min(c.perception_window, dense) if c.perception_window else dense
@@ -99,8 +115,8 @@ def train(s: Shapes) -> Lowered:
     c, d = s.settings.model, s.settings.data
     rows = s.array((d.batch, d.context), "batch")
     step = make_train_step(s.model, s.settings, np.ones(d.vocab_size, np.int32))
-    traced = jax.jit(step, donate_argnums=0).trace(s.state, Batch(rows, rows, rows, rows))
-    tokens = d.batch * d.context
+    traced = s.trace(step, s.state, Batch(rows, rows, rows, rows), donate=(0,))
+    tokens = s.specialists * d.batch * d.context
     again = FORWARD if c.remat else 0
     return Lowered(
         lowered=traced.lower(),
@@ -125,16 +141,21 @@ def generate(s: Shapes) -> Lowered:
         lambda leaf: s.array(leaf.shape, "batch", dtype=leaf.dtype),
         jax.eval_shape(lambda: Dial(0.5).broadcast(d.batch, c.layers, c.heads)),
     )
-    traced = _read.trace(
-        s.model, s.state.params, s.state.blocks, jax.tree.map(split, cache), token, token, token,
-        s.array((d.batch,), "batch"), dial, None, stats="none",
+
+    def read(params, blocks, cache, token, position, segment, at, dial):
+        return _read(s.model, params, blocks, cache, token, position, segment, at, dial, None, stats="none")
+
+    traced = s.trace(
+        read, s.state.params, s.state.blocks, jax.tree.map(split, cache), token, token, token,
+        s.array((d.batch,), "batch"), dial, donate=(2,),
     )  # fmt: skip
-    attention = s.attention_flops(d.batch, FORWARD, cached=True)
+    requests = s.specialists * d.batch
+    attention = s.attention_flops(requests, FORWARD, cached=True)
     return Lowered(
         lowered=traced.lower(),
-        tokens=d.batch,
+        tokens=requests,
         flops=matrix_flops(traced.jaxpr) + attention,
-        model_flops=2.0 * s.used_parameters * d.batch + attention,
+        model_flops=2.0 * s.used_parameters * requests + attention,
     )
 
 
@@ -151,8 +172,13 @@ def grow(s: Shapes) -> Lowered:
     one, real = s.array(()), s.array((), dtype=jnp.float32)
     direction = s.array((s.settings.model.width,), dtype=jnp.float32)
     birth = growth.Birth(child=one, parent=one, number=one, share=real, direction=direction)
-    placed = jax.jit(born, out_shardings=rules.state_shardings(boxed, s.mesh))
-    return Lowered(placed.trace(s.state, birth).lower(), 0, 0.0, 0.0)
+    after = rules.stacked(
+        abstract_state(dataclasses.replace(s.model, config=wide.model), wide, s.mesh), s.mesh
+    )
+    every = jax.jit(
+        rules.for_each_specialist(born, s.mesh), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, after)
+    )
+    return Lowered(every.trace(*rules.stacked((s.state, birth), s.mesh)).lower(), 0, 0.0, 0.0)
 
 
 PROGRAMS: dict[str, Callable[[Shapes], Lowered]] = {"train": train, "generate": generate, "grow": grow}

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from localist_jax.attention.api import AttentionStats
-from localist_jax.parallel.rules import mesh_axes
+from localist_jax.parallel.rules import mesh_axes, on_each
 
 
 def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
@@ -33,11 +33,8 @@ def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
         figures = AttentionStats(
             lse=by_head, entropy_bits=by_head, fidelity=by_head, gated_mass=by_head, price_bits=price
         )
-    run = jax.shard_map(
+    run = on_each(
         lambda q, k, v, arrays: partial(implementation, **settings)(q, k, v, **arrays),
-        mesh=mesh,
-        in_specs=(rows, rows, rows, specs),
-        out_specs=(rows, figures),
-        check_vma=False,
-    )
+        mesh, (rows, rows, rows, specs), (rows, figures),
+    )  # fmt: skip
     return run(q, k, v, arrays)

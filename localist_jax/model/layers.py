@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from localist_jax import config
@@ -24,7 +25,7 @@ from localist_jax.locality import steering
 from localist_jax.locality.steering import LayerSteering
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache
-from localist_jax.parallel.rules import placed
+from localist_jax.parallel.rules import mesh_axes, on_each, placed
 from localist_jax.types import struct, widened
 
 
@@ -66,6 +67,26 @@ def weight(
 ) -> jax.Array:
     """A parameter drawn from a normal distribution of standard deviation gain/√fan_in."""
     return parameter(module, name, nn.initializers.normal(gain * fan_in**-0.5), shape, axes)
+
+
+def looked_up(
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"], mesh: jax.sharding.Mesh | None
+) -> Float[Array, "B T D"]:
+    """table[tokens]; on a mesh each device looks into the rows that it holds, and those who share tokens add up."""
+    if mesh is None or mesh.size == 1:
+        return table[tokens]
+    batch, held = mesh_axes("batch", mesh, tokens.shape[0]), mesh_axes("vocab", mesh, table.shape[0])
+
+    def one_device(table, tokens):
+        if not held:
+            return table[tokens]
+        row = tokens - jax.lax.axis_index(held) * table.shape[0]
+        mine = (row >= 0) & (row < table.shape[0])
+        found = jnp.where(mine[..., None], table[row.clip(0, table.shape[0] - 1)], 0)
+        return jax.lax.psum(found, held)
+
+    rows, vocabulary = PartitionSpec(batch or None), PartitionSpec(held or None)
+    return on_each(one_device, mesh, (vocabulary, rows), rows)(table, tokens)
 
 
 class Norm(nn.Module):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from localist_jax.parallel.rules import mesh_axes
+from localist_jax.parallel.rules import mesh_axes, on_each
 from localist_jax.types import Numeric, struct
 
 
@@ -91,9 +91,7 @@ def apply_units(
         return jax.lax.psum(y, held) if held else y
 
     rows, blocks = PartitionSpec(groups), PartitionSpec(held or None)
-    run = jax.shard_map(
-        one_device, mesh=mesh, in_specs=(rows, blocks, blocks, rows), out_specs=rows, check_vma=False
-    )
+    run = on_each(one_device, mesh, (rows, blocks, blocks, rows), rows)
     return run(x_RPD, w_in_KDU, w_out_KUD, where).reshape(x_BTD.shape)
 
 

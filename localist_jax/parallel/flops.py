@@ -38,11 +38,11 @@ def _of(equation: core.JaxprEqn) -> float:
         return 0.0
     if name == "cond":
         return max(matrix_flops(branch) for branch in p["branches"])
-    times = {
-        "scan": p.get("length", 1),
-        "shard_map": math.prod(p["mesh"].shape.values()) if "mesh" in p else 1,
-    }
-    return times.get(name, 1) * sum(matrix_flops(inner) for inner in _inner(p))
+    times = p["length"] if name == "scan" else 1
+    if name == "shard_map":  # its body is of one device
+        axes = p["manual_axes" if "manual_axes" in p else "newly_manual_axes"]  # by JAX's version
+        times = math.prod(p["mesh"].shape[axis] for axis in axes)
+    return times * sum(matrix_flops(inner) for inner in _inner(p))
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

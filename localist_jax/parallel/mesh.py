@@ -40,12 +40,6 @@ def platform(mesh: Mesh | jax.sharding.AbstractMesh | None) -> str:
     return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
 
 
-def of_specialist(mesh: Mesh, index: int) -> Mesh:
-    """The devices of one group of specialists, as a mesh of its own: its programs run beside the others', untied."""
-    grid = np.take(mesh.devices, [index], mesh.axis_names.index("specialist"))
-    return Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
-
-
 def _sizes(settings: config.Mesh, count: int) -> dict[str, int]:
     sizes = dataclasses.asdict(settings)
     open_axes = [name for name, size in sizes.items() if size == -1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -91,7 +93,55 @@ def placed(x: jax.Array, mesh: AnyMesh | None, *names: str | None) -> jax.Array:
         return x
     sizes = zip(names, x.shape, strict=False)
     spec = PartitionSpec(*(name and (mesh_axes(name, mesh, size) or None) for name, size in sizes))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(within(mesh), spec))
+
+
+def within(mesh: AnyMesh) -> AnyMesh:
+    """The mesh as the function around sees it: inside one that is mapped over some axes those are taken."""
+    around = jax.sharding.get_abstract_mesh()
+    return around if around.manual_axes else mesh
+
+
+def on_each(function: Callable[..., Any], mesh: AnyMesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`jax.shard_map` of `function` over the axes of a mesh that are not taken yet; may stand inside another."""
+    inner = within(mesh)
+    free = set(mesh.axis_names) - set(getattr(inner, "manual_axes", ()))
+    return jax.shard_map(
+        function, mesh=inner, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False
+    )
+
+
+def for_each_specialist(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function` of one specialist's trees as a function of stacked ones, each on its own devices, all at once.
+
+    Args:
+      function: trees → trees, without the specialist axis.
+      mesh: whose specialist axis has as many places as the stacks.
+
+    Returns:
+      A function, to be jitted, whose arguments and results have a leading axis of specialists. Branches and loops
+      go each specialist's own way, and nothing is said from one to another.
+    """
+
+    def one(*stacked):
+        result = function(*jax.tree.map(lambda leaf: leaf[0], stacked))
+        return jax.tree.map(lambda leaf: leaf[None], result)
+
+    spec = PartitionSpec("specialist")
+    return jax.shard_map(
+        one, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={"specialist"}, check_vma=False
+    )
+
+
+def stacked(abstract: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes and shardings of one specialist's tree, stacked over the mesh's specialist axis."""
+
+    def stack(leaf):
+        spec = PartitionSpec("specialist", *leaf.sharding.spec)
+        shape = (mesh.shape["specialist"], *leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(stack, abstract)
 
 
 def _boxes(tree: PyTree):
