@@ -28,7 +28,7 @@ ARROWS = {
     "parallel": FOUNDATION,
     "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
-    "report": FOUNDATION | {"locality", "model", "training", "recruitment"},
+    "report": FOUNDATION | {"locality", "model", "parallel", "training", "recruitment"},
     "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "rules": FOUNDATION | {"locality", "model", "training"},
     "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules"},

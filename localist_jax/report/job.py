@@ -6,7 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
+
 from localist_jax import config, report
+from localist_jax.parallel import hosts
 from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import collect, figures
 from localist_jax.training.journal import Journal
@@ -20,6 +23,8 @@ MADE_BY_RUN = ("cache", "checkpoints", "tensorboard", "metrics.jsonl", "recruitm
 def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh: bool = False) -> Path:
     """Trains (or resumes), measures the dial, writes samples and the report; returns the report's path.
 
+    A job of many processes only trains, and returns the folder.
+
     Args:
       settings: the resolved configuration.
       workdir: the run's folder.
@@ -27,8 +32,12 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
       fresh: throw an earlier run in that folder away, and start again.
     """
     if fresh:
-        _forget(workdir)
+        if hosts.is_first():
+            _forget(workdir)
+        hosts.meet("fresh")
     run = train(settings, workdir, command=command, hooks=hooks(settings))
+    if jax.process_count() > 1:  # measuring is one process's work: `localist report` does it
+        return workdir
     return measure(run)
 
 

@@ -51,7 +51,7 @@ def test_what_was_saved_comes_back_bit_for_bit(folder):
 def test_the_manifest_tells_what_it_is(folder):
     with Checkpoints(folder) as checkpoints:
         about = checkpoints.manifest(4)
-    assert (about["step"], about["config"], about["format"]) == (4, {"a": 1}, 1)
+    assert (about["step"], about["config"], about["format"]) == (4, {"a": 1}, 2)
     assert about["leaves"]["w"] == [[3, 4], "float32"]
     assert set(about["versions"]) == {"jax", "flax", "optax", "orbax-checkpoint"}
 
@@ -143,6 +143,6 @@ def test_a_newer_format_is_refused(folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(CheckpointError, match="format 99, this version reads 1"),
+        pytest.raises(CheckpointError, match="format 99, this version reads 2"),
     ):
         checkpoints.manifest(6)
