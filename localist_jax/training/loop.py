@@ -98,6 +98,11 @@ def train(
     """
     prepared = prepared or prepare(settings.data, workdir / "cache")
     mesh = meshes.make_mesh(settings.mesh)
+    if mesh.shape["specialist"] > 1:
+        raise ValueError(
+            f"config.mesh.specialist: this run trains one LLM, got {mesh.shape['specialist']} places for specialists; "
+            "set it to 1"
+        )
     model = Transformer(settings.model, prepared.tokenizer.vocab_size, rules.shards("batch", mesh), mesh)
     batches = train_batches(
         prepared.train, settings.data.batch, settings.train.seed, shuffle=settings.data.shuffle,

@@ -28,7 +28,6 @@ from localist_jax.training.step import make_train_step
 STEPS = 5
 MESHES = {
     "1": config.Mesh(data=1),
-    "tensor": config.Mesh(data=4, tensor=2),
     "all": config.Mesh(slice=2, data=1, fsdp=2, tensor=2),
 }
 
@@ -63,7 +62,7 @@ def main(workdir: Path, settings: config.Config):
         states[name] = state
 
     # A checkpoint saved on eight devices is read on one, and one of one device on eight.
-    for saved, read in (("all", "1"), ("1", "tensor")):
+    for saved, read in (("all", "1"), ("1", "all")):
         with Checkpoints(workdir / saved, keep=1) as checkpoints:
             checkpoints.save(STEPS, states[saved], manifest={}, cursor={})
         mesh = mesh_of(read)
@@ -77,9 +76,9 @@ def main(workdir: Path, settings: config.Config):
         )
 
     # The same parameters, whole on one device and sharded over eight, generate the same text.
-    where = jax.tree.map(lambda leaf: leaf.sharding, states["tensor"].params)
+    where = jax.tree.map(lambda leaf: leaf.sharding, states["all"].params)
     texts = []
-    for params, name in ((states["1"].params, "1"), (jax.device_put(states["1"].params, where), "tensor")):
+    for params, name in ((states["1"].params, "1"), (jax.device_put(states["1"].params, where), "all")):
         blocks = jax.device_get(states["1"].blocks)
         texts.append(
             generate(

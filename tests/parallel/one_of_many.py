@@ -1,9 +1,10 @@
-"""A child process: one of several that train together over loopback. It may kill itself.
+"""A child process: one of several that train together over loopback, run after run. It may kill itself.
 
-python one_of_many.py WORKDIR SETTINGS_JSON DEVICES HOSTS [training|save STEP]
+python one_of_many.py SETTINGS_JSON DEVICES HOSTS RUN_JSON …
 
-HOSTS is that of `--hosts`, or empty; DEVICES are simulated by each process. At step 6 the model grows by a block, as
-recruitment would make it, and at step 10 beyond its capacity. Exit status as of the launcher.
+HOSTS is that of `--hosts`; DEVICES are simulated by each process. A run is {"workdir": …} and, if it ends badly,
+{"doom": killed | terminated | torn, "step": …, "process": …}. At step 6 the model grows by a block, as recruitment
+would make it. Exit status as of the launcher.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={sys.argv[3]}"
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={sys.argv[2]}"
 )
 
 import jax
@@ -29,7 +30,7 @@ from localist_jax.training.run import boxed_state
 
 
 class Grow(loop.Hook):
-    """Splits block 2 at step 6, within the capacity."""
+    """Splits block 2, within the capacity."""
 
     every = 6
 
@@ -50,38 +51,52 @@ class Grow(loop.Hook):
         return state
 
 
-def die(signal_=signal.SIGKILL):
-    os.kill(os.getpid(), signal_)
+class Signal(loop.Hook):
+    """Sends this process a signal before a step."""
 
-
-class DieAt(loop.Hook):
-    def __init__(self, every, signal_):
-        self.every, self.signal = every, signal_
+    def __init__(self, every, number):
+        self.every, self.number = every, number
 
     def __call__(self, step, state, batch):
         if step == self.every:
-            die(self.signal)
+            os.kill(os.getpid(), self.number)
         return state
 
 
-def main(workdir, settings, devices, where, doom="", step=0):
+WHOLE_SAVE = Checkpoints.save
+
+
+def torn_at(step):
+    """A save that starts, and kills the process while the arrays are still being written."""
+
+    def save(self, at, *args, **kwargs):
+        WHOLE_SAVE(self, at, *args, **kwargs)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return save
+
+
+def train(settings, workdir, doom="", step=0, process=0):
+    hooks, mine = [Grow()], jax.process_index() == process
+    if mine and doom in ("killed", "terminated"):
+        hooks.append(Signal(step, signal.SIGKILL if doom == "killed" else signal.SIGTERM))
+    Checkpoints.save = torn_at(step) if mine and doom == "torn" else WHOLE_SAVE
+    run = loop.train(settings, Path(workdir), hooks=hooks)
+    share = hosts.share(loop.rules.batch_sharding(run.mesh), settings.data.batch)
+    split = run.state.params["localist"]["attention"]["query"].addressable_shards[0].data.size
+    told = {
+        "devices": jax.device_count(), "here": jax.local_device_count(), "share": share,
+        "step": int(run.state.step), "blocks": int(run.state.blocks.active.sum()), "split": split,
+    }  # fmt: skip
+    (Path(workdir) / f"process_{jax.process_index()}.json").write_text(json.dumps(told))
+
+
+def main(settings, _, where, *runs):
     hosts.start(where)
-    hooks = [Grow()]
-    if doom in ("killed", "terminated"):
-        hooks.append(DieAt(int(step), signal.SIGKILL if doom == "killed" else signal.SIGTERM))
-    if doom == "torn":
-        whole_save = Checkpoints.save
-
-        def torn_save(self, at, *args, **kwargs):
-            whole_save(self, at, *args, **kwargs)  # returns while the arrays are still being written
-            if at == int(step):
-                die()
-
-        Checkpoints.save = torn_save
     with one_line():
-        run = loop.train(config.resolve(json.loads(settings)), Path(workdir), hooks=hooks)
-        if hosts.is_first():
-            print(json.dumps({"devices": len(jax.devices()), "local": jax.local_device_count(), "step": int(run.state.step)}))
+        for run in runs:
+            train(config.resolve(json.loads(settings)), **json.loads(run))
 
 
 if __name__ == "__main__":

@@ -38,12 +38,11 @@ def test_losses_do_not_depend_on_the_mesh(seen):
     assert seen["devices"] == 8
     alone = seen["losses"]["1"]
     assert len(set(alone)) == len(alone)
-    for name in ("tensor", "all"):
-        np.testing.assert_allclose(seen["losses"][name], alone, rtol=TOLERANCE)
+    np.testing.assert_allclose(seen["losses"]["all"], alone, rtol=TOLERANCE)
 
 
 def test_parameters_are_really_split(seen):
-    shards = seen["shards"]["tensor"]
+    shards = seen["shards"]["all"]  # fsdp splits the width, tensor the rest
     for name in (
         "embedding",
         "localist/attention/query",
@@ -51,15 +50,12 @@ def test_parameters_are_really_split(seen):
         "localist/feed_forward/up",
         "perception/attention/out",
     ):
-        assert shards[name] == 2, name
+        assert shards[name] == 4, name
     assert shards["localist/attention/gates"] == 2
-    assert shards["router/kernel"] == 1
-    both = seen["shards"]["all"]  # fsdp splits the width as well
-    assert both["embedding"] == both["localist/attention/query"] == both["localist/units/in"] == 4
-    assert both["router/kernel"] == 2
+    assert shards["router/kernel"] == 2
 
 
-@pytest.mark.parametrize(("saved", "read"), [("all", "1"), ("1", "tensor")])
+@pytest.mark.parametrize(("saved", "read"), [("all", "1"), ("1", "all")])
 def test_checkpoints_travel_between_meshes(seen, saved, read):
     assert seen[f"{saved} read on {read}"]
     assert seen[f"shardings of {read}"]
