@@ -57,20 +57,28 @@ def figures(shapes: Shapes, topology: str, lowered: Lowered, compiled: ahead.Com
         "network_bytes": far,
         "intensity": lowered.flops / count / max(compiled.program.memory_bytes, 1.0),
     }
-    if chip is None:
-        return found
+    return found | ({} if chip is None else bounds(found, chip))
+
+
+def bounds(found: Figures, chip: ahead.Chip) -> Figures:
+    """What the chip's published figures allow at best: everything overlaps, and nothing moves that need not.
+
+    Memory is charged with the state and inputs alone, which every call must read or write: what the instructions move
+    is an estimate and no bound.
+    """
+    near = sum(found["collective_bytes"].values()) - found["network_bytes"]
     times = {
         "compute": found["flops"] / chip.flops,
-        "memory": found["memory_traffic_bytes"] / chip.bandwidth,
-        "links": (sum(wire.values()) - far) / chip.links,
-        "network": far / chip.network,
+        "memory": found["argument_bytes"] / chip.bandwidth,
+        "links": near / chip.links,
+        "network": found["network_bytes"] / chip.network,
     }
-    bound = max(times.values())
-    return found | {
+    longest = max(times.values())
+    return {
         "capacity_bytes": chip.memory,
         "seconds_at_least": times,
-        "tokens_per_second_at_most": found["tokens"] / bound if bound else 0.0,
-        "utilisation_at_most": found["model_flops"] / chip.flops / bound if bound else 0.0,
+        "tokens_per_second_at_most": found["tokens"] / longest if longest else 0.0,
+        "utilisation_at_most": found["model_flops"] / chip.flops / longest if longest else 0.0,
     }
 
 
@@ -128,6 +136,10 @@ def write(folder: Path, found: dict[str, Figures], command: str) -> Path:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
     everything = {**before["figures"], **found}
+    for key, one in everything.items():  # those of earlier calls by what is published now
+        chip = ahead.CHIPS.get(key.split()[1].rpartition("×")[2].partition(":")[0])
+        if one["fits"] and chip is not None:
+            one |= bounds(one, chip)
     commands = [line for line in before["command"].splitlines() if line != command]
     return study.write(
         folder, STUDY, title="Compiled for pods, without one", body=body(everything),
@@ -195,14 +207,14 @@ Figures are per chip and call, *tokens/s* of all chips. Each specialist LLM has 
 run as one program in which nothing is told from one to another. *train* is a whole step with its optimizer; *generate*
 makes one token for each request of a batch that has read a full context; *grow* doubles the capacity for blocks and
 copies one block into the new room. *Tflop* are those of matrix products, recomputation included, counted from the
-traced program; attention's are added by hand, as dense as λ=0 makes it. *GB through memory* sums operands and results
-of the compiled instructions that are not on the chip, loops as often as they run.
+traced program; attention's are added by hand, as dense as λ=0 makes it. *GB through memory* is an estimate: operands
+and results of the compiled instructions that are not on the chip, loops as often as they run; *flop a byte* is by it.
 
 What each chip sends, by kind of collective, in a ring:
 
 {sent}
-The least time that each part needs by itself, and the model's flops (6 per token and parameter that it meets, and
-attention's) over what the chip could do in the longest:
+The least time that each part needs by itself, memory for reading and writing the state and inputs once, and the
+model's flops (6 per token and parameter that it meets, and attention's) over what the chip could do in the longest:
 
 {slow}
 Published of each chip (links: all of them, one way):

@@ -28,8 +28,8 @@ LOOP = """HloModule step
 %body (q: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %q = (s32[], f32[8,4]{1,0}) parameter(0)
   %x = f32[8,4]{1,0} get-tuple-element(%q), index=1
-  %all = f32[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,2},{1,3}}, dimensions={0}, metadata={op_name="layer"}
-  %again = f32[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,2},{1,3}}, dimensions={0}, metadata={op_name="layer"}
+  %all = f32[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,2},{1,3}}, metadata={op_name="layer"}
+  %again = f32[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,2},{1,3}}, metadata={op_name="layer"}
   %part = f32[2,4]{1,0} fusion(%all), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %out = (s32[], f32[8,4]{1,0}) tuple(%x, %all)
 }
