@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import statistics
 import sys
@@ -245,6 +246,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"), help="folder of the study")
     given = parser.parse_args(arguments)
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # PyTorch's waiting threads must not spin on others' cores
     sizes = QUICK if given.quick else plain.Sizes()
     seconds = speeds(sizes, given.rounds)
     saving = checkpoint_cost(sizes, max(3, given.rounds // 2), 3 if given.quick else 20)
