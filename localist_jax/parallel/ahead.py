@@ -20,6 +20,7 @@ BUILT_FOR_TPU = {  # libtpu otherwise looks for a TPU's metadata server
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # nothing here holds a TPU that others would miss
 }
 GIB, GB = 2.0**30, 1e9
 
