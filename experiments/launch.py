@@ -23,7 +23,6 @@ from ml_collections import config_flags
 from localist_jax import config
 from localist_jax.errors import one_line
 from localist_jax.parallel import hosts
-from localist_jax.parallel.compilation import keep_programs
 from localist_jax.report.job import run_job
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with an optional :variant.")
@@ -45,7 +44,6 @@ def _main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.launch", *sys.argv[1:]])
     with one_line(OSError):  # the flag keeps a failure to load until it is used
         settings = config.resolve(_CONFIG.value.to_dict())
-        keep_programs()
         hosts.start(str(_HOSTS.value))
         done = run_job(settings, Path(str(_WORKDIR.value)), command=command, fresh=_FRESH.value)
         if hosts.is_first():

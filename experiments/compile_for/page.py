@@ -221,4 +221,4 @@ Published of each chip (links: all of them, one way):
 
 {chips}
 What this doesn't show: speed. Parts that overlap badly, small messages and the network's latency make a step
-slower than these bounds; `docs/scaling.md` names the assumptions."""
+slower than these bounds; [scaling.md](scaling.md) names the assumptions."""

@@ -17,7 +17,7 @@ def keep_programs() -> None:
     `JAX_ENABLE_COMPILATION_CACHE=false` switches it off. Programs for CPUs depend on the processor, so each kind has
     a folder of its own: homes are shared between machines.
     """
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "localist_jax" / "programs" / _processor()))
 

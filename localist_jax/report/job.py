@@ -10,6 +10,7 @@ import jax
 
 from localist_jax import config, report
 from localist_jax.parallel import hosts
+from localist_jax.parallel.compilation import keep_programs
 from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import collect, figures
 from localist_jax.training.journal import Journal
@@ -31,6 +32,7 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
       command: what the user typed, for the record.
       fresh: throw an earlier run in that folder away, and start again.
     """
+    keep_programs()
     if fresh:
         if hosts.is_first():
             _forget(workdir)
