@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments.compile_for.programs import Lowered, Shapes
+from experiments.compile_for.programs import PROGRAMS, Lowered, Shapes
 from localist_jax.parallel import ahead
 from localist_jax.report import study
 
@@ -160,8 +160,10 @@ def body(everything: dict[str, Figures]) -> str:
         if times := one.get("seconds_at_least"):
             share = f"{one['utilisation_at_most']:.2f}" if one["tokens"] else "–"
             slow.append([key, *(f"{1e3 * t:.1f}" for t in times.values()), share])
+    missing = [key for key in WANTED if key not in everything]
     return TEXT.format(
         fits=study.table(FITS, rows),
+        missing=f"Not compiled yet, and so not known to fit: {', '.join(missing)}.\n\n" if missing else "",
         sent=study.table(("program", "operations", *(f"{k}, GB" for k in SENT), "network, GB"), sent),
         slow=study.table(("ms at least for", *BOUNDS, "utilisation at most"), slow),
         chips=study.table(PUBLISHED, [[name, *_published(chip)] for name, chip in ahead.CHIPS.items()]),
@@ -191,6 +193,12 @@ def _published(chip: ahead.Chip) -> list[str]:
     return [f"{chip.flops / 1e12:.0f}", memory, *(f"{rate / ahead.GB:.4g}" for rate in rates)]
 
 
+WANTED = [
+    f"{config} {topology} {program}"
+    for config in ("pod_1b", "pod_8b")
+    for topology in ("v5e:16x16", "v5p:4x8x8")
+    for program in PROGRAMS
+]
 FITS = (
     "configuration, topology, program", "chips", "fits", "GiB a chip", "of it state and inputs", "Tflop a chip",
     "GB through memory", "flop a byte", "tokens/s at most",
@@ -203,7 +211,7 @@ their speed? libtpu compiled every program below from shapes alone, on a machine
 collectives are the compiler's, times are what published bandwidths allow at best.
 
 {fits}
-Figures are per chip and call, *tokens/s* of all chips. Each specialist LLM has its share of the chips, and all of them
+{missing}Figures are per chip and call, *tokens/s* of all chips. Each specialist LLM has its share of the chips, and all of them
 run as one program in which nothing is told from one to another. *train* is a whole step with its optimizer; *generate*
 makes one token for each request of a batch that has read a full context; *grow* doubles the capacity for blocks and
 copies one block into the new room. *Tflop* are those of matrix products, recomputation included, counted from the

@@ -82,6 +82,7 @@ def test_the_page_keeps_what_earlier_calls_found(tmp_path):
     assert kept["figures"]["pod v5e:16x16 train"]["tokens_per_second_at_most"] == pytest.approx(2**20)
     text = (tmp_path / "compile_for.md").read_text()
     assert "| pod v5e:16x16 train | 256 | yes | 3.00 | 1.00 | 197.00 |" in text
+    assert "not known to fit: pod_1b v5e:16x16 train, " in text  # what is wanted and was not compiled
     assert "| pod v5p:2x2x1 train | 256 | no: 1.00 GiB over |" in text
 
 
