@@ -160,10 +160,10 @@ def body(everything: dict[str, Figures]) -> str:
         if times := one.get("seconds_at_least"):
             share = f"{one['utilisation_at_most']:.2f}" if one["tokens"] else "–"
             slow.append([key, *(f"{1e3 * t:.1f}" for t in times.values()), share])
-    missing = [key for key in WANTED if key not in everything]
+    missing = ", ".join(key for key in WANTED if key not in everything)
+    gap = f"\nNot compiled yet, and so not known to fit: {missing}.\n" if missing else ""
     return TEXT.format(
-        fits=study.table(FITS, rows),
-        missing=f"Not compiled yet, and so not known to fit: {', '.join(missing)}.\n\n" if missing else "",
+        fits=study.table(FITS, rows) + gap,
         sent=study.table(("program", "operations", *(f"{k}, GB" for k in SENT), "network, GB"), sent),
         slow=study.table(("ms at least for", *BOUNDS, "utilisation at most"), slow),
         chips=study.table(PUBLISHED, [[name, *_published(chip)] for name, chip in ahead.CHIPS.items()]),
@@ -211,7 +211,7 @@ their speed? libtpu compiled every program below from shapes alone, on a machine
 collectives are the compiler's, times are what published bandwidths allow at best.
 
 {fits}
-{missing}Figures are per chip and call, *tokens/s* of all chips. Each specialist LLM has its share of the chips, and all of them
+Figures are per chip and call, *tokens/s* of all chips. Each specialist LLM has its share of the chips, and all of them
 run as one program in which nothing is told from one to another. *train* is a whole step with its optimizer; *generate*
 makes one token for each request of a batch that has read a full context; *grow* doubles the capacity for blocks and
 copies one block into the new room. *Tflop* are those of matrix products, recomputation included, counted from the
