@@ -187,7 +187,7 @@ was used.
 6. No latency: at thousands of chips small collectives (norms, counts, the router) cost microseconds each that are left
    out.
 7. The network's rate is a chip's share of its pod's, as published for v5e; those of the others are taken as twice that.
-8. Input, logging and checkpoints cost nothing beside the step (checkpoints: [training.md](training.md))."""
+8. Input, logging and checkpoints cost nothing beside the step."""
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Eight specialist LLMs of 7.8 G parameters each, for a TPU v5e-256 or v5p-512: 32 chips a specialist.
+"""Eight specialist LLMs of 7.8 G parameters each, meant for a TPU v5e-256 or v5p-512: 32 chips a specialist.
 
     python -m experiments.compile_for --config=experiments/configs/pod_8b.py --topology=v5e:16x16
     python -m experiments.compile_for --config=experiments/configs/pod_8b.py --topology=v5p:4x8x8
 
-Layers of the sizes of Llama 3 8B, with 64 blocks and a smaller vocabulary. `docs/tpu.md` tells how to launch it.
+Layers of the sizes of Llama 3 8B, with 64 blocks and a smaller vocabulary. `docs/tpu.md` tells how to launch it,
+`docs/measurements/compile_for.md` for which chips it was compiled.
 """
 
 from ml_collections import ConfigDict
