@@ -247,11 +247,10 @@ class Recruitment:
     every: int = 0  # steps between the end of a trial and the next survey; 0: off
     start: float = 0.1  # share of the steps before the first trial
     stop: float = 0.9  # share of the steps after which none is opened
-    horizon: int = 50  # steps of a trial
-    candidates: int = 3  # ways to divide a block that are tried side by side
-    placebos: int = 8  # random divisions beside them
+    horizon: int = 40  # steps of a trial
+    candidates: int = 1  # ways to divide a block that are tried side by side
+    placebos: int = 16  # random divisions beside each
     survey: int = 8  # batches that proposals are made from
-    rate: float = 1.0  # of a newcomer's differences from its parent, as a share of the run's learning rate
     alpha: float = 0.05  # chance of a false recruitment, in all
     cost: str = "prequential"  # of a candidate's parameters: prequential, bic or fixed
     bits_per_parameter: float = 0.0  # of `fixed`
@@ -270,7 +269,6 @@ class Recruitment:
             "0 ≤ start ≤ stop ≤ 1",
             (self.start, self.stop),
         )
-        _require(self.rate > 0, "recruitment.rate", "above 0", self.rate)
         _require(0 < self.alpha < 1, "recruitment.alpha", "a probability in (0, 1)", self.alpha)
         _require(
             self.cost in ("prequential", "bic", "fixed"),

@@ -219,16 +219,20 @@ def descend(start: Instance, objective: Callable[[Instance], jax.Array]) -> Inst
     tx = optax.adam(RATE)
 
     def step(carry, _):
-        free, state, best, lowest = carry
+        # The slope is carried over the loop's edge, lest it be computed anew for each of Adam's moments: at a tie of
+        # two claims, rounding may take one moment to one side and the other to the other.
+        free, state, slope, best, lowest = carry
+        updates, state = tx.update(slope, state)
+        free = optax.apply_updates(free, updates)
         (_, each), slope = jax.value_and_grad(total, has_aux=True)(free)
         best, lowest = better(free, best, each < lowest), jnp.minimum(each, lowest)
-        updates, state = tx.update([jnp.nan_to_num(s, posinf=0.0, neginf=0.0) for s in slope], state)
-        return (optax.apply_updates(free, updates), state, best, lowest), None
+        slope = [jnp.nan_to_num(s, posinf=0.0, neginf=0.0) for s in slope]
+        return (free, state, slope, best, lowest), None
 
     @jax.jit
     def search(free):
-        lowest = jnp.full(free[0].shape[0], jnp.inf)
-        (_, _, best, _), _ = jax.lax.scan(step, (free, tx.init(free), free, lowest), length=STEPS)
+        lowest, still = jnp.full(free[0].shape[0], jnp.inf), [jnp.zeros_like(x) for x in free]
+        (*_, best, _), _ = jax.lax.scan(step, (free, tx.init(free), still, free, lowest), length=STEPS)
         return best
 
     return rebuild(search([leaves[i] for i in moved])) if moved else start

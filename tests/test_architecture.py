@@ -28,9 +28,9 @@ ARROWS = {
     "parallel": FOUNDATION,
     "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
-    "report": FOUNDATION | {"locality", "model", "parallel", "training", "recruitment"},
+    "report": FOUNDATION | {"locality", "model", "parallel", "training", "recruitment", "rules"},
     "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
-    "rules": FOUNDATION | {"locality", "model", "training"},
+    "rules": FOUNDATION | {"locality", "model", "training", "recruitment"},
     "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules"},
     "__init__": set(),
 }

@@ -1,7 +1,9 @@
 """The commands as users type them, and each kind of bad input as one line that says what to do."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +11,33 @@ from pathlib import Path
 import pytest
 from command_line import command
 
+from localist_jax.training import journal
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(*command, **environment):
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=400,
-        env={**{k: v for k, v in os.environ.items() if k != "LOCALIST_DATA"}, **environment},
-    )  # fmt: skip
+QUICKSTART = "--config=experiments/configs/quickstart.py"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LOCALIST_DATA"}
 
 
-def launch(workdir, *flags, config="experiments/configs/quickstart.py:tiny"):
-    return run("-m", "experiments.launch", f"--config={config}", f"--workdir={workdir}", *flags)
+def run(*command, **options):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        **options,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def launch(*lists):
+    """`python -m experiments.launch` with each of some lists of arguments: exit status, output, errors of each."""
+    lists = [[str(word) for word in words] for words in lists]
+    return json.loads(run("tests/launches.py", input=json.dumps(lists)))
 
 
 def flags_of(sections):
@@ -40,76 +57,87 @@ def assert_one_line(status, err, words):
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """The tiny quickstart, launched, cut short, and finished by typing the same command again."""
+def launched(tiny_run, tmp_path_factory):
+    """The tiny quickstart, launched afresh over another run, cut short, and finished without --fresh."""
     workdir = tmp_path_factory.mktemp("launched") / "run"
-    first = launch(workdir, "--config.train.steps=20")
-    second = launch(workdir, "--config.train.steps=40")
-    return workdir, first, second
+    shutil.copytree(tiny_run.workdir, workdir)
+    (workdir / "notes.txt").write_text("mine")
+    words = [
+        f"{QUICKSTART}:tiny",
+        f"--workdir={workdir}",
+        "--config.data.context=32",
+        "--config.data.valid_rows=8",
+    ]
+    return workdir, launch(
+        [*words, "--config.train.steps=20", "--fresh"], [*words, "--config.train.steps=40"]
+    )
 
 
 def test_the_launcher_trains_resumes_and_prints_the_report_last(launched):
-    workdir, first, second = launched
-    for done in (first, second):
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.splitlines()[-1] == str(workdir / "report.html")
-        assert "Traceback" not in done.stderr
-        assert "WARNING" not in done.stderr
-    assert "bits/token" in first.stderr
-    assert re.search(r"tok/s .* left", first.stderr)
-    assert "train 1/" not in second.stderr
+    workdir, done = launched
+    for status, out, err in done:
+        assert status == 0, err[-2000:]
+        assert out.splitlines()[-1] == str(workdir / "report.html")
+        assert "Traceback" not in err
+        assert "WARNING" not in err
+    (_, _, first), (_, _, second) = done
+    assert "bits/token" in first
+    assert re.search(r"tok/s .* left", first)
+    assert "train 25/40" in second
+    assert "train 5/40" not in second
     assert (workdir / "report.html").stat().st_size > 50_000
     assert "experiments.launch" in (workdir / "report.html").read_text()
 
 
-def test_fresh_starts_again(launched):
-    workdir, _, _ = launched
-    (workdir / "notes.txt").write_text("mine")
-    done = launch(workdir, "--config.train.steps=5", "--fresh")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "5 steps" in done.stderr
+def test_fresh_starts_again_and_touches_nothing_else(launched):
+    workdir, ((_, _, first), _) = launched
+    assert "train 5/20" in first
+    assert journal.read(workdir / "metrics.jsonl")[0]["step"] == 5  # that run began at 1
     assert (workdir / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--config.model.layerz=4"], "layerz"),
-        (["--config.model.layers=many"], "layers"),
-        (
-            ["--config.dial.locality=1.5", "--config.dial.mode=fixed"],
-            r"config\.dial\.locality: expected λ in \[0, 1\]",
-        ),
-        (["--config.data.corpus=moby-dick"], "no corpus, file or folder 'moby-dick'; known: .*wikitext-2"),
-        (
-            ["--config.data.corpus=wikitext-2"],
-            r"corpus 'wikitext-2' is not here: put .*\$LOCALIST_DATA/wikitext-2",
-        ),
-        (
-            ["--config.data.corpus=text", "--config.data.path=nowhere.txt"],
-            "no file or folder at 'nowhere.txt'",
-        ),
-        (["--config.mesh.tensor=3"], r"config\.mesh: .*does not fit 1 device"),
-        (["--colour=blue"], "colour"),
-    ],
-)
-def test_bad_flags_are_one_line(tmp_path, flags, words):
-    done = launch(tmp_path / "run", *flags)
-    assert_one_line(done.returncode, done.stderr, words)
+BAD_LAUNCHES = {
+    "an unknown key": ([f"{QUICKSTART}:tiny", "--config.model.layerz=4", "--workdir=x"], "layerz"),
+    "no number": ([f"{QUICKSTART}:tiny", "--config.model.layers=many", "--workdir=x"], "layers"),
+    "no locality": (
+        [f"{QUICKSTART}:tiny", "--config.dial.locality=1.5", "--config.dial.mode=fixed", "--workdir=x"],
+        r"config\.dial\.locality: expected λ in \[0, 1\]",
+    ),
+    "no corpus": (
+        [f"{QUICKSTART}:tiny", "--config.data.corpus=moby-dick", "--workdir=x"],
+        "no corpus, file or folder 'moby-dick'; known: .*wikitext-2",
+    ),
+    "no such corpus here": (
+        [f"{QUICKSTART}:tiny", "--config.data.corpus=wikitext-2", "--workdir=x"],
+        r"corpus 'wikitext-2' is not here: put .*\$LOCALIST_DATA/wikitext-2",
+    ),
+    "no text": (
+        [f"{QUICKSTART}:tiny", "--config.data.corpus=text", "--config.data.path=nowhere.txt", "--workdir=x"],
+        "no file or folder at 'nowhere.txt'",
+    ),
+    "no such mesh": (
+        [f"{QUICKSTART}:tiny", "--config.mesh.tensor=3", "--workdir=x"],
+        r"config\.mesh: .*does not fit 1 device",
+    ),
+    "an unknown flag": ([f"{QUICKSTART}:tiny", "--colour=blue", "--workdir=x"], "colour"),
+    "no configuration": (["--workdir=x"], "--config is missing"),
+    "no folder": ([QUICKSTART], "--workdir is missing"),
+    "no such file": (["--config=experiments/configs/slowstart.py", "--workdir=x"], "slowstart"),
+    "no such variant": ([f"{QUICKSTART}:huge", "--workdir=x"], "unknown variant 'huge'"),
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--workdir=x"], "--config is missing"),
-        (["--config=experiments/configs/quickstart.py"], "--workdir is missing"),
-        (["--config=experiments/configs/slowstart.py", "--workdir=x"], "slowstart"),
-        (["--config=experiments/configs/quickstart.py:huge", "--workdir=x"], "unknown variant 'huge'"),
-    ],
-)
-def test_missing_flags_are_one_line(arguments, words):
-    done = run("-m", "experiments.launch", *arguments)
-    assert_one_line(done.returncode, done.stderr, words)
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("refused")
+    lists = [[w.replace("=x", f"={folder}") for w in words] for words, _ in BAD_LAUNCHES.values()]
+    return dict(zip(BAD_LAUNCHES, launch(*lists), strict=True))
+
+
+@pytest.mark.parametrize("case", BAD_LAUNCHES)
+def test_bad_launches_are_one_line(refused, case):
+    status, _, err = refused[case]
+    assert_one_line(status, err, BAD_LAUNCHES[case][1])
 
 
 def test_an_empty_corpus_is_one_line(tmp_path):
@@ -227,7 +255,6 @@ def test_another_topology_is_one_line_and_the_run_is_kept(tiny_run, tiny_setting
 
 
 def test_help_is_there():
-    done = run("-m", "localist_jax", "--help")
-    assert done.returncode == 0
+    said = run("-m", "localist_jax", "--help")
     for name in ("train", "eval", "generate", "inspect", "report"):
-        assert name in done.stdout
+        assert name in said

@@ -149,8 +149,9 @@ The wider windows are {", ".join(str(x["window"]) for x in per_seed)} positions,
 - Largest difference of logits, adopted against `transformers` on the same checkpoint: {figures["max_logit_error"]:.2g}.
   The test suite holds five variants of Llama and Qwen3 to 1e-4.
 - Reading a larger checkpoint (zeros, three shards) takes {figures["peak_memory_beyond_model_bytes"] / 1e6:.0f} MB
-  beyond the model's own {figures["model_bytes"] / 1e6:.0f} MB at the peak of its own memory, compiler included,
-  mapped files not; its largest tensor has {figures["largest_tensor_bytes"] / 1e6:.0f} MB.
+  beyond the model's own {figures["model_bytes"] / 1e6:.0f} MB at the peak of its own memory (on a second reading,
+  without the compiler's; mapped files not counted); its largest tensor has
+  {figures["largest_tensor_bytes"] / 1e6:.0f} MB.
 
 What this is not: a study of a real checkpoint. The model is small and briefly trained, and its text is the one it was
 pretrained on.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import json
 import subprocess
 import sys
@@ -243,13 +245,16 @@ print(json.dumps(study.memory_of(Path(sys.argv[1]))))
 def memory_of(folder: Path) -> dict[str, float]:
     """Peak of the process's own memory while a checkpoint is read, over what it held before; bytes.
 
-    Resident anonymous pages, looked at every millisecond (Linux); pages of mapped files are not the process's own.
+    It is read once before, so that the compiler has done its work. Resident anonymous pages, looked at every
+    millisecond (Linux); pages of mapped files are not the process's own.
     """
     raw = families.read_config(folder)
     settings = Config(model=families.model_of(raw)).replace(
         data={"vocab_size": families.vocabulary_of(raw)}, optimizer={"trunk": 0.0, "kind": "adamw"}
     )
-    jax.block_until_ready(jnp.zeros(8) + 1)
+    jax.block_until_ready(load_checkpoint(folder, settings)[0].params)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the compiler had goes back to the system (glibc)
     before, seen, done = _own_memory(), [0], threading.Event()
 
     def watch() -> None:

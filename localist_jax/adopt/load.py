@@ -1,24 +1,24 @@
-"""From a checkpoint folder to a run: weights streamed in one tensor at a time, tokenizer, configuration."""
+"""From a checkpoint folder to a run: weights streamed in strips, tokenizer, configuration."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 
 from localist_jax import config
 from localist_jax.adopt import families
 from localist_jax.adopt.shards import Shards
-from localist_jax.adopt.tensors import Tensor, tensors
+from localist_jax.adopt.tensors import tensors
 from localist_jax.data import Tokenizer
 from localist_jax.model import Transformer
 from localist_jax.parallel import mesh as meshes
@@ -38,7 +38,7 @@ KEPT = (
 def load(folder: str | Path, settings: config.Config) -> tuple[TrainState, str]:
     """The state whose trunk holds a checkpoint's weights; router and gates are fresh.
 
-    Leaves are filled in place, so that no more than one tensor lies in memory beside the model.
+    Leaves are filled in place, strip by strip, so that less than one large tensor lies in memory beside the model.
 
     Args:
       folder: of the checkpoint.
@@ -54,22 +54,26 @@ def load(folder: str | Path, settings: config.Config) -> tuple[TrainState, str]:
     model = Transformer(settings.model, vocab_size)
     mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
     with Shards(Path(folder), list(tensors(settings.model, vocab_size))) as shards:
-        state = _empty(model, settings, mesh)
+        state = _empty(model, settings, mesh)(jax.random.key(settings.train.seed))
         flat = traverse_util.flatten_dict(state.params)
         state = dataclasses.replace(
             state, params={}
         )  # `flat` alone holds the leaves: filling one frees the one before
-        for tensor, values in shards:
-            flat[tensor.path] = _fill(flat[tensor.path], values, tensor)
-            del values
+        for tensor, start, strip in shards:
+            layer = tensor.layer or 0
+            flat[tensor.path] = _put(
+                flat[tensor.path], strip, layer, start, shape=tensor.shape, turn=tensor.transposed
+            )
+            flat[tensor.path].block_until_ready()  # else strips are read faster than written, and pile up
+            del strip
         dtype = shards.dtype
     return dataclasses.replace(state, params=traverse_util.unflatten_dict(flat)), dtype
 
 
-def _empty(model: Transformer, settings: config.Config, mesh) -> TrainState:
-    """A fresh state whose trunk is zeros: initial weights that nobody will use are never drawn."""
-    abstract = abstract_state(model, settings, mesh)
-    wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+@functools.lru_cache(maxsize=2)
+def _empty(model: Transformer, settings: config.Config, mesh: jax.sharding.Mesh) -> Callable[..., TrainState]:
+    """Makes a fresh state whose trunk is zeros: initial weights that nobody will use are never drawn."""
+    wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, settings, mesh))
 
     def create(key):
         state = nn.unbox(states.create(model, settings, key))
@@ -77,20 +81,16 @@ def _empty(model: Transformer, settings: config.Config, mesh) -> TrainState:
         empty = {path: jnp.zeros_like(x) if in_trunk(path) else x for path, x in flat.items()}
         return dataclasses.replace(state, params=traverse_util.unflatten_dict(empty))
 
-    return jax.jit(create, out_shardings=wanted)(jax.random.key(settings.train.seed))
+    return jax.jit(create, out_shardings=wanted)
 
 
-def _fill(leaf: jax.Array, values: np.ndarray, tensor: Tensor) -> jax.Array:
-    layer = 0 if tensor.layer is None else tensor.layer
-    return _put(
-        leaf, values, layer, part=tensor.part, stacked=tensor.layer is not None, turn=tensor.transposed
-    )
-
-
-@partial(jax.jit, donate_argnums=0, static_argnames=("part", "stacked", "turn"))
-def _put(leaf, values, layer, *, part, stacked, turn):
-    values = (values.T if turn else values).reshape(part).astype(leaf.dtype)
-    return jax.lax.dynamic_update_index_in_dim(leaf, values, layer, 0) if stacked else values
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=("shape", "turn"))
+def _put(leaf, strip, layer, start, *, shape, turn):
+    """`leaf` with the rows from `start` on of a tensor of this shape in their place, transposed if they `turn`."""
+    tensors = leaf.reshape(-1, *(shape[::-1] if turn else shape))
+    strip = (strip.T if turn else strip)[None].astype(leaf.dtype)
+    at = (0, start) if turn else (start, *(0 for _ in shape[1:]))
+    return jax.lax.dynamic_update_slice(tensors, strip, (layer, *at)).reshape(leaf.shape)
 
 
 def adopt(

@@ -1,9 +1,10 @@
-"""Safetensors files of a checkpoint, read and written one tensor or one shard at a time; never pickle."""
+"""Safetensors files of a checkpoint, read strip by strip and written one shard at a time; never pickle."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from localist_jax.adopt.tensors import COMPUTED, HEAD, Tensor
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SHARD_BYTES = 2_000_000_000
-STRIP = 4096  # rows of a matrix that are compared at a time
+STRIP_BYTES = 8_000_000  # of a tensor, read at a time: whole rows, at least one
 
 
 class Shards:
@@ -45,15 +46,19 @@ class Shards:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Each wanted tensor with its values; the caller holds one at a time."""
+    def __iter__(self) -> Iterator[tuple[Tensor, int, np.ndarray]]:
+        """Every wanted tensor strip by strip: the tensor, the strip's first row, its rows; hold one at a time."""
         for tensor in self._wanted:
-            try:
-                values = self._file_of[tensor.name].get_tensor(tensor.name)
-            except SafetensorError as error:
-                raise ValueError(f"{self._folder}: {tensor.name} cannot be read ({_short(error)})") from error
-            yield tensor, values
-            del values
+            values = self._file_of[tensor.name].get_slice(tensor.name)
+            for start, end in _strips(tensor.shape):
+                try:
+                    strip = values[start:end]
+                except SafetensorError as error:
+                    raise ValueError(
+                        f"{self._folder}: {tensor.name} cannot be read ({_short(error)})"
+                    ) from error
+                yield tensor, start, strip
+                del strip
 
     def _open(self) -> None:
         for name, names in _files(self._folder).items():
@@ -101,15 +106,20 @@ class Shards:
 
     def _same(self, name: str, other: str) -> None:
         one, two = (self._file_of[x].get_slice(x) for x in (name, other))
-        rows = one.get_shape()[0]
         same = one.get_shape() == two.get_shape() and all(
-            np.array_equal(one[i : min(i + STRIP, rows)], two[i : min(i + STRIP, rows)])
-            for i in range(0, rows, STRIP)
+            np.array_equal(one[start:end], two[start:end]) for start, end in _strips(one.get_shape())
         )
         if not same:
             raise ValueError(
                 f"{self._folder}: {name} differs from {other}, but config.json says tie_word_embeddings"
             )
+
+
+def _strips(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last row, exclusive, of each strip of a tensor; as if all were float32."""
+    rows, of_row = shape[0], 4 * math.prod(shape[1:])
+    step = max(1, STRIP_BYTES // of_row)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _files(folder: Path) -> dict[str, set[str] | None]:

@@ -146,7 +146,9 @@ def advance(
         price = ramp * bits.to_nats(settings.gate_bits) / tokens
     else:
         price = _dual_ascent(state.price, open_share - settings.open_share_target, length)
-    return dataclasses.replace(state, price=jnp.where(opened_at >= 0, price, 0.0), opened_at=opened_at)
+    price = jnp.where(opened_at >= 0, price, 0.0)
+    price = price.astype(state.price.dtype)  # a weak type would have the next step compiled once more
+    return dataclasses.replace(state, price=price, opened_at=opened_at)
 
 
 def settled(

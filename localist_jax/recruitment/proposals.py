@@ -1,16 +1,16 @@
 """Proposals: which block could be divided, along what, and how many bits that might save. Cheap; a trial decides.
 
 A *survey* reads a few batches and keeps, for every position, the state that the router saw and the slope of its code
-length at the last hidden state. Each block in use is then divided in several ways:
+length at the last hidden state. Each block in use is then divided in two ways:
 
-- `means`: two clusters of its states;
-- `errors`: along the direction of the states with which those slopes covary most;
-- `hard`: its badly coded positions against the others;
+- `hard`: its badly coded stretches of text against the others, by the direction in the router's space that tells them
+  apart;
 - `concept`: the positions of tokens that a user, or a rule, named.
 
-All are found on one half of the survey and ranked on the other, by one figure: the bits that a correction of the last
-hidden state, one for each side, could save to second order (Rao's score statistic), less what it would seem to save on
-noise. Ranked where they were found, the divisions with the most freedom to fit noise would win.
+Directions are found on one half of the survey and ranked on the other, by one figure: the bits that a correction of the
+last hidden state, one for each side, could save to second order (Rao's score statistic), less what it would seem to
+save on noise. Ranked where they were found, those with the most freedom to fit noise would win. What noise alone could
+have produced is not worth a trial; a concept that somebody named is tried all the same.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from localist_jax.locality import Blocks, Dial
 from localist_jax.model import Transformer, forward
 from localist_jax.types import PyTree
 
-KINDS = ("means", "errors", "hard", "concept")
-RESTARTS = 3  # of `means`
-WAYS = RESTARTS + 4  # in which a block may be divided: `errors` knows two
+KINDS = ("hard", "concept")
+WAYS = len(KINDS)  # in which a block may be divided
 SMALLEST = 32  # positions on either side of a division
 RIDGE = 1e-2  # relative, of the regression that turns sides into a direction
 CONFIDENCE = 3.0  # nats: mean |margin| of a newcomer over its parent's positions
-HARDEST = 0.25  # share of a block's positions that `hard` sets apart
-MEANS_STEPS = 12  # of Lloyd's algorithm
+SIGNIFICANT = 4.0  # standard deviations of the estimated gain on noise
+NEARBY = 8  # positions on either side that say whether a stretch of text is badly coded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Proposal:
     """A block divided.
 
     Attributes:
-      kind: means, errors, hard or concept.
+      kind: hard or concept.
       parent: the block.
       direction: float32 [D]; a position goes to the newcomer where state·direction (+ anchors) is positive.
       share: of the parent's positions that do.
@@ -81,7 +80,7 @@ class Survey:
       states: what the router reads.
       slopes: ∂(code length)/∂(last hidden state), nats.
       block, token: of each position.
-      bits: code length of the token that follows.
+      bits: mean code length of the tokens that follow it and its neighbours in the text.
     """
 
     states: Float[np.ndarray, "n D"]
@@ -107,9 +106,7 @@ def survey(reader, params: PyTree, blocks: Blocks, batches: Iterable[Batch]) -> 
     return Survey(states, slopes, block, token, code)
 
 
-def proposals(
-    found: Survey, active: Sequence[bool], rng: np.random.Generator, concepts: Sequence[Concept] = ()
-) -> list[Proposal]:
+def proposals(found: Survey, active: Sequence[bool], concepts: Sequence[Concept] = ()) -> list[Proposal]:
     """Divisions of every block in use, the most promising first."""
     made = []
     finding = np.arange(len(found.block)) < len(found.block) // 2
@@ -118,18 +115,33 @@ def proposals(
         halves = mine & finding, mine & ~finding
         if min(half.sum() for half in halves) < 2 * SMALLEST:
             continue
-        for kind, states, sides in _divisions(found, halves[0], rng):
-            if min(sides.sum(), (~sides).sum()) >= SMALLEST:
-                direction = _direction(states, sides)
-                made.append(_proposal(found, halves[1], kind, direction))
+        states, code = found.states[halves[0]], found.bits[halves[0]]
+        sides = code > _between_two_levels(code)
+        if min(sides.sum(), (~sides).sum()) >= SMALLEST:
+            made.append(_hard(found, halves[1], _direction(states, sides)))
         made += [_of_concept(found, halves[1], concept) for concept in concepts]
     return sorted((p for p in made if p is not None), key=lambda p: -p.gain_bits)
 
 
+def worth_a_trial(proposal: Proposal) -> bool:
+    """Whether its gain is beyond what noise produces, or somebody asked for it."""
+    return bool(proposal.name) or proposal.gain_bits >= SIGNIFICANT * noise_bits(proposal.direction.size)
+
+
 def placebo(found: Survey, proposal: Proposal, rng: np.random.Generator) -> np.ndarray:
-    """A direction that divides the proposal's parent in the same proportion, at random: float32 [D]."""
-    states = found.states[found.block == proposal.parent]
+    """A direction that divides the proposal's parent in the same proportion, at random: float32 [D].
+
+    It is drawn among those that know nothing of the proposal's division: on either side of it, the placebo takes as
+    many of its positions. A random direction left as it is would often have a part of what the proposal has found.
+    """
+    mine = found.block == proposal.parent
+    states, token = found.states[mine], found.token[mine]
+    taken = states @ proposal.direction > 0
+    if proposal.anchors:
+        taken |= np.isin(token, list(proposal.anchors))
+    known = taken - taken.mean()
     along = _whitened(states) @ rng.normal(size=states.shape[1])
+    along -= known * (along @ known) / max(known @ known, 1e-12)
     sides = along > np.quantile(along, 1 - proposal.share)
     return _direction(states, sides)
 
@@ -143,6 +155,11 @@ def gain_bits(slopes: Float[np.ndarray, "n D"], sides: Bool[np.ndarray, "n"]) ->
     return _score(slopes[sides]) + _score(slopes[~sides]) - _score(slopes)
 
 
+def noise_bits(width: int) -> float:
+    """Standard deviation of `gain_bits` where nothing is to be found: of half a χ² with `width` degrees of freedom."""
+    return float(bits.from_nats((width / 2) ** 0.5))
+
+
 def _score(slopes: np.ndarray) -> float:
     n, D = slopes.shape
     total, fisher = slopes.sum(0), slopes.T @ slopes
@@ -151,21 +168,9 @@ def _score(slopes: np.ndarray) -> float:
     return float(bits.from_nats(nats - 0.5 * min(n, D)))
 
 
-def _divisions(found: Survey, mine: np.ndarray, rng: np.random.Generator):
-    """(kind, states of the block's positions, side of each)."""
-    states, slopes, code = found.states[mine], found.slopes[mine], found.bits[mine]
-    white = _whitened(states)
-    for _ in range(RESTARTS):
-        yield "means", states, _two_means(states, rng)
-    left, _, _ = np.linalg.svd(white.T @ _whitened(slopes), full_matrices=False)
-    for axis in range(2):
-        yield "errors", states, white @ left[:, axis] > 0
-    yield "hard", states, code > np.quantile(code, 1 - HARDEST)
-
-
-def _proposal(found: Survey, mine: np.ndarray, kind: str, direction: np.ndarray) -> Proposal | None:
+def _hard(found: Survey, mine: np.ndarray, direction: np.ndarray) -> Proposal | None:
     taken = found.states[mine] @ direction > 0  # what the router will do
-    return _ranked(found, mine, taken, kind=kind, direction=direction)
+    return _ranked(found, mine, taken, kind="hard", direction=direction)
 
 
 def _of_concept(found: Survey, mine: np.ndarray, concept: Concept) -> Proposal | None:
@@ -197,17 +202,13 @@ def _direction(states: np.ndarray, sides: np.ndarray) -> np.ndarray:
     return (direction * CONFIDENCE / max(scale, 1e-12)).astype(np.float32)
 
 
-def _two_means(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Lloyd's algorithm from two of the states, the second drawn far from the first."""
-    first = states[rng.integers(len(states))]
-    far = np.square(states - first).sum(1)
-    centres = np.stack([first, states[rng.choice(len(states), p=far / far.sum())]])
-    for _ in range(MEANS_STEPS):
-        sides = np.square(states - centres[1]).sum(1) < np.square(states - centres[0]).sum(1)
-        if not 0 < sides.sum() < len(sides):
-            break
-        centres = np.stack([states[~sides].mean(0), states[sides].mean(0)])
-    return sides
+def _between_two_levels(x: np.ndarray) -> float:
+    """The threshold that tells two levels apart best: it has the largest variance between the sides (Otsu 1979)."""
+    ordered = np.sort(x)
+    below = np.arange(1, len(x))
+    excess = np.cumsum(ordered)[:-1] - below * ordered.mean()
+    at = np.argmax(np.square(excess) / (below * (len(x) - below)))
+    return float(ordered[at : at + 2].mean())
 
 
 def _whitened(x: np.ndarray) -> np.ndarray:
@@ -226,5 +227,14 @@ def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch):
     excess = jax.nn.softmax(out.logits) - jax.nn.one_hot(batch.targets, out.logits.shape[-1])
     head = params["embedding"] if c.tied else params["head"]
     slopes = jnp.einsum("BTV,VD->BTD", excess, head)
-    code = bits.code_length(out.logits, batch.targets)
+    code = _around(bits.code_length(out.logits, batch.targets), batch)
     return out.states.astype(jnp.float32), slopes, out.blocks, code
+
+
+def _around(code: jax.Array, batch: Batch) -> jax.Array:
+    """Mean code length [B, T] over the scored positions of the same segment that are at most `NEARBY` away."""
+    place = jnp.arange(code.shape[1])
+    near = jnp.abs(place[:, None] - place) <= NEARBY
+    near = near & (batch.segments[:, :, None] == batch.segments[:, None]) & batch.scored[:, None]
+    total = jnp.where(near, code[:, None], 0.0).sum(-1)
+    return total / jnp.maximum(1, near.sum(-1))

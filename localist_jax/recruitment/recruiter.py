@@ -36,6 +36,7 @@ from localist_jax.recruitment.proposals import (
     placebo,
     proposals,
     survey,
+    worth_a_trial,
 )
 from localist_jax.training.journal import Journal, Records
 from localist_jax.training.loop import Hook
@@ -102,31 +103,38 @@ class Recruiter(Hook):
         active = np.asarray(state.blocks.active)
         number = int(self._trial.number)
         rng = np.random.default_rng([self._run.settings.train.seed, number])
-        ranked = self._ranked(found, active, rng)
+        ranked = self._ranked(found, active)
+        best = max((p.gain_bits for p in ranked), default=0.0)
+        self._journal.scalars(step - 1, "survey", {"estimated_gain_bits": best})
+        ranked = [p for p in ranked if self._worth_a_trial(p)]
         if not ranked:
             return state
-        births, anchors, costs = [], [], []
+        costs = []
         for nth, proposal in enumerate(ranked):
-            births.append(self._birth(state, place, proposal, proposal.direction))
-            anchors.append(self._anchors(proposal.anchors))
             concept = [self._run.tokenizer.vocab_size] * len(proposal.anchors)
             structure = structure_bits(number + nth + 1, int(active.sum()), WAYS, *concept)
             costs.append(structure + self._parameter_bits(step))
-        for _ in range(r.placebos):
-            births.append(self._birth(state, place, ranked[0], placebo(found, ranked[0], rng)))
-            anchors.append(self._anchors({}))
-        unused = r.candidates - len(ranked)  # filled with copies that nobody counts
-        births[len(ranked) : len(ranked)] = births[:1] * unused
-        anchors[len(ranked) : len(ranked)] = anchors[:1] * unused
+        in_place = ranked + ranked[:1] * (
+            r.candidates - len(ranked)
+        )  # what nobody counts fills places left over
+        births = [self._birth(state, place, p, p.direction) for p in in_place]
+        anchors = [self._anchors(p.anchors) for p in in_place]
+        for proposal in in_place:
+            for _ in range(r.placebos):
+                births.append(self._birth(state, place, proposal, placebo(found, proposal, rng)))
+                anchors.append(self._anchors({}))
         leaving = self._least_used(state, found.block)
         self._trial = trial.opened(self._trial, state, self._run.settings, births, anchors, costs, leaving)
         self._open, self._horizon, self._is_open = ranked, step - 1 + r.horizon, True
         return state
 
-    def _ranked(self, found: Survey, active: np.ndarray, rng: np.random.Generator) -> list[Proposal]:
+    def _ranked(self, found: Survey, active: np.ndarray) -> list[Proposal]:
         """The candidates of the next trial, all for one parent."""
-        made = proposals(found, active.tolist(), rng, self._concepts)
+        made = proposals(found, active.tolist(), self._concepts)
         return _of_one_parent(made)[: self._run.settings.recruitment.candidates]
+
+    def _worth_a_trial(self, proposal: Proposal) -> bool:
+        return worth_a_trial(proposal)
 
     def _birth(self, state: TrainState, place: int, proposal: Proposal, direction: np.ndarray) -> Birth:
         whole = (place, proposal.parent, int(self._trial.births) + 1)
@@ -201,7 +209,8 @@ class Recruiter(Hook):
                 surprise_bits=round(float(surprise[at]), 2),
                 surprise_threshold_bits=round(number_bits - float(np.log2(r.alpha)), 2),
                 tokens=int(made.tokens), trial=int(made.number), **self._newcomer(at == chosen, at),
-                curve_bits=np.round(np.asarray(made.curve_bits[:, at], float), 1).tolist(),
+                curve_bits=_rounded(made.curve_bits[:, at, 0]),
+                best_placebo_curve_bits=_rounded(made.curve_bits[:, at, 1:].max(-1)),
             )  # fmt: skip
         if chosen >= 0:
             state = self._recruit(step, state, chosen)
@@ -304,6 +313,10 @@ class Recruiter(Hook):
 
     def _write(self, step: int, kind: str, **what: Any) -> None:
         self._records.write({"step": step - 1, "kind": kind, **what})
+
+
+def _rounded(curve: jax.Array) -> list[float]:
+    return np.round(np.asarray(curve, float), 1).tolist()
 
 
 def _childless(blocks: Blocks) -> list[int]:

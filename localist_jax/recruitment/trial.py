@@ -1,12 +1,15 @@
 """A trial: a candidate beside the model, and placebos beside the candidate, on the data as it comes.
 
-All of them share the incumbent's parameters as they learn; what is their own is the newcomer: its place below a parent,
-the direction that tells it from the parent, and by how much its units differ from the parent's, which is nothing at
-first. A batch is scored by the incumbent and by every contender *before* anyone learns from it, all at λ=1. Then those
-differences learn, by the run's own optimizer; the directions stay, so that a placebo cannot find what it was not given.
+All of them share the incumbent's parameters as they learn; what is their own is the newcomer: its place below a
+parent, the direction that tells it from the parent, and by how much its units differ from the parent's, which is
+nothing at first. A batch is scored by the incumbent and by every contender *before* anyone learns from it, all at λ=1.
+Then those differences learn, by the run's own optimizer; the directions stay, so that a placebo cannot find what it was
+not given. A difference from a parent that learns too pays only where the newcomer's text goes on asking for something
+of its own: where it does not, every lesson is learned twice, and costs bits. (Units of their own were tried. Any
+division of a model that is short of capacity saves bits with them, and placebos gather as much as the truth.)
 
-A trial is about one parent: its candidates divide it in different ways. A placebo divides it along a direction drawn
-at random, in the proportion of the first candidate.
+A trial is about one parent: its candidates divide it in different ways. Each has placebos of its own, which divide it
+along directions drawn at random, in the candidate's proportion: a small newcomer and a large one learn differently.
 """
 
 from __future__ import annotations
@@ -35,11 +38,11 @@ from localist_jax.types import Numeric, PyTree, struct
 
 @struct
 class Contenders:
-    """C candidates in a row, then m placebos; each leaf has them on its first axis.
+    """C candidates in a row, then m placebos of each; every leaf has them, C·(1 + m), on its first axis.
 
     Attributes:
       births: where each newcomer stands, and what tells it from its parent.
-      anchor_tokens, anchor_log_odds: [C + m, A], of the newcomer.
+      anchor_tokens, anchor_log_odds: [.., A], of the newcomer.
       delta: {"in": [.., L, D, U], "out": [.., L, U, D]}, what the newcomer's units have beyond its parent's.
       opt_state: of the run's optimizer, for the delta.
     """
@@ -58,7 +61,7 @@ class Trial:
     Attributes:
       evidence: in bits, of candidates and placebos.
       contenders: what they are made of.
-      curve_bits: float32 [horizon, C + m], evidence of candidates and placebos after every step.
+      curve_bits: float32 [horizon, C, 1 + m], evidence of candidates and their placebos after every step.
       leaving: int32, a block that is tried without, or 0; leaving_llr_bits: evidence for doing without it.
       number: int32, of candidates tried so far, these included.
       births: int32, of blocks recruited so far.
@@ -85,7 +88,7 @@ def with_delta(params: PyTree, place: Numeric, delta: PyTree) -> PyTree:
 def closed(settings: config.Config, width: int) -> Trial:
     """No trial: every array has its shape, and nothing is open."""
     r, c = settings.recruitment, settings.model
-    lanes = r.candidates + r.placebos
+    lanes = r.candidates * (1 + r.placebos)
     layers = c.layers - c.router_layer
     delta = {
         "in": jnp.zeros((layers, width, c.block_units)),
@@ -107,7 +110,7 @@ def closed(settings: config.Config, width: int) -> Trial:
             delta=rows(delta),
             opt_state=rows(optimizer(settings).init(empty)),
         ),
-        curve_bits=jnp.zeros((r.horizon, lanes)),
+        curve_bits=jnp.zeros((r.horizon, r.candidates, 1 + r.placebos)),
         leaving=whole,
         leaving_llr_bits=jnp.zeros(()),
         number=whole,
@@ -153,7 +156,6 @@ def make_trial_step(
         per_token = jax.tree.map(lambda g: bits.to_nats(g) / jnp.maximum(1, batch.scored.sum()), slope)
         own, slopes = ({"localist": {"units": x}} for x in (lane.delta, per_token))
         updates, opt_state = optimizer(settings, start=state.step).update(slopes, lane.opt_state, own)
-        updates = jax.tree.map(lambda x: r.rate * x, updates)
         return score, optax.apply_updates(own, updates)["localist"]["units"], opt_state
 
     def trial_step(state: TrainState, trial: Trial, batch: Batch) -> Trial:
@@ -166,10 +168,10 @@ def make_trial_step(
                 lambda: incumbent,
             )
         candidates = score[: r.candidates]
-        placebos = jnp.broadcast_to(score[r.candidates :], (r.candidates, r.placebos))
+        placebos = score[r.candidates :].reshape(r.candidates, r.placebos)
         contenders = dataclasses.replace(trial.contenders, delta=delta, opt_state=opt_state)
         evidence = trial.evidence.observed(incumbent, candidates, placebos)
-        so_far = jnp.concatenate([evidence.llr_bits, evidence.placebo_bits[0]])
+        so_far = jnp.concatenate([evidence.llr_bits[:, None], evidence.placebo_bits], -1)
         return dataclasses.replace(
             trial,
             evidence=evidence,
@@ -197,7 +199,7 @@ def opened(
       trial: its counters go on.
       state: at whose step it opens.
       settings: the run's configuration.
-      births, anchors: of C candidates, then of m placebos.
+      births, anchors: of C candidates, then of m placebos for each.
       cost_bits: ℓ of each candidate; fewer than C leave the other places closed.
       leaving: a block that the model is scored without, beside them; 0: none.
     """

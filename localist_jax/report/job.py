@@ -11,6 +11,7 @@ import jax
 from localist_jax import config, report
 from localist_jax.parallel import hosts
 from localist_jax.parallel.compilation import keep_programs
+from localist_jax.recruitment.proposals import Concept
 from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import collect, figures
 from localist_jax.training.journal import Journal
@@ -25,6 +26,7 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
     """Trains (or resumes), measures the dial, writes samples and the report; returns the report's path.
 
     A job of many processes only trains, and returns the folder.
+    Concepts of the run's rules that no block covers are candidates for recruitment, where that is on.
 
     Args:
       settings: the resolved configuration.
@@ -37,7 +39,12 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
         if hosts.is_first():
             _forget(workdir)
         hosts.meet("fresh")
-    run = train(settings, workdir, command=command, hooks=hooks(settings))
+    concepts: list[Concept] = []
+    if settings.recruitment.every:
+        from localist_jax.rules.coverage import wanted  # here, since solver and engine take a while to import
+
+        concepts = wanted(workdir)
+    run = train(settings, workdir, command=command, hooks=hooks(settings, concepts))
     if jax.process_count() > 1:  # measuring is one process's work: `localist report` does it
         return workdir
     return measure(run)

@@ -87,25 +87,11 @@ def _consequences(rule):
 
 
 def _print_coverage(rules: RuleSet, workdir: Path) -> None:
-    import numpy as np
-
-    from localist_jax.locality import Dial
-    from localist_jax.model import forward
     from localist_jax.rules import coverage
     from localist_jax.training.run import Run
 
     run = Run.open(workdir)
-    rows = []
-    for batch in run.valid[:4]:
-        out = forward(
-            run.model, run.state.params, batch.tokens, Dial(1.0), run.state.blocks,
-            positions=batch.positions, segments=batch.segments,
-        )  # fmt: skip
-        for tokens, blocks, keep in zip(
-            np.asarray(batch.tokens), np.asarray(out.blocks), np.asarray(batch.segments) > 0, strict=True
-        ):
-            rows.append((tokens[keep], blocks[keep]))
-    found = coverage.coverage(rules, run.tokenizer, rows, run.settings.model.block_capacity)
+    found = coverage.coverage(rules, run.tokenizer, coverage.routed(run), run.settings.model.block_capacity)
     for c in found:
         print(
             f"coverage {c.concept}: {c.bits:.5f} of {c.ceiling_bits:.5f} bits by block {c.block} "
@@ -117,13 +103,13 @@ def _print_coverage(rules: RuleSet, workdir: Path) -> None:
 
 def _inject(arguments: argparse.Namespace) -> None:
     from localist_jax.rules import attending, versions
-    from localist_jax.training.run import Run
+    from localist_jax.training.run import RULES, Run
 
     attending.check_scope(read(arguments.file), Run.open(arguments.workdir).settings.model)
     old = versions.stored(arguments.workdir) or RuleSet()
     rules = versions.store(arguments.workdir, arguments.file)
     _print_difference(versions.difference(old, rules))
-    print(f"{versions.folder(arguments.workdir) / versions.ACTIVE}: version {rules.version} is active")
+    print(f"{arguments.workdir / RULES}: version {rules.version} is active")
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -142,18 +128,21 @@ def _print_difference(difference) -> None:
 
 @contextlib.contextmanager
 def enforced(run, arguments: argparse.Namespace):
-    """An enforcer for `localist generate`: of --rules FILE, else of the run's active rules; None without rules.
+    """An enforcer for `localist generate`: of --rules FILE, else of the run's rules; None without rules.
+
+    A run's rules are its active ones, else (or with --step) those that were saved with the checkpoint.
 
     With --watch the file is followed while tokens are written.
     """
     from localist_jax.rules import versions
     from localist_jax.rules.enforcement import Enforcer
+    from localist_jax.training.run import RULES
 
-    path = arguments.rules or versions.folder(run.workdir) / versions.ACTIVE
-    if not (arguments.rules or path.is_file() or arguments.watch or arguments.audit):
+    path = arguments.rules or run.workdir / RULES
+    rules = read(path) if arguments.rules else versions.of(run, as_saved=arguments.step is not None)
+    if rules is None and not (arguments.watch or arguments.audit):
         yield None
         return
-    rules = read(path) if arguments.rules or path.is_file() else RuleSet()
     enforcer = Enforcer(run.tokenizer, run.settings.model, run.state.params, rules, name=run.workdir.name)
     if not arguments.watch:
         yield enforcer

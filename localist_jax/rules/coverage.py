@@ -1,18 +1,33 @@
-"""How well blocks cover concepts, in bits: what a position's block tells of whether a concept's anchor stands there."""
+"""How well blocks cover concepts, in bits: what a position's block tells of whether a concept's anchor stands there.
+
+A concept that no block covers wants one: `wanted` names those of a run's rules, for the recruiter, which tries them by
+its ordinary rule of evidence and pins the newcomer to the concept's anchors.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from localist_jax import bits
+from localist_jax.locality import Dial
+from localist_jax.model import forward
+from localist_jax.recruitment.proposals import Concept
+from localist_jax.rules import versions
 from localist_jax.rules.folding import Pattern
 from localist_jax.rules.language import RuleSet
 from localist_jax.rules.text import Places, Text
+from localist_jax.training.run import Run, write_json
+
+FILE = "concepts.json"  # beside a run's rules: those of its active set that were found uncovered
+Row = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +48,21 @@ class Coverage:
     positions: int
 
 
-def coverage(
-    rules: RuleSet, tokenizer: Any, rows: Iterable[tuple[np.ndarray, np.ndarray]], blocks: int
-) -> list[Coverage]:
+def coverage(rules: RuleSet, tokenizer: Any, rows: Iterable[Row], blocks: int) -> list[Coverage]:
     """Coverage of every concept, on rows of (token ids, block of each) as a model routes them."""
+    counts = {name: np.zeros((2, blocks)) for name in rules.concepts}
+    for _, block, here in _marked(rules, tokenizer, rows):
+        for name, marks in here.items():
+            np.add.at(counts[name], (marks, np.asarray(block)), 1)
+    return [_of(name, table) for name, table in counts.items()]
+
+
+def _marked(
+    rules: RuleSet, tokenizer: Any, rows: Iterable[Row]
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+    """Each row, and for every concept where its anchors stand (0 or 1 by token)."""
     anchors = {name: [Pattern.of(a) for a in rules.anchors(name)] for name in rules.concepts}
     places = Places([p for ps in anchors.values() for p in ps])
-    counts = {name: np.zeros((2, blocks)) for name in anchors}
     pieces = tokenizer.token_bytes
     for tokens, block in rows:
         text = Text(pieces)
@@ -50,9 +73,7 @@ def coverage(
             for name, ps in anchors.items():
                 if places.patterns[place] in ps:
                     here[name][list(text.tokens_of(begin, end))] = 1
-        for name in anchors:
-            np.add.at(counts[name], (here[name], np.asarray(block)), 1)
-    return [_of(name, table) for name, table in counts.items()]
+        yield tokens, block, here
 
 
 def _of(name: str, table: np.ndarray) -> Coverage:
@@ -71,3 +92,62 @@ def _of(name: str, table: np.ndarray) -> Coverage:
 def uncovered(found: Iterable[Coverage], share: float = 0.5) -> list[str]:
     """Concepts that occur, and of which every block tells less than this share of the ceiling: recruits' business."""
     return [c.concept for c in found if c.positions and c.bits < share * c.ceiling_bits]
+
+
+def routed(run: Run, batches: int = 4) -> list[Row]:
+    """The first validation rows as a run routes them at λ=1."""
+    read = jax.jit(forward, static_argnums=0)
+    rows = []
+    for batch in run.valid[:batches]:
+        out = read(
+            run.model, run.state.params, batch.tokens, Dial(1.0), run.state.blocks,
+            positions=batch.positions, segments=batch.segments,
+        )  # fmt: skip
+        keep = np.asarray(batch.segments) > 0
+        rows += [
+            (t[k], b[k])
+            for t, b, k in zip(np.asarray(batch.tokens), np.asarray(out.blocks), keep, strict=True)
+        ]
+    return rows
+
+
+def concept(rules: RuleSet, tokenizer: Any, rows: Iterable[Row], name: str, most: int) -> Concept:
+    """A concept as the recruiter wants it: the tokens that show its anchors, at most `most` of them.
+
+    A token's log-odds are ln((n + ½)/(m + ½)) nats, n of its places being anchors and m not; only those above 0 count.
+    """
+    counts = np.zeros((2, tokenizer.vocab_size))
+    for tokens, _, here in _marked(rules, tokenizer, rows):
+        np.add.at(counts, (here[name], tokens), 1)
+    log_odds = np.log(counts[1] + 0.5) - np.log(counts[0] + 0.5)
+    telling = [
+        int(t) for t in np.argsort(-counts[1], kind="stable")[:most] if counts[1, t] and log_odds[t] > 0
+    ]
+    return Concept(name, {token: round(float(log_odds[token]), 4) for token in telling})
+
+
+def wanted(workdir: Path) -> list[Concept]:
+    """The concepts of a run's active rules that none of its blocks covers; [] where it has no rules or no checkpoint.
+
+    They are looked for once per rule set and kept beside it: a trial that a checkpoint interrupted goes on with them.
+    """
+    rules = versions.stored(workdir)
+    if rules is None:
+        return []
+    kept = versions.folder(workdir) / FILE
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["version"] == rules.version:
+            return [
+                Concept(name, {int(t): x for t, x in anchors.items()})
+                for name, anchors in found["concepts"].items()
+            ]
+    if not (workdir / "checkpoints").is_dir():
+        return []
+    run = Run.open(workdir)
+    rows, model = routed(run), run.settings.model
+    names = uncovered(coverage(rules, run.tokenizer, rows, model.block_capacity))
+    made = [concept(rules, run.tokenizer, rows, name, model.anchor_capacity) for name in names]
+    made = [c for c in made if c.anchors]
+    write_json(kept, {"version": rules.version, "concepts": {c.name: c.anchors for c in made}})
+    return made

@@ -160,18 +160,20 @@ class Enforcer(Constraint):
                 if raised is not None:
                     bias = np.zeros(allowed.shape, np.float32) if bias is None else bias
                     bias[r] = raised
-        free, bits, possible = _condition(logits, allowed, self._zero if bias is None else bias)
-        bits, possible = jax.device_get((bits, possible))
+        free, *self._cost = _condition(logits, allowed, self._zero if bias is None else bias)
+        return free
+
+    def ended(self) -> Sequence[str]:
+        """See `Constraint`; also where the step's price is read, since earlier the host would wait for the device."""
+        if not self._output:
+            return ()
+        bits, possible = jax.device_get(self._cost)
         for request, trail, cost, can in zip(self._requests, self.trail, bits, possible, strict=True):
             if not can and not request.stop:
                 request.stop = "rules: every allowed token has probability 0"
             if not request.stop and request.left > 0:
                 trail["price_bits"].append(float(cost))
-        return free
-
-    def ended(self) -> Sequence[str]:
-        """See `Constraint`."""
-        return [request.stop for request in self._requests] if self._output else ()
+        return [request.stop for request in self._requests]
 
     def measured(self, by_layer: Mapping[str, np.ndarray]) -> None:
         """See `Constraint`."""

@@ -27,6 +27,7 @@ from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.evaluate import Evaluator
 from localist_jax.training.state import TrainState
 
+RULES = Path("rules", "active.yaml")  # in a run's folder, the rules that it is served with
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "chex", "grain", "tokenizers", "numpy")
 
 
@@ -67,6 +68,7 @@ class Run:
       settings: its resolved configuration.
       model, tokenizer, state: the network, its vocabulary, its parameters and what goes with them.
       mesh: where the state lies.
+      rules: the rule file that was active when the checkpoint was saved that this run was opened at; "": none.
     """
 
     workdir: Path
@@ -76,6 +78,7 @@ class Run:
     state: TrainState
     mesh: jax.sharding.Mesh
     prepared: Prepared | None = None
+    rules: str = ""
 
     @classmethod
     def open(cls, workdir: str | Path, step: int | None = None) -> Run:
@@ -95,7 +98,7 @@ class Run:
             mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
             model = Transformer(settings.model, tokenizer.vocab_size)
             state, _ = checkpoints.restore(abstract_state(model, settings, mesh), manifest["step"])
-        return cls(workdir, settings, model, tokenizer, state, mesh)
+        return cls(workdir, settings, model, tokenizer, state, mesh, rules=manifest.get("rules", ""))
 
     def record(self, command: str, data: dict[str, Any] | None = None) -> None:
         """Writes config.json and tokenizer.json: what the run is made of, with what, on what, when.
@@ -130,7 +133,7 @@ class Run:
             self.__dict__.pop("evaluator", None)
 
     def manifest(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: the configuration and the topology it was saved with."""
+        """What a checkpoint says about itself: configuration, topology and rules it was saved with."""
         c = self.settings.model
         topology = {
             "active_blocks": int(np.asarray(self.state.blocks.active).sum()),
@@ -138,7 +141,9 @@ class Run:
             "specialists": 1,
             "tokenizer": self.tokenizer.fingerprint,
         }
-        return {"config": self.settings.to_dict(), "topology": topology}
+        active = self.workdir / RULES
+        rules = active.read_text(encoding="utf-8") if active.is_file() else self.rules
+        return {"config": self.settings.to_dict(), "topology": topology, "rules": rules}
 
     @cached_property
     def data(self) -> Prepared:

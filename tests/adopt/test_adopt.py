@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from localist_jax import __main__ as localist
-from localist_jax.adopt import adopt, export
+from localist_jax.adopt import adopt, export, shards
 from localist_jax.adopt.shards import write as write_shards
 from localist_jax.data import Tokenizer
 from localist_jax.locality import Dial
@@ -70,6 +70,14 @@ def cached_logits(run, ids, first=24):
     return np.concatenate(parts, 1)
 
 
+def test_strips_are_put_together_again(adopted, tmp_path, monkeypatch):
+    folder, run = adopted(VARIANTS[3])
+    monkeypatch.setattr(shards, "STRIP_BYTES", 4 * 5 * checkpoints.D)  # five rows, and what is left
+    strips = adopt(folder, tmp_path / "run")
+    for one, other in zip(*(jax.tree.leaves(r.state.params) for r in (run, strips)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_those_on_record(adopted, variant):
     _, run = adopted(variant)
@@ -78,7 +86,6 @@ def test_logits_are_those_on_record(adopted, variant):
     np.testing.assert_allclose(found, GOLDEN[variant], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["llama, one key head, llama3", "qwen3, tied"])
 def test_with_a_cache_too(adopted, variant):
     _, run = adopted(variant)
@@ -105,7 +112,6 @@ def test_transformers_agrees_and_reads_what_we_write(adopted, variant, tmp_path)
 
 
 @peers
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["llama, grouped queries", "qwen3, tied"])
 def test_bfloat16_is_as_near_to_float32_as_transformers_is(adopted, variant):
     folder, run = adopted(variant, "bfloat16")
@@ -121,7 +127,6 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(adopted, variant):
     assert 0 < ours <= 1.5 * theirs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "dtype"), [(VARIANTS[0], "float32"), (VARIANTS[3], "bfloat16"), (VARIANTS[2], "float16")]
 )
@@ -139,7 +144,6 @@ def test_there_and_back_is_bit_exact(adopted, tmp_path, variant, dtype):
     assert again.settings.model == run.settings.model
 
 
-@pytest.mark.slow
 def test_large_exports_are_sharded_and_read_again(adopted, tmp_path):
     folder, run = adopted(VARIANTS[0])
     weights = load_file(export(run, tmp_path / "one") / "model.safetensors")

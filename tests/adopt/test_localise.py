@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import command
 from flax import traverse_util
 from safetensors.numpy import load_file
 
@@ -14,8 +15,6 @@ from localist_jax.locality import Dial
 from localist_jax.model import forward as eager_forward
 from localist_jax.training.run import Run, fresh_state
 from localist_jax.training.state import GATES, UNITS, at_path, in_trunk, optimizer
-
-pytestmark = pytest.mark.slow
 
 forward = jax.jit(eager_forward, static_argnums=0)
 
@@ -34,10 +33,13 @@ def original(tmp_path_factory):
     return adopt(folder, at / "run", context=32, corpus=str(at / "text.txt"))
 
 
+OPTIONS = {"steps": 30, "blocks": 6, "units": 4, "open_share": 0.6}
+DATA = {"batch": 4, "valid_rows": 4}
+GATING = {"open_at_least": 0.0, "open_at_most": 0.1, "flat_window": 4, "settle": 0.1, "step_travel": 20.0}
+
+
 def settings(run, **options):
-    made = settings_of(run, steps=30, blocks=6, units=4, open_share=0.6, **options)
-    gates = {"open_at_least": 0.0, "open_at_most": 0.1, "flat_window": 4, "settle": 0.1, "step_travel": 20.0}
-    return made.replace(data={"batch": 4, "valid_rows": 4}, gates=gates)
+    return settings_of(run, **OPTIONS, **options).replace(data=DATA, gates=GATING)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,19 @@ def test_without_bos_the_first_token_stands_in_block_0_and_text_goes_in_and_out(
     assert not frozen.tokenizer.silent[made.tokens].any()
     with pytest.raises(ValueError, match="prompt 0 is empty, and this model has no BOS"):
         frozen.generate([""], Dial(1.0))
+
+
+def test_the_command_makes_the_same_run_and_reports_it(original, frozen, tmp_path):
+    words = [w for name, x in OPTIONS.items() for w in (f"--{name.replace('_', '-')}", x)]
+    for section, fields in (("data", DATA), ("gates", GATING)):
+        words += [w for field, x in fields.items() for w in ("--set", f"{section}.{field}={x}")]
+    status, out, err = command("localise", original.workdir, "--out", tmp_path / "run", *words)
+    assert status == 0, err
+    assert out.strip() == str(tmp_path / "run" / "report.html")
+    made = Run.open(tmp_path / "run")
+    assert made.settings == frozen.settings
+    for one, other in zip(*(jax.tree.leaves(run.state.params) for run in (made, frozen)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_settings_that_cannot_be_are_said(original, tmp_path):

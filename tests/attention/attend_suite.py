@@ -5,6 +5,7 @@ An implementation is tested by a subclass of `AttendSuite` that names it.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +139,15 @@ def one_hot(block, K):
     return np.eye(K)[block]
 
 
+@partial(jax.jit, static_argnames=("suite", "implementation", "window", "stats"))
+def compiled(*qkv, suite, **call):
+    """`attend` as one program: operation by operation it takes ten times as long.
+
+    `suite` is the class that asks, which may have changed what the implementation does.
+    """
+    return attend(*qkv, **call)
+
+
 class AttendSuite:
     """Subclass it and set `implementation`."""
 
@@ -147,7 +157,7 @@ class AttendSuite:
         q, k, v = arrays(qkv)
         odds = options.pop("odds", None)
         call = {**arrays({**call, "odds": call["odds"] if odds is None else odds}), **options}
-        return attend(q, k, v, **call, implementation=self.implementation)
+        return compiled(q, k, v, **call, implementation=self.implementation, suite=type(self))
 
     @pytest.mark.parametrize("name", CASES)
     def test_values_and_statistics_are_those_of_the_definition(self, name):
@@ -185,7 +195,7 @@ class AttendSuite:
             )
             return (out**2).sum() + stats.entropy_bits.sum() + stats.price_bits.sum()
 
-        for gradient in jax.grad(score, (0, 1, 2, 3))(*arrays((*qkv, call["odds"]))):
+        for gradient in jax.jit(jax.grad(score, (0, 1, 2, 3)))(*arrays((*qkv, call["odds"]))):
             assert np.isfinite(gradient).all()
 
     def test_closed_pairs_get_exactly_nothing(self):
@@ -214,7 +224,7 @@ class AttendSuite:
             )
             return (out**2).sum() + stats.entropy_bits.sum() + stats.lse.sum()
 
-        gradient = np.asarray(jax.grad(score)(arrays(call["odds"])))
+        gradient = np.asarray(jax.jit(jax.grad(score))(arrays(call["odds"])))
         closed = call["odds"] == 0
         assert closed.sum() > 5
         assert np.abs(gradient[closed]).max() == 0
@@ -246,7 +256,7 @@ class AttendSuite:
             return total(np, *oracle(q, k, v, **{**call, "odds": odds}, route=route))
 
         at = [*qkv, call["odds"], one_hot(call["q_block"], case.K)]
-        gradients = jax.grad(score, (0, 1, 2, 3, 4))(*arrays(tuple(at)))
+        gradients = jax.jit(jax.grad(score, (0, 1, 2, 3, 4)))(*arrays(tuple(at)))
         step = 1e-5
         for argument, gradient in enumerate(gradients):
             direction = rng.normal(size=at[argument].shape)
@@ -292,7 +302,7 @@ class AttendSuite:
     def test_half_precision_inputs_are_accumulated_in_float32(self):
         qkv, call = Case(T=64, H=16, N=2, G=2, window=3, dial="one").make()
         half = arrays(qkv, jnp.bfloat16)
-        out, stats = attend(*half, **arrays(call), stats="open", implementation=self.implementation)
+        out, stats = self.attend(half, call, stats="open")
         assert out.dtype == jnp.bfloat16
         assert stats.entropy_bits.dtype == jnp.float32
         wanted, figures = oracle(*(np.asarray(x, np.float64) for x in half), **call)

@@ -170,7 +170,8 @@ def test_gates_of_a_control_do_not_move():
 def test_blocks_of_neighbours_are_not_routed():
     settings = CONDITIONS["neighbours"].settings(small(), 8)
     model, state, batch = stepped(settings, steps=0)
-    out = forward(model, state.params, batch.tokens, Dial(1.0), state.blocks, positions=batch.positions)
+    run = jax.jit(forward, static_argnums=0)
+    out = run(model, state.params, batch.tokens, Dial(1.0), state.blocks, positions=batch.positions)
     assert out.blocks[0].tolist() == [0, *[1 + i // 8 for i in range(1, settings.data.context)]]
 
 

@@ -12,8 +12,6 @@ from localist_jax.locality import Dial, gates, steering
 from localist_jax.locality.steering import Steering
 from localist_jax.model import Cache, forward
 
-pytestmark = pytest.mark.slow
-
 K, N, T = 3, 2, 20
 
 
@@ -50,11 +48,11 @@ def test_attention_under_steering_against_its_definition(implementation):
     rows = jax.random.uniform(keys[5], (1, N, 2 * K, 3 * K), minval=0.0, maxval=30.0)
     at = jnp.arange(T)[None]
     in_scope = at >= 12
-    out, stats = attend(
-        q, k, v, q_block=steering.query_rows(block, in_scope, K), k_block=steering.key_columns(block, at, group, K),
+    out, stats = jax.jit(lambda *qkv: attend(
+        *qkv, q_block=steering.query_rows(block, in_scope, K), k_block=steering.key_columns(block, at, group, K),
         q_pos=at, k_pos=at, q_seg=at * 0 + 1, k_seg=at * 0 + 1, odds=rows, relevant=rows > 20, window=2,
         stats="open", implementation=implementation,
-    )  # fmt: skip
+    ))(q, k, v)  # fmt: skip
     q, k, v, block, group, rows, out, mass = map(
         np.asarray, (q, k, v, block, group, rows, out, stats.gated_mass)
     )

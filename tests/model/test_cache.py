@@ -1,6 +1,7 @@
 """The paged cache: where positions go, that nothing is lost, and that closed pages are never read."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,7 @@ def test_a_step_at_lambda_1_reads_open_pages_only(small, params, blocks):
     params = with_leaf(params, GATES, jnp.asarray(gates))
     capacity, tokens = LONG, jnp.asarray(np.random.default_rng(1).integers(2, 60, (1, 40)), jnp.int32)
 
+    @functools.partial(jax.jit, static_argnums=2)
     def read(cache, tokens, start):
         n = tokens.shape[1]
         at = jnp.arange(start, start + n)[None]

@@ -1,5 +1,7 @@
 """Localist units: the tiled and the ragged path against a loop over positions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +33,14 @@ def case(B, T, K, D=6, U=5):
 @pytest.mark.parametrize(("B", "T", "K"), CASES)
 def test_paths_equal_the_loop(path, B, T, K):
     x, block, w_in, w_out = case(B, T, K)
-    for groups in {1, B}:
+
+    @functools.partial(jax.jit, static_argnames="groups")
+    def run(groups):
         where = units.dispatch(block, K, groups)
-        out = jax.jit(path)(x.reshape(groups, -1, x.shape[-1]), w_in, w_out, where).reshape(x.shape)
+        return path(x.reshape(groups, -1, x.shape[-1]), w_in, w_out, where).reshape(x.shape)
+
+    for groups in {1, B}:
+        out = run(groups=groups)
         np.testing.assert_allclose(out, by_loop(x, block, w_in, w_out), rtol=1e-4, atol=1e-4)
 
 
@@ -63,14 +70,17 @@ def test_devices_that_share_the_blocks_add_up_to_the_loop(path):
 @pytest.mark.parametrize(("B", "T", "K"), CASES)
 def test_paths_have_equal_gradients(B, T, K):
     x, block, w_in, w_out = case(B, T, K)
-    where = units.dispatch(block, K)
 
-    def loss(path):
-        return lambda x, a, b: (path(x.reshape(1, -1, x.shape[-1]), a, b, where) ** 2).sum()
+    @jax.jit
+    def gradients(*given):
+        where = units.dispatch(block, K)
 
-    tiled, ragged = (
-        jax.grad(loss(path), (0, 1, 2))(x, w_in, w_out) for path in (units._tiled, units._ragged)
-    )
+        def loss(path):
+            return lambda x, a, b: (path(x.reshape(1, -1, x.shape[-1]), a, b, where) ** 2).sum()
+
+        return [jax.grad(loss(path), (0, 1, 2))(*given) for path in (units._tiled, units._ragged)]
+
+    tiled, ragged = gradients(x, w_in, w_out)
     for one, other in zip(tiled, ragged, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 

@@ -53,6 +53,7 @@ def test_parameters_are_really_split(seen):
         assert shards[name] == 4, name
     assert shards["localist/attention/gates"] == 2
     assert shards["router/kernel"] == 2
+    assert set(seen["shards"]["1"].values()) == {1}
 
 
 @pytest.mark.parametrize(("saved", "read"), [("all", "1"), ("1", "all")])

@@ -11,7 +11,7 @@ D, N = 12, 1200
 
 
 def planted(seed=0, strength=1.0, block=1):
-    """States in two clusters inside one block; the slopes of the smaller one share a mean."""
+    """States in two clusters inside one block; the smaller one is badly coded, and its slopes share a mean."""
     rng = np.random.default_rng(seed)
     small = rng.random(N) < 0.3
     states = rng.normal(size=(N, D)) + 2.5 * np.where(small[:, None], 1, -1) * np.eye(D)[0]
@@ -22,13 +22,13 @@ def planted(seed=0, strength=1.0, block=1):
         slopes.astype(np.float32),
         np.full(N, block),
         token,
-        rng.exponential(size=N),
+        rng.exponential(size=N) + 3.0 * small,
     )
     return found, small
 
 
 def best(found, **options):
-    return p.proposals(found, [True] * 3, np.random.default_rng(0), **options)
+    return p.proposals(found, [True] * 3, **options)
 
 
 def test_the_planted_division_is_found_and_ranked_first():
@@ -73,15 +73,35 @@ def test_a_named_concept_divides_by_its_anchors():
     assert best(found, concepts=[Concept("absent", {59: 20.0})])[0].kind != "concept"
 
 
-def test_a_placebo_is_as_large_and_points_elsewhere():
+def test_a_placebo_is_as_large_and_knows_nothing_of_the_proposal():
     found, small = planted()
     proposal = best(found)[0]
     rng = np.random.default_rng(1)
-    for direction in (p.placebo(found, proposal, rng) for _ in range(5)):
+    shares = []
+    for direction in (p.placebo(found, proposal, rng) for _ in range(10)):
         taken = found.states @ direction > 0
+        shares.append([taken[small].mean(), taken[~small].mean()])
         assert abs(taken.mean() - proposal.share) < 0.35
-        assert 0.2 < (taken == small).mean() < 0.8
         assert np.abs(found.states @ direction).mean() == pytest.approx(p.CONFIDENCE, rel=0.01)
+    one, other = np.mean(shares, 0)
+    assert one == pytest.approx(other, abs=0.1), "it takes as many on either side of the division"
+
+
+def test_only_what_stands_out_from_noise_or_was_asked_for_is_worth_a_trial():
+    found, _ = planted()
+    assert p.worth_a_trial(best(found)[0])
+    nothing, _ = planted(strength=0.0)
+    assert not any(p.worth_a_trial(q) for q in best(nothing))
+    concept = Concept("fish", {5: 20.0, 6: 20.0, 7: 20.0})
+    assert [q.name for q in best(nothing, concepts=[concept]) if p.worth_a_trial(q)] == ["fish"]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_two_levels_are_told_apart_whatever_their_shares(share):
+    rng = np.random.default_rng(0)
+    high = rng.random(2000) < share
+    threshold = p._between_two_levels(rng.normal(size=2000) + 8 * high)
+    assert 2 < threshold < 6
 
 
 def test_background_and_small_blocks_are_left_alone():
@@ -108,7 +128,8 @@ def test_a_survey_reads_what_the_model_does(model, params, blocks, tokens):
     )  # fmt: skip
     found = p.survey(p.make_reader(model), params, blocks, [batch, batch])
     out = jax.jit(forward, static_argnums=0)(model, params, batch.tokens, Dial(1.0), blocks)
-    code = np.asarray(bits.code_length(out.logits, batch.targets))[:, 1:].ravel()
-    np.testing.assert_allclose(found.bits, np.tile(code, 2), rtol=1e-5)
+    code = np.asarray(bits.code_length(out.logits, batch.targets))
+    near = [code[:, max(0, t - p.NEARBY) : t + p.NEARBY + 1].mean(1) for t in range(1, 12)]
+    np.testing.assert_allclose(found.bits, np.tile(np.stack(near, 1).ravel(), 2), rtol=1e-5)
     np.testing.assert_array_equal(found.block, np.tile(np.asarray(out.blocks)[:, 1:].ravel(), 2))
     assert found.states.shape == found.slopes.shape == (44, 32)

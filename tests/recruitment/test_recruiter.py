@@ -17,7 +17,15 @@ from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
 
-TRIAL = {"every": 1, "start": 0.0, "stop": 1.0, "horizon": 4, "candidates": 2, "placebos": 3, "survey": 2}
+TRIAL = {"every": 1, "start": 0.0, "stop": 1.0, "horizon": 4, "candidates": 1, "placebos": 3, "survey": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _everything_is_tried():
+    """On these few batches nothing stands out from noise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recruiter, "worth_a_trial", lambda proposal: True)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,7 @@ def test_off_means_no_hook(tiny_settings, settings):
 def test_every_candidate_is_written_down_with_its_bits(convinced):
     _, folder = convinced
     tried = [r for r in lines(folder) if r["kind"] in ("recruited", "rejected")]
-    assert len(tried) >= 4
+    assert len(tried) >= 2
     for r in tried:
         enough = r["llr_bits"] >= r["threshold_bits"] and r["surprise_bits"] >= r["surprise_threshold_bits"]
         assert enough == (r["kind"] == "recruited")
@@ -71,7 +79,7 @@ def test_every_candidate_is_written_down_with_its_bits(convinced):
         assert len(r["placebo_bits"]) == TRIAL["placebos"]
         assert r["tokens"] > 0
         assert r["cost_bits"] > 0
-    assert {r["trial"] for r in tried} == {2, 4}, "every candidate spends a codeword"
+    assert {r["trial"] for r in tried} == {1, 2}, "every candidate spends a codeword"
     assert '"kind": "recruitment"' in (folder / "metrics.jsonl").read_text()
 
 
@@ -197,8 +205,8 @@ def test_a_named_concept_is_tried_with_its_anchors(convinced, settings, tmp_path
     class Named(Untried):
         """Tries only what was named."""
 
-        def _ranked(self, found, active, rng):
-            made = proposals.proposals(found, active.tolist(), rng, self._concepts)
+        def _ranked(self, found, active):
+            made = proposals.proposals(found, active.tolist(), self._concepts)
             return [p for p in made if p.name][:1]
 
     hook = Named([Concept("common", dict.fromkeys(common, 20.0))])

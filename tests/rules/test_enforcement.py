@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from localist_jax.locality import Dial, certificates
+from localist_jax.model import forward
 from localist_jax.rules import RuleError, parse
 from localist_jax.rules.enforcement import Enforcer
 from localist_jax.rules.record import audits
@@ -78,7 +79,7 @@ def test_the_price_of_a_ban_is_that_of_t14(write, network, tokenizer, blocks):
     generations, enforcer = write(rules_of("{id: r, then: {forbid: ['t*']}}"), ["my"], max_new=1)
     model, params = network
     row = np.array([[1, *tokenizer.encode("my")]], np.int32)
-    logits = model.apply({"params": params}, row, Dial(0.5), blocks).logits[0, -1]
+    logits = jax.jit(forward, static_argnums=0)(model, params, row, Dial(0.5), blocks).logits[0, -1]
     p = np.exp(np.asarray(logits, np.float64))
     p[:2] = 0
     begins = [tokenizer.token_text(i).strip().lower().startswith("t") for i in range(len(p))]

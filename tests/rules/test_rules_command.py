@@ -1,11 +1,14 @@
 """`localist rules …` and `localist generate --rules` as users type them."""
 
 import json
+import shutil
 
 import pytest
 from command_line import command
 
 from localist_jax.rules import versions
+from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.run import RULES, Run
 
 HOUSE = """
 concepts:
@@ -46,7 +49,6 @@ def test_show_and_diff(house, tmp_path):
     assert (status, out.split("\n")) == (0, ["+ final", "- last", "~ quiet", ""])
 
 
-@pytest.mark.slow
 def test_inject_generate_and_audit(house, tiny_run, tmp_path):
     audit = tmp_path / "out.json"
     call = ["generate", tiny_run.workdir, "value", "--tokens", "12", "--audit", audit]
@@ -78,4 +80,24 @@ def test_inject_generate_and_audit(house, tiny_run, tmp_path):
     status, out, _ = command("rules", "show", house, "--run", tiny_run.workdir)
     assert status == 0
     assert "uncovered: " in out
-    (versions.folder(tiny_run.workdir) / versions.ACTIVE).unlink()
+    (tiny_run.workdir / RULES).unlink()
+
+
+def test_a_checkpoint_brings_its_rules_along(house, tiny_run, tmp_path):
+    shutil.copytree(tiny_run.workdir, tmp_path / "run")
+    wanted = versions.store(tmp_path / "run", house)
+    run = Run.open(tmp_path / "run")
+    assert run.rules == ""  # that checkpoint is older than the rules
+    with Checkpoints(run.workdir / "checkpoints", keep=9) as checkpoints:
+        checkpoints.save(13, run.state, manifest=run.manifest(), cursor={})
+    house.write_text(HOUSE.replace("'a*'", "'b*'"))
+    other = versions.store(run.workdir, house)
+    again = Run.open(run.workdir)
+    assert versions.of(again).version == other.version != wanted.version
+    assert versions.of(again, as_saved=True).version == wanted.version
+    (run.workdir / RULES).unlink()
+    assert versions.of(again).version == wanted.version
+    audit = tmp_path / "out.json"
+    status, _, err = command("generate", run.workdir, "value", "--tokens", "3", "--audit", audit)
+    assert status == 0, err
+    assert [s["version"] for s in json.loads(audit.read_text())[0]["rule_sets"]] == [wanted.version]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,8 +114,8 @@ def test_hooks_act_at_their_steps(tiny_settings, tmp_path):
             self.seen.append((step, int(state.step)))
             return state
 
-    train(tiny_settings.replace(train={"steps": 7}), tmp_path, hooks=[Witness()])
-    assert Witness.seen == [(3, 2), (6, 5)]  # the state has not learned from that batch yet
+    train(tiny_settings, tmp_path, hooks=[Witness()])
+    assert Witness.seen == [(3, 2), (6, 5), (9, 8), (12, 11)]  # the state has not learned from that batch yet
 
 
 def test_another_topology_in_the_folder_is_refused_and_nothing_is_lost(tiny_settings, tiny_run):
@@ -124,12 +125,12 @@ def test_another_topology_in_the_folder_is_refused_and_nothing_is_lost(tiny_sett
     assert_same_state(Run.open(tiny_run.workdir).state, tiny_run.state)
 
 
-def test_a_longer_run_goes_on_from_the_last_checkpoint(tiny_settings, tmp_path):
-    short = tiny_settings.replace(train={"steps": 4})
-    train(short, tmp_path)
-    longer = train(tiny_settings.replace(train={"steps": 6}), tmp_path)
-    assert int(longer.state.step) == 6
-    assert [r["step"] for r in curve(tmp_path) if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+def test_a_longer_run_goes_on_from_the_last_checkpoint(tiny_settings, tiny_run, tmp_path):
+    shutil.copytree(tiny_run.workdir, tmp_path / "run")
+    longer = train(tiny_settings.replace(train={"steps": 14}), tmp_path / "run")
+    assert int(longer.state.step) == 14
+    assert [r["step"] for r in curve(tmp_path / "run") if r["kind"] == "train"] == list(range(1, 15))
+    assert curve(tmp_path / "run")[:12] == curve(tiny_run.workdir)[:12]
 
 
 def test_the_folder_says_what_the_run_was_made_of(tiny_run, tiny_settings):

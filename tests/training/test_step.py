@@ -1,8 +1,8 @@
 """One training step: what moves, what does not, and what is an exact zero afterwards."""
 
 import dataclasses
+import functools
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,41 +41,51 @@ def batches(count, seed=0):
         )  # fmt: skip
 
 
-def create(model, settings):
-    return jax.jit(lambda key: nn.unbox(states.create(model, settings, key)))(jax.random.key(0))
+@pytest.fixture(scope="module")
+def program(small):
+    """The model, the first state and the step of some settings, which is traced once however often it is used."""
+    traced: list[config.Config] = []
+    model = Transformer(small, VOCABULARY)
+
+    @functools.cache
+    def make(settings):
+        create = jax.jit(lambda key: nn.unbox(states.create(model, settings, key)))
+        step = make_train_step(model, settings, SIZES)
+
+        def counted(state, batch):
+            traced.append(settings)
+            assert traced.count(settings) == 1
+            return step(state, batch)
+
+        return model, create(jax.random.key(0)), jax.jit(counted)
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def train(small):
+def train(program):
     """Trains on noise: the state before, after, and the metrics of every step."""
-    model = Transformer(small, VOCABULARY)
 
-    def go(settings, steps=None, data=None):
-        step = jax.jit(make_train_step(model, settings, SIZES))
-        state = first = create(model, settings)
-        history = []
-        for batch in data or batches(steps or settings.train.steps):
+    @functools.cache
+    def on_noise(settings, steps):
+        return on(settings, tuple(batches(steps)))
+
+    def on(settings, data):
+        _, first, step = program(settings)
+        state, history = first, []
+        for batch in data:
             state, metrics = step(state, batch)
             history.append(jax.device_get(metrics))
         return first, state, history
 
+    def go(settings, steps=None, data=None):
+        return on(settings, data) if data else on_noise(settings, steps or settings.train.steps)
+
     return go
 
 
-def test_it_traces_once(small):
-    settings = settings_of(small)
-    model = Transformer(small, VOCABULARY)
-    chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(make_train_step(model, settings, SIZES), n=1))
-    state = create(model, settings)
-    for batch in batches(4):
-        state, _ = step(state, batch)
-    assert int(state.step) == 4
-
-
 def test_gates_rest_until_the_price_phase_and_everything_else_learns(train, small):
-    settings = settings_of(small, gates={"open_at_least": 0.9, "open_at_most": 0.95})
-    first, last, history = train(settings, steps=5)
+    first, last, history = train(settings_of(small), steps=5)
     np.testing.assert_array_equal(at_path(last.params, GATES), at_path(first.params, GATES))
     assert all(m["gate_price"] == 0 and m["phase"] == 0 for m in history)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), first.params, last.params)
@@ -83,12 +93,14 @@ def test_gates_rest_until_the_price_phase_and_everything_else_learns(train, smal
     assert [jax.tree_util.keystr(path, simple=True, separator="/") for path in still] == ["/".join(GATES)]
 
 
+def beyond_price(small):
+    """A price that no useless gate can pay."""
+    gates = {"open_share_target": 0.0, "gate_bits": 2e3, "open_at_least": 0.1, "open_at_most": 0.1}
+    return settings_of(small, steps=60, gates=gates)
+
+
 def test_useless_gates_travel_to_exactly_zero(train, small):
-    settings = settings_of(
-        small,
-        steps=60,
-        gates={"open_share_target": 0.0, "gate_bits": 2e3, "open_at_least": 0.1, "open_at_most": 0.1},
-    )
+    settings = beyond_price(small)
     _, last, history = train(settings)
     found = np.asarray(at_path(last.params, GATES))
     active = slice(1, small.blocks)
@@ -103,38 +115,34 @@ def test_useless_gates_travel_to_exactly_zero(train, small):
 
 
 def test_the_kkt_residual_is_small_once_gates_have_settled(train, small):
-    settings = settings_of(
-        small,
-        steps=60,
-        gates={"open_share_target": 0.0, "gate_bits": 2e3, "open_at_least": 0.1, "open_at_most": 0.1},
-    )
+    settings = beyond_price(small)
     _, _, history = train(settings)
     assert history[-1]["kkt_residual"] < 0.1 * history[-1]["gate_price"]
 
 
-def test_gates_have_no_moments_in_the_optimizer(train, small):
-    first, _, _ = train(settings_of(small), steps=1)
+def test_gates_have_no_moments_in_the_optimizer(program, small):
+    _, first, _ = program(settings_of(small))
     shapes = [leaf.shape for leaf in jax.tree.leaves(first.opt_state)]
     assert at_path(first.params, GATES).shape not in shapes
     assert at_path(first.params, UNITS).shape in shapes
 
 
 def test_a_price_on_units_makes_groups_exactly_zero(train, small):
-    free, priced = (
-        train(settings_of(small, optimizer={"unit_price": price}), steps=15)[1].params
-        for price in (0.0, 30.0)
-    )
+    free = train(settings_of(small), steps=5)[1].params
+    priced = train(settings_of(small, optimizer={"unit_price": 30.0}), steps=15)[1].params
     zero = [(np.asarray(at_path(p, UNITS)) == 0).all(-1).mean() for p in (free, priced)]
     assert zero[0] == 0
     assert zero[1] > 0.9
 
 
+def without_chance(small):
+    """At a fixed dial and without noise."""
+    return settings_of(small, dial={"mode": "fixed", "locality": 0.6, "power": 0.0}, router={"noise": 0.0})
+
+
 def test_the_logged_loss_is_the_code_length(train, small):
-    """At a fixed dial and without noise, from a second forward pass and by hand."""
-    settings = settings_of(
-        small, dial={"mode": "fixed", "locality": 0.6, "power": 0.0}, router={"noise": 0.0}
-    )
-    batch = next(batches(1))
+    """From a second forward pass and by hand."""
+    settings, batch = without_chance(small), next(batches(1))
     first, _, history = train(settings, data=[batch])
     model = Transformer(small, VOCABULARY)
     out = jax.jit(forward, static_argnums=0)(
@@ -153,15 +161,14 @@ def test_the_logged_loss_is_the_code_length(train, small):
 
 def test_it_learns_a_repeated_batch(train, small):
     batch = next(batches(1))
-    settings = settings_of(small, steps=40, optimizer={"learning_rate": 1e-2})
+    settings = settings_of(small, optimizer={"learning_rate": 1e-2})
     _, _, history = train(settings, data=[batch] * 40)
     assert history[-1]["bits_per_token"] < 0.6 * history[0]["bits_per_token"]
 
 
 def test_only_scored_positions_count(train, small):
     """A target of UNSCORED is not asked for: the loss is the mean over the others."""
-    settings = settings_of(small, dial={"mode": "fixed", "locality": 0.0}, router={"noise": 0.0})
-    batch = next(batches(1))
+    settings, batch = without_chance(small), next(batches(1))
     half = dataclasses.replace(batch, targets=np.where(batch.positions % 2, batch.targets, UNSCORED))
     rest = dataclasses.replace(batch, targets=np.where(batch.positions % 2, UNSCORED, batch.targets))
     losses, counts = [], []
@@ -171,9 +178,14 @@ def test_only_scored_positions_count(train, small):
     assert losses[0] * counts[0] == pytest.approx(losses[1] * counts[1] + losses[2] * counts[2], rel=1e-5)
 
 
+def with_muon(small):
+    optimizer = {"kind": "muon", "learning_rate": 1e-2, "weight_decay": 0.0, "warmup": 0.0}
+    return settings_of(small, optimizer=optimizer)
+
+
 def test_muon_makes_every_direction_of_a_matrix_move_alike(train, small):
     """The update of each layer's matrix is close to a rotation, of the size of AdamW's."""
-    settings = settings_of(small, steps=2, optimizer={"kind": "muon", "weight_decay": 0.0, "warmup": 0.0})
+    settings = with_muon(small)
     first, last, _ = train(settings, data=[next(batches(1))] * 2)  # the first at learning rate 0
     for path, split in ((("localist", "attention", "query"), 1), (("localist", "attention", "out"), 2)):
         moved = np.asarray(at_path(last.params, path)) - np.asarray(at_path(first.params, path))
@@ -185,8 +197,7 @@ def test_muon_makes_every_direction_of_a_matrix_move_alike(train, small):
 
 def test_muon_learns_a_repeated_batch(train, small):
     batch = next(batches(1))
-    settings = settings_of(small, steps=40, optimizer={"learning_rate": 1e-2, "kind": "muon"})
-    _, _, history = train(settings, data=[batch] * 40)
+    _, _, history = train(with_muon(small), data=[batch] * 40)
     assert history[-1]["bits_per_token"] < 0.6 * history[0]["bits_per_token"]
 
 

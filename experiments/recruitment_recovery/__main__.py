@@ -1,0 +1,57 @@
+"""The study of recruitment where the truth is known: are the fields of a stream found, one by one, and nothing else?
+
+    python -m experiments.recruitment_recovery
+
+Everything it needs is generated. Writes `recruitment_recovery.md`, `.json` and pictures. Runs are kept in --workdir:
+what was trained is not trained again, what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.dial_sweep.pool import Job, Pool
+from experiments.recruitment_recovery import nulls, page, runs
+from localist_jax.errors import one_line
+
+Results = dict[tuple[str, int], list[dict[str, Any]]]  # by condition and number of fields: one for each seed
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser("recruitment_recovery", description=__doc__.splitlines()[0])
+    parser.add_argument("--fields", nargs="+", type=int, default=[2, 4, 8], help="K*, of each world")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--streams", type=int, default=100, help="with nothing to find")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/recruitment_recovery"))
+    parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
+    parser.add_argument("--workers", type=int, default=0, help="runs at a time; default: one per core")
+    arguments = parser.parse_args()
+    with one_line():
+        workers = arguments.workers or len(os.sched_getaffinity(0))
+        jobs: list[Job] = [
+            ((condition, fields, seed), runs.job, (arguments.workdir, condition, fields, seed))
+            for fields in sorted(arguments.fields, reverse=True)
+            for condition in runs.CONDITIONS
+            for seed in arguments.seeds
+        ]
+        null = ("null", 1, 0)
+        jobs.append((null, nulls.false_recruits, (arguments.workdir / "null_seed0", 0, arguments.streams)))
+        with Pool(workers) as pool:
+            found = dict(pool.results(jobs, "recruitment_recovery"))
+        results: Results = {
+            (condition, fields): [found[condition, fields, seed] for seed in arguments.seeds]
+            for fields in sorted(arguments.fields)
+            for condition in runs.CONDITIONS
+        }
+        command = shlex.join(["python", "-m", "experiments.recruitment_recovery", *sys.argv[1:]])
+        print(page.write(results, found[null], arguments.seeds, arguments.out, command))
+
+
+if __name__ == "__main__":
+    main()

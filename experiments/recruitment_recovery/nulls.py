@@ -1,0 +1,112 @@
+"""Streams with nothing to find: how often is a block recruited all the same?
+
+A world of one field, and a model of one block that has learned it and goes on learning at about half of its highest
+rate. On every stream the best division is tried, whether or not it stands out from noise, under the lowest threshold
+there is, that of a first trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from experiments.dial_sweep.pool import train_and_measure
+from experiments.recruitment_recovery.fields import Fields
+from experiments.recruitment_recovery.runs import settings_of, trained, words_as_tokens
+from localist_jax.data import Tokenizer, pack
+from localist_jax.recruitment.proposals import Proposal
+from localist_jax.recruitment.recruiter import FILE, Recruiter
+from localist_jax.training.journal import Journal, read
+from localist_jax.training.progress import human_time
+from localist_jax.training.run import Run
+from localist_jax.training.step import make_train_step
+
+STEPS = 300  # of training before the streams begin; half of the schedule that they go on with
+
+
+class Eager(Recruiter):
+    """Tries whatever is proposed; compiled once for all streams."""
+
+    _compiled = False
+
+    def _worth_a_trial(self, proposal: Proposal) -> bool:
+        return True
+
+    def _compile(self) -> None:
+        if not self._compiled:
+            super()._compile()
+        self._compiled = True
+
+
+def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:
+    """How many streams saw a block recruited, with the Clopper-Pearson interval of their rate at 95 %."""
+    settings = settings_of("none", 1, seed, STEPS)
+
+    def model(settings, folder):
+        return trained(settings, folder, 1)
+
+    train_and_measure(folder, settings, model, lambda run: {})
+    run = Run.open(folder)
+    settings = settings.replace(recruitment={"every": 1, "start": 0.0}, train={"steps": 2 * STEPS})
+    run = dataclasses.replace(run, settings=settings)
+    step = jax.jit(make_train_step(run.model, settings, run.tokenizer.byte_lengths))
+    kept = folder / "streams.jsonl"
+    seen = read(kept)[:streams] if kept.exists() else []
+    begun, first, hook = time.monotonic(), len(seen), Eager()
+    for number in range(first, streams):
+        seen.append(_verdict(hook, run, step, seed, number))
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(seen[-1]) + "\n")
+        left = (time.monotonic() - begun) / (number + 1 - first) * (streams - number - 1)
+        if number % 10 == 9:
+            said = f"null stream {number + 1}/{streams}  {sum(s['recruited'] for s in seen)} recruited"
+            print(f"{said}  {human_time(left)} left", file=sys.stderr, flush=True)
+    count = sum(s["recruited"] for s in seen)
+    interval = stats.binomtest(count, streams).proportion_ci(0.95, "exact")
+    return {
+        "null_streams": streams,
+        "false_recruits": count,
+        "false_rate_interval": [float(interval.low), float(interval.high)],
+        "alpha": settings.recruitment.alpha,
+        "surprise_bits": [s["surprise_bits"] for s in seen],
+        "llr_bits": [s["llr_bits"] for s in seen],
+        "beat_every_placebo": sum(s["best"] for s in seen),
+    }
+
+
+def _verdict(hook: Recruiter, run: Run, step: Any, seed: int, number: int) -> dict[str, Any]:
+    """One stream: a survey, a trial, and its verdict."""
+    r, data = run.settings.recruitment, run.settings.data
+    count = r.survey + r.horizon
+    world = Fields.create(seed, 1)
+    words, _ = world.sample(1000 + number, count * data.batch, data.context, np.ones(1))
+    _, ids = words_as_tokens(world)
+    rows = pack(list(ids[words]), data.context, Tokenizer.BOS)
+    state = run.state
+    with tempfile.TemporaryDirectory() as place:
+        stream = dataclasses.replace(run, workdir=Path(place))
+        with Journal(Path(place)) as journal:
+            hook.start(stream, journal, STEPS)
+            for at in range(count + 1):
+                index = np.arange(at * data.batch, (at + 1) * data.batch) % len(rows)
+                batch = rows.take(index)
+                state = hook(STEPS + at + 1, state, batch)  # the last call only hears the verdict
+                if at < count:
+                    state, _ = step(state, batch)
+        lines = [json.loads(line) for line in (Path(place) / FILE).read_text().splitlines()]
+    tried = next(line for line in lines if line["kind"] in ("recruited", "rejected"))
+    return {
+        "recruited": tried["kind"] == "recruited",
+        "surprise_bits": tried["surprise_bits"],
+        "llr_bits": tried["llr_bits"],
+        "best": tried["llr_bits"] > max(tried["placebo_bits"]),
+    }

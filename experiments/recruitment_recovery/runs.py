@@ -1,0 +1,129 @@
+"""The runs of the study: a stream in which fields appear one after another, and what a model makes of it."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.agreement import adjusted_rand, contingency, normalised_information
+from experiments.dial_sweep.pool import train_and_measure
+from experiments.recruitment_recovery.fields import Fields, lasting_shares, shares_by_phase
+from localist_jax.config import Config, resolve
+from localist_jax.data import Batch, Prepared, Tokenizer, pack
+from localist_jax.locality import Dial
+from localist_jax.model import forward
+from localist_jax.recruitment import recruiter
+from localist_jax.training.loop import train
+from localist_jax.training.run import Run
+
+PHASE = 150  # steps from one field to the next
+VALID_ROWS = 256
+CONDITIONS = ("recruits", "none", "oracle")  # one block that may grow, one that may not, K* from the start
+
+BASE: dict[str, Any] = {
+    "data": {"corpus": "fields", "context": 64, "batch": 16, "vocab_size": 4096, "shuffle": False, "valid_rows": 0},
+    "model": {
+        "layers": 3, "width": 32, "heads": 2, "kv_heads": 2, "head_size": 16, "feed_forward": 32, "block_units": 32,
+        "window": 4, "perception_window": 8,
+    },
+    "dial": {"mode": "fixed", "locality": 1.0},
+    "gates": {"open_share_target": 1.0},
+    "optimizer": {"learning_rate": 6e-3},
+    "recruitment": {"stop": 1.0},
+}  # fmt: skip
+
+
+def settings_of(condition: str, fields: int, seed: int, phase: int = PHASE) -> Config:
+    """The configuration of a run."""
+    blocks = 1 + (fields if condition == "oracle" else 1)
+    return resolve(BASE).replace(
+        model={"blocks": blocks, "block_capacity": max(blocks, 4)},
+        recruitment={"every": 10 if condition == "recruits" else 0, "start": 0.8 / fields},
+        train={"steps": fields * phase, "seed": seed, "log_every": 10, "eval_every": fields * phase,
+               "save_every": phase},
+    )  # fmt: skip
+
+
+def job(workdir: Path, condition: str, fields: int, seed: int) -> dict[str, Any]:
+    """Figures of one run; trained, resumed or read from its folder."""
+    settings = settings_of(condition, fields, seed)
+    folder = workdir / f"{condition}_{fields}_seed{seed}"
+    how = partial(trained, fields=fields), partial(figures_of, fields=fields)
+    return train_and_measure(folder, settings, *how)
+
+
+def stream(settings: Config, fields: int) -> tuple[Fields, Prepared, np.ndarray]:
+    """The world, the stream with as many rows as the run reads, and the field of each position of the held-out rows."""
+    seed, context = settings.train.seed, settings.data.context
+    world = Fields.create(seed, fields)
+    phases = shares_by_phase(fields)
+    rows = settings.train.steps // len(phases) * settings.data.batch
+    parts = [world.sample(1 + nth, rows, context, shares)[0] for nth, shares in enumerate(phases)]
+    held_out, labels = world.sample(0, VALID_ROWS, context, lasting_shares(fields))
+    tokenizer, ids = words_as_tokens(world)
+    train_rows, valid_rows = (
+        pack(list(ids[words]), context, Tokenizer.BOS) for words in (np.concatenate(parts), held_out)
+    )
+    sizes = {"train": rows * len(phases), "valid": VALID_ROWS}
+    text = {"train": 5 * train_rows.token_count, "valid": 5 * valid_rows.token_count}
+    prepared = Prepared("fields", tokenizer, train_rows, valid_rows, documents=sizes, bytes=text)
+    return world, prepared, labels
+
+
+def words_as_tokens(world: Fields) -> tuple[Tokenizer, np.ndarray]:
+    """A tokenizer that knows every word of the world as one token, and those tokens."""
+    words = [" " + word for word in world.words]
+    tokenizer = Tokenizer.train(words * 3, 256 + 2 + 4 * len(words))
+    encoded = [tokenizer.encode(word) for word in words]
+    if any(len(ids) != 1 for ids in encoded):
+        raise AssertionError("recruitment_recovery: a word is more than one token")
+    return tokenizer, np.concatenate(encoded)
+
+
+def trained(settings: Config, folder: Path, fields: int) -> Run:
+    """The run; resumed or taken up where it is."""
+    _, prepared, _ = stream(settings, fields)
+    return train(settings, folder, hooks=recruiter.hooks(settings), prepared=prepared)
+
+
+def figures_of(run: Run, fields: int) -> dict[str, Any]:
+    """Code length of the stream, and how the blocks of the held-out text agree with its fields."""
+    _, prepared, labels = stream(run.settings, fields)
+    records = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [r["bits_per_token"] for r in records if r["kind"] == "train"]
+    tokens = run.settings.data.batch * run.settings.data.context
+    table = contingency(*_fields_and_blocks(run, prepared, labels))
+    moves = recruiter.FILE
+    path = run.workdir / moves
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {
+        "code_bits": float(np.sum(losses)) * tokens * run.settings.train.log_every,
+        "bits_per_token": [round(float(x), 4) for x in losses],
+        "ari": adjusted_rand(table),
+        "nmi": normalised_information(table),
+        "blocks": int(np.asarray(run.state.blocks.active).sum()) - 1,
+        "blocks_used": int((table.sum(0) > 0.01 * table.sum()).sum()),
+        "table": table.tolist(),
+        "moves": lines,
+    }
+
+
+def _fields_and_blocks(run: Run, prepared: Prepared, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Field and block of every held-out position but the first, which is the sink."""
+    read = jax.jit(forward, static_argnums=0)
+    fields, blocks = [], []
+    size = run.settings.data.batch
+    for at in range(0, len(prepared.valid), size):
+        batch: Batch = prepared.valid.take(np.arange(at, at + size))
+        out = read(
+            run.model, run.state.params, batch.tokens, Dial(1.0), run.state.blocks,
+            positions=batch.positions, segments=batch.segments,
+        )  # fmt: skip
+        blocks.append(np.asarray(out.blocks)[:, 1:])
+        fields.append(labels[at : at + size, :-1])  # the input at position t is word t − 1
+    return np.concatenate(fields).ravel(), np.concatenate(blocks).ravel()
