@@ -16,9 +16,10 @@ quickstart: $(READY)            ## train, dial, measure, generate, report; print
 test: $(READY)                  ## the whole suite; ARGS="-k dial" narrows it
 	$(BIN)/python -m pytest -n 2 --dist=worksteal $(ARGS)
 
-tpu-check: $(READY)             ## compiles the TPU kernels, without a TPU; half a gigabyte of compiler
+tpu-check: $(READY)             ## compiles the TPU kernels and a tiny run for v5e, without a TPU; half a gigabyte of compiler
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
 	$(BIN)/python -m benchmarks.tpu_check $(ARGS)
+	$(BIN)/python -m experiments.compile_for --config=experiments/configs/quickstart.py:tiny --topology=v5e:2x2
 
 lint: $(READY)                  ## style, imports, types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""PyTorch's attention as a peer, in a process of its own so that its threads and JAX's do not fight.
+"""PyTorch as a peer, its attention or a training step, in a process of its own: its threads and JAX's would fight.
 
     python -m benchmarks.peers
 
@@ -114,7 +114,7 @@ def serve() -> None:
     torch.manual_seed(0)
     say({"torch": torch.__version__, "threads": torch.get_num_threads()})
     calls: dict[str, Callable[[], Any]] = {}
-    kinds: dict[str, Callable] = {"sdpa": _sdpa, "flex": _flex}
+    kinds: dict[str, Callable] = {"sdpa": _sdpa, "flex": _flex, "llama": _llama}
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -195,6 +195,45 @@ def _flex(torch, *, heads: int, size: int, tokens: int, blocks: int, window: int
         seconds[name] = min(_seconds(call) for _ in range(2))
     best = min(ways, key=lambda name: seconds[name])
     return ways[best], {"positions": best}
+
+
+def _llama(torch, *, part: str, sizes: dict[str, Any]):
+    """The Llama class of Hugging Face's transformers: "forward", "gradient" or "step" with AdamW, float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    s = sizes
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=s["vocabulary"], hidden_size=s["width"], intermediate_size=s["hidden"],
+            num_hidden_layers=s["layers"], num_attention_heads=s["heads"], num_key_value_heads=s["heads"],
+            max_position_embeddings=s["context"], tie_word_embeddings=True, use_cache=False,
+        )
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+    tokens, targets = torch.randint(0, s["vocabulary"], (2, s["batch"], s["context"]))
+
+    def loss():
+        logits = model(input_ids=tokens).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def forward():
+        with torch.no_grad():
+            return float(loss())
+
+    def gradient():
+        model.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        return float(value)
+
+    def step():
+        value = gradient()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return value
+
+    about = {"parameters": sum(p.numel() for p in model.parameters())}
+    return {"forward": forward, "gradient": gradient, "step": step}[part], about
 
 
 if __name__ == "__main__":

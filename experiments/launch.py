@@ -5,7 +5,10 @@
         --workdir=runs/tiny --config.model.layers=4
 
 Trains, or resumes what is in the work folder, measures the dial, and writes a report, whose path is the
-last line printed.
+last line printed. A job of many processes (--hosts, see docs/tpu.md) only trains; `localist report` then measures it.
+
+Exit status: 0 done; 75 stopped by SIGTERM and saved, start it again to go on; 1 an error, in one line; anything
+else: the process was killed, start it again to go on from the last whole checkpoint.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from ml_collections import config_flags
 
 from localist_jax import config
 from localist_jax.errors import one_line
+from localist_jax.parallel import hosts
 from localist_jax.report.job import run_job
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with an optional :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_HOSTS = flags.DEFINE_string("hosts", "", "Of many processes: auto, or ADDRESS:PORT,COUNT,INDEX.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Throw away an earlier run in the work folder.")
 
 
@@ -39,7 +44,10 @@ def _main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.launch", *sys.argv[1:]])
     with one_line(OSError):  # the flag keeps a failure to load until it is used
         settings = config.resolve(_CONFIG.value.to_dict())
-        print(run_job(settings, Path(str(_WORKDIR.value)), command=command, fresh=_FRESH.value))
+        hosts.start(str(_HOSTS.value))
+        done = run_job(settings, Path(str(_WORKDIR.value)), command=command, fresh=_FRESH.value)
+        if hosts.is_first():
+            print(done)
 
 
 def main() -> None:

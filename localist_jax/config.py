@@ -329,10 +329,13 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Sizes of the mesh axes; −1 takes the devices that are left."""
+    """Sizes of the mesh axes, slowest network first; −1 takes the devices that are left."""
 
-    data: int = -1
-    tensor: int = 1
+    slice: int = 1  # TPU slices that only a data-centre network joins: they split rows of a batch
+    specialist: int = 1  # groups of devices with specialist LLMs of their own
+    data: int = -1  # splits rows of a batch, and repeats parameters
+    fsdp: int = 1  # splits rows of a batch, and parameters by their width: gathered where they are used
+    tensor: int = 1  # splits heads, hidden units, vocabulary and blocks
 
     def __post_init__(self):
         for name, size in dataclasses.asdict(self).items():

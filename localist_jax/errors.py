@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 
 class StoppedRun(RuntimeError):
-    """A run that stopped for a reason its user must know."""
+    """A run that stopped for a reason its user must know; `status` is the command's exit status."""
+
+    status = 1
 
 
 @contextlib.contextmanager
 def one_line(*more: type[BaseException]) -> Iterator[None]:
-    """Turns a ValueError, a `StoppedRun` (or one of `more`) into one line and exit status 1.
+    """Turns a ValueError, a `StoppedRun` (or one of `more`) into one line and its exit status, or 1.
 
     Set the environment variable LOCALIST_TRACEBACK=1 to see where it came from.
     """
@@ -25,4 +27,4 @@ def one_line(*more: type[BaseException]) -> Iterator[None]:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {message}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+        raise SystemExit(getattr(error, "status", 1)) from None

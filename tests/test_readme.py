@@ -77,3 +77,16 @@ def test_the_rule_file_in_it_is_consistent():
 
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert verify(parse(text)).all == ()
+
+
+DOCS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+
+
+def test_the_launchers_flags_in_the_pages_exist():
+    sources = [ROOT / "experiments" / name for name in ("launch.py", "compile_for/__main__.py")]
+    known = {n for path in sources for n in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text())}
+    fields = {f"config.{s}.{f}" for s, section in config.Config().to_dict().items() for f in section}
+    lines = [line for line in DOCS.splitlines() if "experiments." in line or "--config." in line]
+    named = set(re.findall(r"--([\w.]+)=", "\n".join(lines)))
+    assert len(named) > 3
+    assert named <= known | fields

@@ -9,6 +9,7 @@ import chex
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from localist_jax.parallel.mesh import platform
 from localist_jax.types import struct
 
 Stats = Literal["none", "open", "dense"]
@@ -86,7 +87,7 @@ def attend(
         q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg,
         odds=odds, relevant=relevant, route=route, window=window, stats=stats,
     )  # fmt: skip
-    chosen = _implementation(implementation, q.shape[1], k.shape[1])
+    chosen = _implementation(implementation, q.shape[1], k.shape[1], platform(mesh))
     if mesh is None or mesh.size == 1:
         return chosen(q, k, v, **call)
     from localist_jax.attention.sharded import over
@@ -108,10 +109,10 @@ def _tpu(q, k, v, **call):
     return tpu(q, k, v, **call)
 
 
-def _implementation(name: str | None, queries: int, keys: int) -> Callable:
+def _implementation(name: str | None, queries: int, keys: int, platform: str) -> Callable:
     known = implementations()
     if name is None:
-        fast = "tpu" if jax.default_backend() == "tpu" else "sparse"
+        fast = "tpu" if platform == "tpu" else "sparse"
         small = queries * keys < FEW_PAIRS and keys < FEW_KEYS
         return known["reference" if small else fast]
     if name not in known:

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from localist_jax.attention.api import AttentionStats
-from localist_jax.parallel.rules import LOGICAL_AXIS_RULES
+from localist_jax.parallel.rules import mesh_axes, on_each
 
 
 def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
@@ -19,9 +19,8 @@ def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
     Left to itself the compiler gathers keys and values for the loops over tiles. An axis that a size does not
     divide over is not split: every device then does that part for itself.
     """
-    table = dict(LOGICAL_AXIS_RULES)
-    batch = _axis(mesh, table["batch"], q.shape[0])
-    heads = _axis(mesh, table["kv_heads"], k.shape[2])
+    batch = mesh_axes("batch", mesh, q.shape[0]) or None
+    heads = mesh_axes("kv_heads", mesh, k.shape[2]) or None
     arrays = {name: x for name, x in call.items() if isinstance(x, jax.Array)}
     settings = {name: x for name, x in call.items() if name not in arrays}
     rows, by_head = PartitionSpec(batch, None, heads), PartitionSpec(batch, heads)
@@ -34,15 +33,8 @@ def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
         figures = AttentionStats(
             lse=by_head, entropy_bits=by_head, fidelity=by_head, gated_mass=by_head, price_bits=price
         )
-    run = jax.shard_map(
+    run = on_each(
         lambda q, k, v, arrays: partial(implementation, **settings)(q, k, v, **arrays),
-        mesh=mesh,
-        in_specs=(rows, rows, rows, specs),
-        out_specs=(rows, figures),
-        check_vma=False,
-    )
+        mesh, (rows, rows, rows, specs), (rows, figures),
+    )  # fmt: skip
     return run(q, k, v, arrays)
-
-
-def _axis(mesh: Mesh, name: str | None, size: int) -> str | None:
-    return name if name is not None and mesh.shape.get(name, 1) > 1 and size % mesh.shape[name] == 0 else None

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from localist_jax import config
@@ -24,6 +25,7 @@ from localist_jax.locality import steering
 from localist_jax.locality.steering import LayerSteering
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache
+from localist_jax.parallel.rules import mesh_axes, on_each, placed
 from localist_jax.types import struct, widened
 
 
@@ -65,6 +67,26 @@ def weight(
 ) -> jax.Array:
     """A parameter drawn from a normal distribution of standard deviation gain/√fan_in."""
     return parameter(module, name, nn.initializers.normal(gain * fan_in**-0.5), shape, axes)
+
+
+def looked_up(
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"], mesh: jax.sharding.Mesh | None
+) -> Float[Array, "B T D"]:
+    """table[tokens]; on a mesh each device looks into the rows that it holds, and those who share tokens add up."""
+    if mesh is None or mesh.size == 1:
+        return table[tokens]
+    batch, held = mesh_axes("batch", mesh, tokens.shape[0]), mesh_axes("vocab", mesh, table.shape[0])
+
+    def one_device(table, tokens):
+        if not held:
+            return table[tokens]
+        row = tokens - jax.lax.axis_index(held) * table.shape[0]
+        mine = (row >= 0) & (row < table.shape[0])
+        found = jnp.where(mine[..., None], table[row.clip(0, table.shape[0] - 1)], 0)
+        return jax.lax.psum(found, held)
+
+    rows, vocabulary = PartitionSpec(batch or None), PartitionSpec(held or None)
+    return on_each(one_device, mesh, (vocabulary, rows), rows)(table, tokens)
 
 
 class Norm(nn.Module):
@@ -207,6 +229,7 @@ class LocalistUnits(nn.Module):
     """
 
     config: config.Model
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -218,7 +241,7 @@ class LocalistUnits(nn.Module):
         w_in = weight(self, "in", (K, D, U), ("block", "embed", "unit"), D)
         w_out = weight(self, "out", (K, U, D), ("block", "unit", "embed"), U, (2 * c.layers) ** -0.5)
         assert at.units is not None
-        y = units.apply_units(x, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units)
+        y = units.apply_units(x, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units, self.mesh)
         if c.dialled_units:
             y = y * -jnp.expm1(-beta).mean(-1)[:, None, None].astype(y.dtype)
         if at.route is None:
@@ -243,10 +266,10 @@ class Layer(nn.Module):
         with jax.named_scope("attention"):
             attention = Attention(self.config, self.localist, self.stats, self.mesh, name="attention")
             y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache, rules)
-            x = x + y
+            x = placed(x + y, self.mesh, "batch")
         with jax.named_scope("feed_forward"):
             h = Norm(eps, name="feed_forward_norm")(x)
             y = FeedForward(self.config, name="feed_forward")(h)
             if self.localist and self.config.block_units:
-                y = y + LocalistUnits(self.config, name="units")(h, beta, at)
-        return x + y, (stats, cache)
+                y = y + LocalistUnits(self.config, self.mesh, name="units")(h, beta, at)
+        return placed(x + y, self.mesh, "batch"), (stats, cache)

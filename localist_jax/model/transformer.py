@@ -24,7 +24,7 @@ from localist_jax.locality.anchors import Blocks
 from localist_jax.locality.dial import Dial
 from localist_jax.locality.steering import Steering
 from localist_jax.model.cache import Cache
-from localist_jax.model.layers import Layer, Norm, Placement, parameter, weight
+from localist_jax.model.layers import Layer, Norm, Placement, looked_up, parameter, weight
 from localist_jax.model.units import dispatch
 from localist_jax.types import struct, widened
 
@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         init = nn.initializers.normal(0.02)
         embedding = parameter(self, "embedding", init, (self.vocab_size, c.width), ("vocab", "embed"))
         with jax.named_scope("embed"):
-            x = embedding[tokens].astype(c.dtype)
+            x = looked_up(embedding.astype(c.dtype), tokens, self.mesh)
 
         at, cache = _in_perception(jnp.where(sink, 0, 1), positions, segments, cache)
         x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, None, False), at)

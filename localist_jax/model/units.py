@@ -10,9 +10,11 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from localist_jax.types import struct
+from localist_jax.parallel.rules import mesh_axes, on_each
+from localist_jax.types import Numeric, struct
 
 
 @struct
@@ -70,35 +72,71 @@ def apply_units(
     w_in_KDU: Float[Array, "K D U"],
     w_out_KUD: Float[Array, "K U D"],
     where: Dispatch,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, "B T D"]:
-    """y_i = W_out[c_i]ᵀ silu(W_in[c_i]ᵀ x_i): each position through the units of its own block."""
+    """y_i = W_out[c_i]ᵀ silu(W_in[c_i]ᵀ x_i): each position through the units of its own block.
+
+    On a mesh every device takes the positions of its rows through the blocks that it holds, and the sum over those
+    who share its rows is all that they tell each other.
+    """
     x_RPD = x_BTD.reshape(*where.slot.shape, x_BTD.shape[-1])
-    y_RPD = jax.lax.platform_dependent(x_RPD, w_in_KDU, w_out_KUD, where, cpu=_tiled, default=_ragged)
-    return y_RPD.reshape(x_BTD.shape)
+    if mesh is None or mesh.size == 1:
+        return _here(x_RPD, w_in_KDU, w_out_KUD, where, 0).reshape(x_BTD.shape)
+    groups = mesh_axes("batch", mesh, x_RPD.shape[0]) or None
+    held = mesh_axes("block", mesh, w_in_KDU.shape[0])
+
+    def one_device(x, w_in, w_out, at):
+        first = jax.lax.axis_index(held) * w_in.shape[0] if held else 0
+        y = _here(x, w_in, w_out, at, first)
+        return jax.lax.psum(y, held) if held else y
+
+    rows, blocks = PartitionSpec(groups), PartitionSpec(held or None)
+    run = on_each(one_device, mesh, (rows, blocks, blocks, rows), rows)
+    return run(x_RPD, w_in_KDU, w_out_KUD, where).reshape(x_BTD.shape)
 
 
-def _tiled(x_RPD, w_in_KDU, w_out_KUD, where: Dispatch):
+def _here(x_RPD, w_in_KDU, w_out_KUD, where: Dispatch, first: Numeric):
+    """The part of it that blocks `first`, `first` + 1, … make; 0 at the positions of others."""
+    return jax.lax.platform_dependent(
+        x_RPD, w_in_KDU, w_out_KUD, where, jnp.asarray(first, jnp.int32), cpu=_tiled, default=_ragged
+    )
+
+
+def _tiled(x_RPD, w_in_KDU, w_out_KUD, where: Dispatch, first: Numeric = 0):
     """Padded tiles with gathered weights; the padding is 0 and stays 0."""
-    size = tile_size(x_RPD.shape[1], w_in_KDU.shape[0])
+    held = w_in_KDU.shape[0]
+    size = tile_size(x_RPD.shape[1], where.sizes.shape[1])
 
     def one(x_PD, at: Dispatch):
         slots = jnp.zeros((at.tile_block.size * size, x_PD.shape[-1]), x_PD.dtype)
         tiles_ZPD = slots.at[at.slot].set(x_PD, unique_indices=True).reshape(-1, size, x_PD.shape[-1])
-        hidden = jax.nn.silu(jnp.einsum("ZPD,ZDU->ZPU", tiles_ZPD, w_in_KDU[at.tile_block]))
-        out = jnp.einsum("ZPU,ZUD->ZPD", hidden, w_out_KUD[at.tile_block])
+        block = at.tile_block - first
+        if held < at.sizes.size:
+            tiles_ZPD = jnp.where(((block >= 0) & (block < held))[:, None, None], tiles_ZPD, 0)
+            block = block.clip(0, held - 1)
+        hidden = jax.nn.silu(jnp.einsum("ZPD,ZDU->ZPU", tiles_ZPD, w_in_KDU[block]))
+        out = jnp.einsum("ZPU,ZUD->ZPD", hidden, w_out_KUD[block])
         return out.reshape(slots.shape)[at.slot]
 
     return jax.vmap(one)(x_RPD, where)
 
 
-def _ragged(x_RPD, w_in_KDU, w_out_KUD, where: Dispatch):
+def _ragged(x_RPD, w_in_KDU, w_out_KUD, where: Dispatch, first: Numeric = 0):
     """Positions sorted by block, and one grouped matmul over the runs."""
+    held = w_in_KDU.shape[0]
 
     def one(args):
         x_PD, at = args
-        hidden = jax.nn.silu(jax.lax.ragged_dot(x_PD[at.order], w_in_KDU, at.sizes))
-        out = jax.lax.ragged_dot(hidden, w_out_KUD, at.sizes)
-        return jnp.zeros_like(x_PD).at[at.order].set(out, unique_indices=True)
+        order, sizes, own = at.order, at.sizes, jnp.array(True)
+        if held < sizes.size:  # the positions of the blocks held come first
+            before = jnp.where(jnp.arange(sizes.size) < first, sizes, 0).sum()
+            order = jnp.roll(order, -before)
+            sizes = jax.lax.dynamic_slice_in_dim(sizes, first, held)
+            own = (jnp.arange(order.size) < sizes.sum())[:, None]
+        # What ragged_dot says of rows beyond its groups differs between platforms, in its gradient too.
+        hidden = jax.nn.silu(jax.lax.ragged_dot(jnp.where(own, x_PD[order], 0), w_in_KDU, sizes))
+        out = jnp.where(own, jax.lax.ragged_dot(hidden, w_out_KUD, sizes), 0)
+        return jnp.zeros_like(x_PD).at[order].set(out, unique_indices=True)
 
     return jax.lax.map(one, (x_RPD, where)) if x_RPD.shape[0] > 1 else one((x_RPD[0], _first(where)))[None]
 

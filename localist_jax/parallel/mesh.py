@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from localist_jax import config
@@ -16,26 +17,60 @@ from localist_jax import config
 def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes of `config.Mesh`, in their order, over all devices.
 
+    The axes that talk most come last, where neighbours are: on TPUs each axis is laid along the torus of its slice,
+    elsewhere devices are taken in their order, which is that of the processes.
+
     Args:
       settings: size of each axis; −1 takes the devices that are left.
-      devices: default: all.
+      devices: default: all of all processes.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or `slice` is not the number of slices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = _sizes(settings, len(devices))
+    slices = _slices(devices, sizes["slice"])
+    shape = tuple(size for name, size in sizes.items() if name != "slice")
+    grid = np.stack([_laid_out(part, shape) for part in slices])
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def platform(mesh: Mesh | jax.sharding.AbstractMesh | None) -> str:
+    """What kind of devices programs on this mesh run on, which need not be here: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
+
+
+def _sizes(settings: config.Mesh, count: int) -> dict[str, int]:
     sizes = dataclasses.asdict(settings)
     open_axes = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(open_axes) > 1:
         raise ValueError(f"config.mesh: only one axis may be -1, got {', '.join(open_axes)}")
-    if len(devices) % fixed or (not open_axes and fixed != len(devices)):
+    if count % fixed or (not open_axes and fixed != count):
         given = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise ValueError(
-            f"config.mesh: {given} does not fit {len(devices)} device(s); sizes must multiply to that number "
+            f"config.mesh: {given} does not fit {count} device(s); sizes must multiply to that number "
             "(-1 takes what is left)"
         )
-    for name in open_axes:
-        sizes[name] = len(devices) // fixed
-    grid = np.asarray(devices).reshape(tuple(sizes.values()))
-    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return sizes | dict.fromkeys(open_axes, count // fixed)
+
+
+def _slices(devices: Sequence[jax.Device], wanted: int) -> list[list[jax.Device]]:
+    """The devices of each slice; where the hardware knows no slices, equal parts of the devices in their order."""
+    numbers = [getattr(device, "slice_index", None) for device in devices]
+    found = sorted({n for n in numbers if n is not None})
+    if len(found) > 1:
+        if wanted != len(found):
+            raise ValueError(
+                f"config.mesh.slice: {len(found)} slices are here, got {wanted}; what splits "
+                "anything but rows of a batch must stay inside a slice"
+            )
+        return [[d for d, n in zip(devices, numbers, strict=True) if n == number] for number in found]
+    size = len(devices) // wanted
+    return [list(devices[i * size : (i + 1) * size]) for i in range(wanted)]
+
+
+def _laid_out(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    if devices[0].platform == "tpu" and len(devices) > 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return np.asarray(devices).reshape(shape)

@@ -6,7 +6,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
+
 from localist_jax import config, report
+from localist_jax.parallel import hosts
+from localist_jax.parallel.compilation import keep_programs
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import collect, figures
@@ -21,6 +25,7 @@ MADE_BY_RUN = ("cache", "checkpoints", "tensorboard", "metrics.jsonl", "recruitm
 def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh: bool = False) -> Path:
     """Trains (or resumes), measures the dial, writes samples and the report; returns the report's path.
 
+    A job of many processes only trains, and returns the folder.
     Concepts of the run's rules that no block covers are candidates for recruitment, where that is on.
 
     Args:
@@ -29,14 +34,19 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
       command: what the user typed, for the record.
       fresh: throw an earlier run in that folder away, and start again.
     """
+    keep_programs()
     if fresh:
-        _forget(workdir)
+        if hosts.is_first():
+            _forget(workdir)
+        hosts.meet("fresh")
     concepts: list[Concept] = []
     if settings.recruitment.every:
         from localist_jax.rules.coverage import wanted  # here, since solver and engine take a while to import
 
         concepts = wanted(workdir)
     run = train(settings, workdir, command=command, hooks=hooks(settings, concepts))
+    if jax.process_count() > 1:  # measuring is one process's work: `localist report` does it
+        return workdir
     return measure(run)
 
 

@@ -1,15 +1,17 @@
 """Checkpoints: atomic, asynchronous, strict, and telling what they are before they are read.
 
 Each step is one Orbax checkpoint of items that are committed together: the state, a manifest (format, step, versions,
-configuration, topology, data cursor, table of leaves) and, where hooks keep any, their memory. The manifest is read
-first and compared, leaf by leaf, with the state that is wanted; only then are arrays restored, each
-straight to its sharding. Growth comes after restoring, never during it.
+configuration, topology, data cursor, table of leaves, fingerprints) and, where hooks keep any, their memory. The
+manifest is read first and compared, leaf by leaf, with the state that is wanted; only then are arrays restored, each
+straight to its sharding, and their fingerprints compared. Growth comes after restoring, never during it.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import json
 import logging
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +21,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from localist_jax.training.fingerprint import fingerprints
 from localist_jax.types import PyTree
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1 had no fingerprints
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 # Hints at the setting that decides a leaf's size, by a part of its path.
@@ -112,6 +116,8 @@ class Checkpoints:
             "leaves": _leaf_table(state),
         }
         arrays = jax.tree.map(_key_to_data, state)
+        about["fingerprints"] = fingerprints({"state": arrays, "memory": memory or []})
+        about["digest"] = _digest(about)
         items = {"state": ocp.args.StandardSave(arrays), "manifest": ocp.args.JsonSave(about)}
         if memory:
             items["memory"] = ocp.args.StandardSave(memory)
@@ -138,11 +144,13 @@ class Checkpoints:
         with self._damage_as_error(step):
             items = ocp.args.Composite(manifest=ocp.args.JsonRestore())
             about = self._open().restore(step, args=items)["manifest"]
-        if about.get("format") != FORMAT:
+        if about.get("format") not in READABLE:
             raise CheckpointError(
                 f"checkpoint {step}: format {about.get('format')}, this version reads {FORMAT}; "
                 "open it with the version that wrote it"
             )
+        if about["format"] >= 2 and about.pop("digest", None) != _digest(about):
+            raise self._damaged(step, "the manifest is not as it was written")
         return about
 
     def restore(self, wanted: PyTree, step: int | None = None) -> tuple[PyTree, Any]:
@@ -162,6 +170,7 @@ class Checkpoints:
         with self._damage_as_error(step):
             items = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_key_shape, wanted)))
             arrays = self._open().restore(step, args=items)["state"]
+        self._verify(step, {"state": arrays}, about)
         state = jax.tree.map(lambda like, array: _data_to_key(like, array), wanted, arrays)
         return state, _unpack_cursor(about["cursor"])
 
@@ -173,7 +182,16 @@ class Checkpoints:
         """
         with self._damage_as_error(step):
             items = ocp.args.Composite(memory=ocp.args.StandardRestore(wanted))
-            return self._open().restore(step, args=items)["memory"]
+            memory = self._open().restore(step, args=items)["memory"]
+        self._verify(step, {"memory": memory}, self.manifest(step))
+        return memory
+
+    def _verify(self, step: int, arrays: PyTree, about: dict[str, Any]) -> None:
+        if about["format"] < 2:
+            return
+        for path, found in fingerprints(arrays).items():
+            if about["fingerprints"][path] != found:
+                raise self._damaged(step, f"{path} is not what was saved")
 
     def _existing(self, step: int | None) -> int:
         steps = self.steps()
@@ -194,12 +212,13 @@ class Checkpoints:
         except CheckpointError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds; each means the files are bad
-            earlier = [s for s in self.steps() if s < step]
-            remedy = f"delete it to go on from {earlier[-1]}" if earlier else "there is no earlier one"
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"checkpoint {step} in {self.directory} is damaged ({reason}); {remedy}"
-            ) from error
+            raise self._damaged(step, reason) from error
+
+    def _damaged(self, step: int, reason: str) -> CheckpointError:
+        earlier = [s for s in self.steps() if s < step]
+        remedy = f"delete it to go on from {earlier[-1]}" if earlier else "there is no earlier one"
+        return CheckpointError(f"checkpoint {step} in {self.directory} is damaged ({reason}); {remedy}")
 
 
 @contextlib.contextmanager
@@ -257,6 +276,11 @@ def _compare(saved: dict[str, list], wanted: dict[str, list], step: int) -> None
                 f"checkpoint {step}: {path} is {saved[path][1]}{saved[path][0]}, but the configuration asks for "
                 f"{dtype}{shape}; {hint}, or use another --workdir"
             )
+
+
+def _digest(about: dict[str, Any]) -> str:
+    """Of a manifest without its digest."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _pack_cursor(cursor: bytes | dict) -> Any:

@@ -8,12 +8,14 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
+
+from localist_jax.parallel import hosts
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -28,7 +30,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 class Records:
-    """A file of JSON lines that a resumed run takes up: each has a "step".
+    """A file of JSON lines that a resumed run takes up: each has a "step". Of many processes the first one writes.
 
     Args:
       path: of the file.
@@ -36,6 +38,9 @@ class Records:
     """
 
     def __init__(self, path: Path, resume_step: int = 0):
+        self._file: TextIO | None = None
+        if not hosts.is_first():
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read(path) if r["step"] <= resume_step] if path.exists() and resume_step else []
         temporary = path.with_name(f".{path.name}.tmp")
@@ -45,16 +50,18 @@ class Records:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a line."""
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Journal:
-    """Writes metrics of a run; a context manager.
+    """Writes metrics of a run; a context manager. Of many processes only the first one writes.
 
     Args:
       workdir: gets `metrics.jsonl` and `tensorboard/`.
@@ -64,7 +71,8 @@ class Journal:
     def __init__(self, workdir: str | Path, resume_step: int = 0):
         workdir = Path(workdir)
         self._records = Records(workdir / "metrics.jsonl", resume_step)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        folder = str(workdir / "tensorboard")
+        self._board = SummaryWriter(folder, purge_step=resume_step + 1, write_to_disk=hosts.is_first())
 
     def __enter__(self) -> Journal:
         return self

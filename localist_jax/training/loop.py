@@ -20,8 +20,9 @@ from localist_jax import config
 from localist_jax.data import Batch, Prepared, prepare, train_batches
 from localist_jax.errors import StoppedRun
 from localist_jax.model import Transformer
+from localist_jax.parallel import hosts, rules
 from localist_jax.parallel import mesh as meshes
-from localist_jax.parallel import rules
+from localist_jax.parallel.preemption import Preemption
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.journal import Journal
 from localist_jax.training.progress import Progress
@@ -57,6 +58,12 @@ class Hook:
         """Takes up what `memory` gave when the run was saved."""
 
 
+class Preempted(StoppedRun):
+    """The machine was asked for (SIGTERM): the run was saved, and goes on where it is when it is started again."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
+
+
 class TrainingDiverged(StoppedRun):
     """A loss or parameters that are not finite; the last good checkpoint is kept."""
 
@@ -85,15 +92,22 @@ def train(
 
     Raises:
       TrainingDiverged: loss or parameters became NaN or infinite.
+      Preempted: SIGTERM came; a checkpoint of the last step was saved first.
       CheckpointError: the folder holds a run of another topology.
       ValueError: bad corpus, batch or mesh.
     """
     prepared = prepared or prepare(settings.data, workdir / "cache")
     mesh = meshes.make_mesh(settings.mesh)
-    model = Transformer(settings.model, prepared.tokenizer.vocab_size, mesh.shape["data"], mesh)
+    if mesh.shape["specialist"] > 1:
+        raise ValueError(
+            f"config.mesh.specialist: this run trains one LLM, got {mesh.shape['specialist']} places for specialists; "
+            "set it to 1"
+        )
+    model = Transformer(settings.model, prepared.tokenizer.vocab_size, rules.shards("batch", mesh), mesh)
     batches = train_batches(
-        prepared.train, settings.data.batch, settings.train.seed, shuffle=settings.data.shuffle
-    )
+        prepared.train, settings.data.batch, settings.train.seed, shuffle=settings.data.shuffle,
+        shard=hosts.share(rules.batch_sharding(mesh), settings.data.batch),
+    )  # fmt: skip
     with Checkpoints(workdir / "checkpoints", keep=settings.train.keep) as checkpoints:
         start = checkpoints.latest() or 0
         if start:
@@ -111,7 +125,8 @@ def train(
             if start and (memories := _memories(hooks)):
                 for hook, memory in zip(hooks, checkpoints.restore_memory(memories, start), strict=True):
                     hook.remember(memory)
-            _Loop(run, batches, checkpoints, journal, hooks).go(start)
+            with Preemption() as preemption:
+                _Loop(run, batches, checkpoints, journal, hooks, preemption).go(start)
     return run
 
 
@@ -140,16 +155,16 @@ class _Loop:
     checkpoints: Checkpoints
     journal: Journal
     hooks: Sequence[Hook]
+    preemption: Preemption
 
     def go(self, start: int) -> None:
         settings, run = self.run.settings, self.run
         t, tokens = settings.train, settings.data.batch * settings.data.context
         step_fn, built_for = self._compiled(), run.model
-        place = rules.batch_sharding(run.mesh)
-        progress = Progress(t.steps, start=start, tokens=tokens)
+        progress = Progress(t.steps, start=start, tokens=tokens, silent=not hosts.is_first())
         pending: list[Metrics] = []
         for step in range(start + 1, t.steps + 1):
-            batch = jax.device_put(next(self.batches), place)
+            batch = run.place(next(self.batches))
             for hook in self.hooks:
                 if step % hook.every == 0:
                     run.state = hook(step, run.state, batch)
@@ -162,7 +177,9 @@ class _Loop:
                 jax.block_until_ready(metrics)  # compiled
                 progress.started(step)
             last = step == t.steps
+            stop = self.preemption.due(step)
             save, measure = (last or step % every == 0 for every in (t.save_every, t.eval_every))
+            save, measure = save or stop, measure and (last or not stop)
             if save or measure or step % t.log_every == 0:
                 figures = self._flush(pending, step)
                 progress.update(step, _line(figures))
@@ -177,6 +194,10 @@ class _Loop:
                         step, run.state, manifest=run.manifest(), cursor=self.batches.get_state(),
                         memory=_memories(self.hooks),
                     )  # fmt: skip
+            if stop and not last:
+                raise Preempted(
+                    f"stopped by SIGTERM after step {step}, which is saved; start it again to go on from there"
+                )
         progress.done()
 
     def _compiled(self):

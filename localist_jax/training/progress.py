@@ -47,6 +47,7 @@ class Progress:
       start: steps done before.
       tokens: tokens of one step.
       stream, clock: where to print, and seconds.
+      silent: print nothing.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Progress:
         label: str = "train",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        silent: bool = False,
     ):
         self._total, self._tokens, self._label = total, tokens, label
         self._stream, self._clock = stream or sys.stderr, clock
-        self._terminal = self._stream.isatty()
+        self._terminal, self._silent = self._stream.isatty(), silent
         self._begun = clock()
         self._paused = 0.0
         self._seen: deque[tuple[int, float]] = deque(maxlen=RECENT)
@@ -120,6 +122,8 @@ class Progress:
 
     def done(self) -> None:
         """Closes the line and says how long it took."""
+        if self._silent:
+            return
         if self._terminal:
             self._stream.write("\n")
         self._stream.write(
@@ -128,5 +132,7 @@ class Progress:
         self._stream.flush()
 
     def _print(self, line: str) -> None:
+        if self._silent:
+            return
         self._stream.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         self._stream.flush()

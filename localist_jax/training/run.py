@@ -20,8 +20,8 @@ from localist_jax import config
 from localist_jax.data import Batch, Prepared, Tokenizer, prepare, valid_batches
 from localist_jax.locality import Dial
 from localist_jax.model import Generation, Transformer, generate
+from localist_jax.parallel import hosts, rules
 from localist_jax.parallel import mesh as meshes
-from localist_jax.parallel import rules
 from localist_jax.training import state as states
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.evaluate import Evaluator
@@ -107,6 +107,8 @@ class Run:
           command: what the user typed.
           data: about what it was trained on; None: the corpus.
         """
+        if not hosts.is_first():
+            return
         self.tokenizer.save(self.workdir / "tokenizer.json")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         write_json(
@@ -151,9 +153,14 @@ class Run:
 
     @cached_property
     def valid(self) -> list[Batch]:
-        """The validation batches."""
+        """The validation batches: the rows of each that this process reads."""
         data = self.settings.data
-        return valid_batches(self.data.valid, data.batch, data.valid_rows)
+        share = hosts.share(rules.batch_sharding(self.mesh), data.batch)
+        return valid_batches(self.data.valid, data.batch, data.valid_rows, shard=share)
+
+    def place(self, batch: Batch) -> Batch:
+        """A batch, of which this process read its share, on the run's devices."""
+        return hosts.place(batch, rules.batch_sharding(self.mesh), self.settings.data.batch)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -163,10 +170,9 @@ class Run:
     def watch(self, localities: tuple[float, ...]) -> dict[str, float]:
         """Validation code length at some dials: {"bits_per_token@0.9": …}."""
         figures: dict[str, float] = {}
+        batches = [self.place(batch) for batch in self.valid]
         for value in localities:
-            read = self.evaluator.bits_per_token(
-                self.state.params, self.state.blocks, self.valid, Dial(value)
-            )
+            read = self.evaluator.bits_per_token(self.state.params, self.state.blocks, batches, Dial(value))
             figures |= {f"{name}@{value:g}": x for name, x in read.items()}
         return figures
 

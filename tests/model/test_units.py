@@ -44,6 +44,29 @@ def test_paths_equal_the_loop(path, B, T, K):
         np.testing.assert_allclose(out, by_loop(x, block, w_in, w_out), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("path", [units._tiled, units._ragged])
+def test_devices_that_share_the_blocks_add_up_to_the_loop(path):
+    x, block, w_in, w_out = case(2, 16, 4)
+    where = units.dispatch(block, 4)
+    cuts = [slice(0, 2), slice(2, 4)]
+
+    def loss(x, w_in, w_out, held=cuts):
+        parts = [path(x.reshape(1, -1, x.shape[-1]), w_in[c], w_out[c], where, c.start) for c in held]
+        return (sum(parts) ** 2).sum(), parts
+
+    arguments = (0, 1, 2)
+    grads, parts = jax.jit(jax.grad(loss, arguments, has_aux=True))(x, w_in, w_out)
+    np.testing.assert_allclose(
+        sum(parts).reshape(x.shape), by_loop(x, block, w_in, w_out), rtol=1e-4, atol=1e-4
+    )
+    for part, cut in zip(parts, cuts, strict=True):
+        mine = (np.asarray(block) >= cut.start) & (np.asarray(block) < cut.stop)
+        assert not np.asarray(part).reshape(x.shape)[~mine].any()
+    whole = jax.grad(lambda *a: loss(*a, held=[slice(0, 4)])[0], arguments)(x, w_in, w_out)
+    for one, other in zip(grads, whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(("B", "T", "K"), CASES)
 def test_paths_have_equal_gradients(B, T, K):
     x, block, w_in, w_out = case(B, T, K)

@@ -3,7 +3,9 @@
 python on_eight_devices.py WORKDIR SETTINGS_JSON
 """
 
+import dataclasses
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -24,16 +26,25 @@ from localist_jax.training.run import abstract_state, fresh_state
 from localist_jax.training.step import make_train_step
 
 STEPS = 5
-MESHES = {"1x1": (1, 1), "4x2": (4, 2)}
+MESHES = {
+    "1": config.Mesh(data=1),
+    "all": config.Mesh(slice=2, data=1, fsdp=2, tensor=2),
+}
+
+
+def mesh_of(name: str) -> jax.sharding.Mesh:
+    sizes = dataclasses.asdict(MESHES[name])
+    return meshes.make_mesh(MESHES[name], jax.devices()[: math.prod(sizes.values())])
 
 
 def main(workdir: Path, settings: config.Config):
     prepared = prepare(settings.data, workdir / "cache")
     seen = {"losses": {}, "shards": {}, "devices": len(jax.devices())}
     states, models = {}, {}
-    for name, (data, tensor) in MESHES.items():
-        mesh = meshes.make_mesh(config.Mesh(data=data, tensor=tensor), jax.devices()[: data * tensor])
-        model = models[name] = Transformer(settings.model, prepared.tokenizer.vocab_size, data, mesh)
+    for name in MESHES:
+        mesh = mesh_of(name)
+        shards = rules.shards("batch", mesh)
+        model = models[name] = Transformer(settings.model, prepared.tokenizer.vocab_size, shards, mesh)
         state = fresh_state(model, settings, mesh)
         step = jax.jit(make_train_step(model, settings, prepared.tokenizer.byte_lengths), donate_argnums=0)
         batches = train_batches(prepared.train, settings.data.batch, seed=0)
@@ -51,11 +62,10 @@ def main(workdir: Path, settings: config.Config):
         states[name] = state
 
     # A checkpoint saved on eight devices is read on one, and one of one device on eight.
-    for saved, read in (("4x2", "1x1"), ("1x1", "4x2")):
+    for saved, read in (("all", "1"), ("1", "all")):
         with Checkpoints(workdir / saved, keep=1) as checkpoints:
             checkpoints.save(STEPS, states[saved], manifest={}, cursor={})
-        data, tensor = MESHES[read]
-        mesh = meshes.make_mesh(config.Mesh(data=data, tensor=tensor), jax.devices()[: data * tensor])
+        mesh = mesh_of(read)
         with Checkpoints(workdir / saved) as checkpoints:
             found, _ = checkpoints.restore(abstract_state(models[read], settings, mesh))
         pairs = zip(jax.tree.leaves(found.params), jax.tree.leaves(states[saved].params), strict=True)
@@ -66,10 +76,10 @@ def main(workdir: Path, settings: config.Config):
         )
 
     # The same parameters, whole on one device and sharded over eight, generate the same text.
-    where = jax.tree.map(lambda leaf: leaf.sharding, states["4x2"].params)
+    where = jax.tree.map(lambda leaf: leaf.sharding, states["all"].params)
     texts = []
-    for params, name in ((states["1x1"].params, "1x1"), (jax.device_put(states["1x1"].params, where), "4x2")):
-        blocks = jax.device_get(states["1x1"].blocks)
+    for params, name in ((states["1"].params, "1"), (jax.device_put(states["1"].params, where), "all")):
+        blocks = jax.device_get(states["1"].blocks)
         texts.append(
             generate(
                 models[name], params, blocks, [[5, 6], [7]], Dial(0.9), context=32, max_new=6, temperature=0

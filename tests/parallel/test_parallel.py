@@ -36,13 +36,13 @@ def seen(tiny_settings, tmp_path_factory):
 
 def test_losses_do_not_depend_on_the_mesh(seen):
     assert seen["devices"] == 8
-    alone = seen["losses"]["1x1"]
+    alone = seen["losses"]["1"]
     assert len(set(alone)) == len(alone)
-    np.testing.assert_allclose(seen["losses"]["4x2"], alone, rtol=TOLERANCE)
+    np.testing.assert_allclose(seen["losses"]["all"], alone, rtol=TOLERANCE)
 
 
 def test_parameters_are_really_split(seen):
-    shards = seen["shards"]["4x2"]
+    shards = seen["shards"]["all"]  # fsdp splits the width, tensor the rest
     for name in (
         "embedding",
         "localist/attention/query",
@@ -50,13 +50,13 @@ def test_parameters_are_really_split(seen):
         "localist/feed_forward/up",
         "perception/attention/out",
     ):
-        assert shards[name] == 2, name
+        assert shards[name] == 4, name
     assert shards["localist/attention/gates"] == 2
-    assert shards["router/kernel"] == 1
-    assert set(seen["shards"]["1x1"].values()) == {1}
+    assert shards["router/kernel"] == 2
+    assert set(seen["shards"]["1"].values()) == {1}
 
 
-@pytest.mark.parametrize(("saved", "read"), [("4x2", "1x1"), ("1x1", "4x2")])
+@pytest.mark.parametrize(("saved", "read"), [("all", "1"), ("1", "all")])
 def test_checkpoints_travel_between_meshes(seen, saved, read):
     assert seen[f"{saved} read on {read}"]
     assert seen[f"shardings of {read}"]
@@ -71,7 +71,7 @@ def test_sharded_parameters_generate_the_same_text(seen):
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ({"data": 3, "tensor": 1}, "data=3, tensor=1 does not fit 1 device"),
+        ({"data": 3, "tensor": 1}, "data=3, fsdp=1, tensor=1 does not fit 1 device"),
         ({"data": -1, "tensor": 2}, "does not fit 1 device"),
         ({"data": -1, "tensor": -1}, "only one axis may be -1, got data, tensor"),
     ],

@@ -51,7 +51,7 @@ def test_what_was_saved_comes_back_bit_for_bit(folder):
 def test_the_manifest_tells_what_it_is(folder):
     with Checkpoints(folder) as checkpoints:
         about = checkpoints.manifest(4)
-    assert (about["step"], about["config"], about["format"]) == (4, {"a": 1}, 1)
+    assert (about["step"], about["config"], about["format"]) == (4, {"a": 1}, 2)
     assert about["leaves"]["w"] == [[3, 4], "float32"]
     assert set(about["versions"]) == {"jax", "flax", "optax", "orbax-checkpoint"}
 
@@ -125,6 +125,43 @@ def test_damage_is_reported_with_a_remedy(folder):
         assert checkpoints.restore(abstract(state()), 4)[1] == b"\x00at 4"
 
 
+def flip(path, place=0.5):
+    raw = bytearray(path.read_bytes())
+    raw[int(place * len(raw))] ^= 0x10
+    path.write_bytes(bytes(raw))
+
+
+def test_one_flipped_byte_of_the_arrays_is_noticed(folder):
+    largest = max(
+        (p for p in (folder / "6" / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    flip(largest)
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=r"6 .* is damaged"):
+        checkpoints.restore(abstract(state()), 6)
+
+
+def test_arrays_that_read_well_but_are_others_are_noticed(folder):
+    """What no format's own checks can see: whole files of another step."""
+    shutil.rmtree(folder / "6" / "state")
+    shutil.copytree(folder / "4" / "state", folder / "6" / "state")
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(
+            CheckpointError, match=r"6 .* is damaged \(state/\w+ is not what was saved\); .* from 4"
+        ):
+            checkpoints.restore(abstract(state()), 6)
+        checkpoints.restore(abstract(state()), 4)
+
+
+def test_a_manifest_that_was_edited_is_noticed(folder):
+    path = next((folder / "6" / "manifest").rglob("metadata"))
+    path.write_text(path.read_text().replace('"a": 1', '"a": 2'))
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(CheckpointError, match="manifest is not as it was"),
+    ):
+        checkpoints.manifest(6)
+
+
 def test_a_save_that_was_never_committed_is_not_there(folder):
     torn = folder / "8.orbax-checkpoint-tmp-1"
     shutil.copytree(folder / "6", torn)
@@ -143,6 +180,6 @@ def test_a_newer_format_is_refused(folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(CheckpointError, match="format 99, this version reads 1"),
+        pytest.raises(CheckpointError, match="format 99, this version reads 2"),
     ):
         checkpoints.manifest(6)

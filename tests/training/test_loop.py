@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from localist_jax.errors import one_line
 from localist_jax.locality import Dial
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -55,6 +57,33 @@ def test_a_finished_run_is_not_trained_again(tiny_settings, tiny_run, capsys):
     again = train(tiny_settings, tiny_run.workdir, command="pytest <tiny>")
     assert_same_state(again.state, tiny_run.state)
     assert curve(tiny_run.workdir) == before
+
+
+class Terminated(Hook):
+    """The machine is asked for, before a step."""
+
+    every = 6
+
+    def __call__(self, step, state, batch):
+        if step == self.every:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
+
+def test_sigterm_saves_and_stops_with_a_status_of_its_own_and_the_run_goes_on(
+    tiny_settings, tiny_run, tmp_path, capsys
+):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop, one_line():
+        train(tiny_settings, tmp_path, hooks=[Terminated()])
+    assert stop.value.code == 75
+    assert "error: stopped by SIGTERM after step 6, which is saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 6
+    train(tiny_settings, tmp_path)
+    assert curve(tmp_path)[-1] == curve(tiny_run.workdir)[-1]
+    assert_same_state(Run.open(tmp_path).state, tiny_run.state)
 
 
 class Poison(Hook):

@@ -1,0 +1,99 @@
+"""Many processes as one: start-up, and what each process reads of a batch."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from localist_jax.parallel import rules
+from localist_jax.types import PyTree
+
+BY_HAND = re.compile(r"(?P<address>[^,]+:\d+),(?P<count>\d+),(?P<index>\d+)")
+
+
+def start(hosts: str) -> None:
+    """Joins the other processes of a job; call it before anything asks JAX for its devices.
+
+    Args:
+      hosts: "" for one process alone; "auto" to ask the cluster, as JAX can on Cloud TPU pods, under Slurm (`srun`),
+        Open MPI and Kubernetes; or "ADDRESS:PORT,COUNT,INDEX" by hand: where process 0 listens, how many
+        processes there are, and which one this is.
+
+    Raises:
+      ValueError: another text, an index out of range, or no cluster that JAX knows.
+    """
+    if not hosts:
+        return
+    if hosts == "auto":
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"--hosts=auto: no cluster was found here ({error}); name it: --hosts=ADDRESS:PORT,COUNT,INDEX"
+            ) from error
+        return
+    found = BY_HAND.fullmatch(hosts)
+    if found is None:
+        raise ValueError(f"--hosts: expected auto or ADDRESS:PORT,COUNT,INDEX, got {hosts!r}")
+    count, index = int(found["count"]), int(found["index"])
+    if index >= count:
+        raise ValueError(f"--hosts: expected an index in 0 … {count - 1}, got {index}")
+    jax.distributed.initialize(found["address"], count, index)
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: it alone writes logs and records."""
+    return jax.process_index() == 0
+
+
+def meet(where: str) -> None:
+    """Waits until all processes have come to the same place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def share(rows: NamedSharding, batch: int) -> tuple[int, int]:
+    """Which part of every batch this process has to read: (part, parts), for `data.train_batches`.
+
+    Processes whose devices hold the same rows read the same part.
+
+    Args:
+      rows: of a batch, as `rules.batch_sharding` gives it.
+      batch: rows over all processes.
+
+    Raises:
+      ValueError: a batch that does not divide, or rows of a process that are no such part.
+    """
+    parts = rules.shards("batch", rows.mesh)
+    if batch % parts:
+        raise ValueError(
+            f"config.data.batch: expected a multiple of {parts}, the shards of a batch by config.mesh, got {batch}"
+        )
+    indices = rows.addressable_devices_indices_map((batch,)).values()
+    mine = {part[0].indices(batch)[:2] for part in indices if part is not None}
+    first, last = min(start for start, _ in mine), max(stop for _, stop in mine)
+    size = sum(stop - start for start, stop in mine)
+    if last - first != size or first % size or batch % size:
+        raise ValueError(
+            f"config.mesh: process {jax.process_index()} would need the rows {sorted(mine)} of each batch, which are "
+            "no even part of it; give the axes that split batches (slice, data, fsdp) sizes that fill whole processes"
+        )
+    return first // size, batch // size
+
+
+def place(local: PyTree, rows: NamedSharding, batch: int) -> PyTree:
+    """The part of a batch that this process read, as global arrays on the devices of all processes.
+
+    Args:
+      local: NumPy arrays [share of B, …].
+      rows: their sharding.
+      batch: B.
+    """
+    if rows.is_fully_addressable:
+        return jax.device_put(local, rows)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(rows, x, (batch, *x.shape[1:])), local
+    )
