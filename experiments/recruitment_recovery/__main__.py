@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.dial_sweep.pool import Job, Pool
 from experiments.recruitment_recovery import nulls, page, runs
+from experiments.recruitment_recovery.costs import costs
 from localist_jax.errors import one_line
 
 Results = dict[tuple[str, int], list[dict[str, Any]]]  # by condition and number of fields: one for each seed
@@ -50,7 +51,7 @@ def main() -> None:
             for condition in runs.CONDITIONS
         }
         command = shlex.join(["python", "-m", "experiments.recruitment_recovery", *sys.argv[1:]])
-        print(page.write(results, found[null], arguments.seeds, arguments.out, command))
+        print(page.write(results, found[null] | costs(), arguments.seeds, arguments.out, command))
 
 
 if __name__ == "__main__":

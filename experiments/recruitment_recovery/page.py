@@ -20,18 +20,18 @@ SAID = {
 }
 
 
-def write(results, null: dict[str, Any], seeds: Sequence[int], out: Path, command: str) -> Path:
+def write(results, rest: dict[str, Any], seeds: Sequence[int], out: Path, command: str) -> Path:
     """Writes the page; returns its path.
 
     Args:
       results: {(condition, K*): the figures of each seed}.
-      null: what the streams with nothing to find gave.
+      rest: what the streams with nothing to find gave, and what trials and births cost.
       seeds: of the runs.
       out: folder.
       command: what produces the study again.
     """
     worlds = sorted({fields for _, fields in results})
-    figures = _figures(results, null, worlds)
+    figures = _figures(results, rest, worlds)
     largest = results["recruits", max(worlds)][0]
     pictures = {"evidence": evidence(largest["moves"]), "stream": stream(results, max(worlds))}
     return study.write(
@@ -40,7 +40,7 @@ def write(results, null: dict[str, Any], seeds: Sequence[int], out: Path, comman
     )  # fmt: skip
 
 
-def _figures(results, null: dict[str, Any], worlds: Sequence[int]) -> dict[str, Any]:
+def _figures(results, rest: dict[str, Any], worlds: Sequence[int]) -> dict[str, Any]:
     def each(name: str) -> dict[str, list[float]]:
         return {str(fields): [r[name] for r in results["recruits", fields]] for fields in worlds}
 
@@ -68,7 +68,7 @@ def _figures(results, null: dict[str, Any], worlds: Sequence[int]) -> dict[str, 
         "growth_seconds": [
             m["seconds"] for k in worlds for r in results["recruits", k] for m in r["moves"] if m["kind"] == "born"
         ],
-        **null,
+        **rest,
     }  # fmt: skip
 
 
@@ -126,6 +126,9 @@ Each line is the evidence of one candidate over its trial, in the largest world,
   interval {100 * low:.1f} to {100 * high:.1f} %; α = {100 * figures["alpha"]:.0f} %), with every proposal tried, noise
   or not, under the threshold of a first trial. The candidate was better than all of its placebos in
   {figures["beat_every_placebo"]} of them.
+- **Cost**: a step with one candidate beside it takes {figures["trial_step_ratio"]:.2f} ordinary steps (target 1.6),
+  with its sixteen placebos {figures["trial_step_ratio_with_placebos"]:.1f}; a birth inside the capacity
+  {figures["growth_pause_steps"]:.1f} steps (target 2).
 - **Targets**: ARI of 0.9 and K within 1 up to K* = 16; code length within 2 % of K* blocks from the start; false
   recruitments at most α. The tables say which were reached; worlds above K* = {max(worlds)} were not run.
 """

@@ -5,7 +5,8 @@ block that it pays most to divide, in the most promising ways. While it is open 
 candidates and placebos before the state learns from it. At the horizon the best candidate that has the evidence is
 recruited; a block without which the model codes no worse than by the bits of its description is retired.
 
-`recruitment.jsonl` has a line for every candidate, for every birth and for every block that left.
+`recruitment.jsonl` has a line for every candidate, for every survey that proposed none, for every birth and for every
+block that left.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from localist_jax.training.state import TrainState
 from localist_jax.types import PyTree
 
 FILE = "recruitment.jsonl"
+QUIET = "no division stands out from noise"
 FULL = "no place is left: raise config.recruitment.blocks_at_most"
 
 
@@ -108,6 +110,7 @@ class Recruiter(Hook):
         self._journal.scalars(step - 1, "survey", {"estimated_gain_bits": best})
         ranked = [p for p in ranked if self._worth_a_trial(p)]
         if not ranked:
+            self._write(step, "quiet", reason=QUIET, estimated_gain_bits=round(best, 1))
             return state
         costs = []
         for nth, proposal in enumerate(ranked):
