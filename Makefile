@@ -7,13 +7,16 @@ READY  := $(VENV)/.installed
 # Huge pages for large arrays: a quarter faster on CPU with glibc, ignored elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test lint format clean tpu-check
+.PHONY: quickstart test test-all lint format clean tpu-check
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)            ## train, dial, measure, generate, report; prints the report's path last
 	$(BIN)/python -m experiments.launch --config=experiments/configs/quickstart.py --workdir=runs/quickstart --fresh
 
-test: $(READY)                  ## the whole suite; ARGS="-k dial" narrows it
+test: $(READY)                  ## the suite; ARGS="-k dial" narrows it
+	$(BIN)/python -m pytest -n 2 --dist=worksteal -m "not slow" $(ARGS)
+
+test-all: $(READY)              ## the same, and a few that start many processes or compile most
 	$(BIN)/python -m pytest -n 2 --dist=worksteal $(ARGS)
 
 tpu-check: $(READY)             ## compiles the TPU kernels and a tiny run for v5e, without a TPU; half a gigabyte of compiler

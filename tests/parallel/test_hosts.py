@@ -1,5 +1,9 @@
 """Start-up of many processes: what cannot be is said in one sentence, before anything waits for a network."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -14,15 +18,23 @@ from localist_jax.parallel.mesh import make_mesh
         ("everywhere", "expected auto or ADDRESS:PORT,COUNT,INDEX, got 'everywhere'"),
         ("10.0.0.1,2,0", "expected auto or ADDRESS:PORT"),
         ("10.0.0.1:8476,2,2", r"expected an index in 0 … 1, got 2"),
-        ("auto", "no cluster was found here .* name it"),
     ],
 )
-def test_bad_hosts_are_one_sentence(text, words, monkeypatch):
-    for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "TPU_SKIP_MDS_QUERY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+def test_bad_hosts_are_one_sentence(text, words):
     with pytest.raises(ValueError, match=words):
         hosts.start(text)
+
+
+def test_where_there_is_no_cluster_it_wants_a_name():
+    """In a process of its own: this one may have asked JAX for its devices."""
+    clusters = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
+    environment = {name: value for name, value in os.environ.items() if name not in clusters}
+    done = subprocess.run(
+        [sys.executable, "-c", "from localist_jax.parallel import hosts; hosts.start('auto')"],
+        env=environment | {"TPU_SKIP_MDS_QUERY": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "--hosts=auto: no cluster was found here" in done.stderr.splitlines()[-1]
 
 
 def test_one_process_speaks_and_reads_all_of_a_batch():
