@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from experiments.words import WORDS, one_token_each
 from localist_jax.config import Config
 from localist_jax.data import Prepared, Rows, Tokenizer, pack
 
 PAIRS, KEYS, VALUES, FILLERS = 8, 32, 32, 32
 TOLD_UNTIL, ASKED_FROM = 0.4, 0.75  # shares of the row where the pairs end, and where the queries begin
 VALID_ROWS = 512
-SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
 
 
 def prepare(settings: Config) -> Prepared:
@@ -25,13 +25,7 @@ def prepare(settings: Config) -> Prepared:
       ValueError: a context too short for the pairs and the queries.
     """
     context, seed = settings.data.context, settings.train.seed
-    words = [" " + a + b for a in SYLLABLES for b in SYLLABLES][: KEYS + VALUES + FILLERS]
-    # Each word often enough to be one token.
-    tokenizer = Tokenizer.train(words * 3, 256 + 2 + 4 * len(words))
-    encoded = [tokenizer.encode(word) for word in words]
-    if any(len(ids) != 1 for ids in encoded):
-        raise AssertionError("recall: a word is more than one token")
-    ids = np.concatenate(encoded)
+    tokenizer, ids = one_token_each(WORDS[: KEYS + VALUES + FILLERS])
     train = _rows(ids, np.random.default_rng([seed, 0]), settings.train.steps * settings.data.batch, context)
     valid = _rows(ids, np.random.default_rng([seed, 1]), VALID_ROWS, context)
     sizes = {"train": len(train), "valid": len(valid)}

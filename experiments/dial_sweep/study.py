@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.dial_sweep.conditions import ALL, CONDITIONS, fitted
-from experiments.dial_sweep.pool import RESULT, Job, Pool, kept, train_and_measure
 from experiments.dial_sweep.tasks import TASKS, measure
+from experiments.pool import RESULT, Job, Pool, kept, train_and_measure
 from localist_jax.config import Config
 from localist_jax.data import Prepared, corpora, valid_batches
 from localist_jax.training.run import write_json

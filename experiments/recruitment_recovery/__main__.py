@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.dial_sweep.pool import Job, Pool
+from experiments.pool import Job, Pool
 from experiments.recruitment_recovery import nulls, page, runs
 from experiments.recruitment_recovery.costs import costs
 from localist_jax.errors import one_line

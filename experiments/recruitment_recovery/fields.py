@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int32
 
-SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
+from experiments.words import WORDS
+
 _WORLD, _SAMPLE = 0, 1  # keep the draws of worlds and of documents apart when their seeds agree
 
 
@@ -52,11 +53,11 @@ class Fields:
         """Draws a world; the same seed and sizes give the same."""
         rng = np.random.default_rng([_WORLD, seed])
         count = shared + fields * own
-        pairs = (divmod(int(i), len(SYLLABLES)) for i in rng.permutation(len(SYLLABLES) ** 2)[:count])
+        names = rng.permutation(len(WORDS))[:count]
         tables = [[rng.permutation(shared)[:branching] for _ in range(shared)] for _ in range(fields)]
         halves = 0.5 ** np.arange(1, branching + 1)
         return cls(
-            words=tuple(SYLLABLES[a] + SYLLABLES[b] for a, b in pairs),
+            words=tuple(WORDS[i] for i in names),
             shared=shared,
             own_rate=own_rate,
             switch=switch,

@@ -19,9 +19,10 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.dial_sweep.pool import train_and_measure
+from experiments.pool import train_and_measure
 from experiments.recruitment_recovery.fields import Fields
-from experiments.recruitment_recovery.runs import settings_of, trained, words_as_tokens
+from experiments.recruitment_recovery.runs import settings_of, trained
+from experiments.words import one_token_each
 from localist_jax.data import Tokenizer, pack
 from localist_jax.recruitment.proposals import Proposal
 from localist_jax.recruitment.recruiter import FILE, Recruiter
@@ -89,7 +90,7 @@ def _verdict(hook: Recruiter, run: Run, step: Any, seed: int, number: int) -> di
     count = r.survey + r.horizon
     world = Fields.create(seed, 1)
     words, _ = world.sample(1000 + number, count * data.batch, data.context, np.ones(1))
-    _, ids = words_as_tokens(world)
+    _, ids = one_token_each(world.words)
     rows = pack(list(ids[words]), data.context, Tokenizer.BOS)
     state = run.state
     with tempfile.TemporaryDirectory() as place:

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from experiments.agreement import adjusted_rand, contingency, normalised_information
-from experiments.dial_sweep.pool import train_and_measure
+from experiments.pool import train_and_measure
 from experiments.recruitment_recovery.fields import Fields, lasting_shares, shares_by_phase
+from experiments.words import one_token_each
 from localist_jax.config import Config, resolve
 from localist_jax.data import Batch, Prepared, Tokenizer, pack
 from localist_jax.locality import Dial
@@ -65,7 +66,7 @@ def stream(settings: Config, fields: int) -> tuple[Fields, Prepared, np.ndarray]
     rows = settings.train.steps // len(phases) * settings.data.batch
     parts = [world.sample(1 + nth, rows, context, shares)[0] for nth, shares in enumerate(phases)]
     held_out, labels = world.sample(0, VALID_ROWS, context, lasting_shares(fields))
-    tokenizer, ids = words_as_tokens(world)
+    tokenizer, ids = one_token_each(world.words)
     train_rows, valid_rows = (
         pack(list(ids[words]), context, Tokenizer.BOS) for words in (np.concatenate(parts), held_out)
     )
@@ -73,16 +74,6 @@ def stream(settings: Config, fields: int) -> tuple[Fields, Prepared, np.ndarray]
     text = {"train": 5 * train_rows.token_count, "valid": 5 * valid_rows.token_count}
     prepared = Prepared("fields", tokenizer, train_rows, valid_rows, documents=sizes, bytes=text)
     return world, prepared, labels
-
-
-def words_as_tokens(world: Fields) -> tuple[Tokenizer, np.ndarray]:
-    """A tokenizer that knows every word of the world as one token, and those tokens."""
-    words = [" " + word for word in world.words]
-    tokenizer = Tokenizer.train(words * 3, 256 + 2 + 4 * len(words))
-    encoded = [tokenizer.encode(word) for word in words]
-    if any(len(ids) != 1 for ids in encoded):
-        raise AssertionError("recruitment_recovery: a word is more than one token")
-    return tokenizer, np.concatenate(encoded)
 
 
 def trained(settings: Config, folder: Path, fields: int) -> Run:

@@ -70,11 +70,12 @@ def weight(
 
 
 def looked_up(
-    table: Float[Array, "V D"], tokens: Int[Array, "B T"], mesh: jax.sharding.Mesh | None
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str, mesh: jax.sharding.Mesh | None
 ) -> Float[Array, "B T D"]:
     """table[tokens]; on a mesh each device looks into the rows that it holds, and those who share tokens add up."""
     if mesh is None or mesh.size == 1:
-        return table[tokens]
+        return table[tokens].astype(dtype)
+    table = table.astype(dtype)  # before anything is sent
     batch, held = mesh_axes("batch", mesh, tokens.shape[0]), mesh_axes("vocab", mesh, table.shape[0])
 
     def one_device(table, tokens):

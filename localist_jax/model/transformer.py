@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         init = nn.initializers.normal(0.02)
         embedding = parameter(self, "embedding", init, (self.vocab_size, c.width), ("vocab", "embed"))
         with jax.named_scope("embed"):
-            x = looked_up(embedding.astype(c.dtype), tokens, self.mesh)
+            x = looked_up(embedding, tokens, c.dtype, self.mesh)
 
         at, cache = _in_perception(jnp.where(sink, 0, 1), positions, segments, cache)
         x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, None, False), at)

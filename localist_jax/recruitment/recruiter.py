@@ -117,9 +117,8 @@ class Recruiter(Hook):
             concept = [self._run.tokenizer.vocab_size] * len(proposal.anchors)
             structure = structure_bits(number + nth + 1, int(active.sum()), WAYS, *concept)
             costs.append(structure + self._parameter_bits(step))
-        in_place = ranked + ranked[:1] * (
-            r.candidates - len(ranked)
-        )  # what nobody counts fills places left over
+        unused = r.candidates - len(ranked)  # filled with copies that nobody counts
+        in_place = ranked + ranked[:1] * unused
         births = [self._birth(state, place, p, p.direction) for p in in_place]
         anchors = [self._anchors(p.anchors) for p in in_place]
         for proposal in in_place:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.dial_sweep import babi, blimp, page, pool, recall
+from experiments import pool
+from experiments.dial_sweep import babi, blimp, page, recall
 from experiments.dial_sweep.conditions import CONDITIONS, fitted
 from experiments.dial_sweep.rows import one_each
 from experiments.dial_sweep.study import Study, available, run
