@@ -1,4 +1,5 @@
-"""Speed of a training step beside a plain Flax transformer and PyTorch, and what checkpoints and recruiting cost.
+"""Speed of a training step beside a plain Flax transformer and PyTorch, and what checkpoints, recruiting and a restart
+cost.
 
     pip install -e '.[parity]'        # PyTorch and transformers, for their column
     python -m benchmarks.training [--rounds 12] [--quick]
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import plain
+from benchmarks import plain, restart
 from benchmarks.peers import Refused, Worker
 from benchmarks.training_page import body
 from localist_jax import bits, config
@@ -266,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = speeds(sizes, given.rounds)
     saving = checkpoint_cost(sizes, max(3, given.rounds // 2), 3 if given.quick else 12)
     idle = idle_cost(sizes, given.rounds)
-    text, figures = body(sizes, seconds, saving, idle, CADENCE)
+    text, figures = body(sizes, seconds, saving, idle, CADENCE, restart.measure())
     print(text)
     command = shlex.join(
         ["python", "-m", "benchmarks.training", *(sys.argv[1:] if arguments is None else arguments)]

@@ -31,10 +31,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def body(
-    sizes: Sizes, seconds: Seconds, saving: Seconds, idle: Seconds, cadence: int
+    sizes: Sizes,
+    seconds: Seconds,
+    saving: Seconds,
+    idle: Seconds,
+    cadence: int,
+    restarted: Mapping[str, Any],
 ) -> tuple[str, dict[str, Any]]:
     """The page's text, and all figures: speed ratios are tokens per second over tokens per second."""
-    figures = _figures(sizes, seconds, saving, idle, cadence)
+    figures = _figures(sizes, seconds, saving, idle, cadence) | restarted
     speeds = [
         [name.removesuffix(", step"), f"{1e3 * statistics.median(seconds[name]):.1f}", *_speed(sizes, seconds, name)]
         for name in STEPS
@@ -57,6 +62,10 @@ def body(
         cadence=cadence,
         hook=f"{1e6 * statistics.median(idle['hook']):.0f}",
         pairs=len(idle["with"]),
+        difference=f"{restarted['restart_largest_difference']:g}",
+        numbers=f"{restarted['restart_numbers']:,}",
+        killed=restarted["restart_killed_at"],
+        resumed=restarted["restart_resumed_from"],
     )
     return text, figures
 
@@ -126,6 +135,9 @@ A checkpoint costs {cost} ms of training in all (the difference between runs of 
 is written), of which the call blocks for {blocked} ms; the overhead is that of one every {cadence} steps, as in the
 quickstart. Recruitment switched on but waiting was measured on {pairs} pairs of steps, with and without, in turn; by
 its own clock the waiting call takes {hook} µs.
+
+A run that was killed (SIGKILL) after step {killed} and started again went on from step {resumed}; the largest
+difference between its curve and that of a run left alone is {difference}, over {numbers} logged numbers.
 
 What fell short: no GPU or TPU was at hand, so the target of 45 % of the product rate at 350 M parameters in bfloat16 is
 not measured. Only figures within a round are comparable."""

@@ -42,7 +42,7 @@ def recruit(settings, tokenizer, folder):
     base = fresh_state(house.engine.model, settings, mesh)
     ensemble = Ensemble.create(base, 2, tokenizer.vocab_size)
     recruiter = Convinced(ensemble, house.engine, settings.hierarchy, folder)
-    for at in range(17):
+    for at in range(15):
         recruiter.observe(batch_of(settings, at, (0,) if at < 10 else (0, 1)))
     recruiter.close()
     house.ensemble = recruiter.ensemble
