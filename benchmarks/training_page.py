@@ -39,7 +39,7 @@ def body(
     restarted: Mapping[str, Any],
 ) -> tuple[str, dict[str, Any]]:
     """The page's text, and all figures: speed ratios are tokens per second over tokens per second."""
-    figures = _figures(sizes, seconds, saving, idle, cadence) | restarted
+    figures = _figures(sizes, seconds, saving, idle, cadence) | dict(restarted)
     speeds = [
         [name.removesuffix(", step"), f"{1e3 * statistics.median(seconds[name]):.1f}", *_speed(sizes, seconds, name)]
         for name in STEPS
