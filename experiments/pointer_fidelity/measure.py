@@ -19,7 +19,7 @@ from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.run import Run, fresh_state
 
 DIALS = (0.0, 0.5, 0.9, 0.99, 1.0)
-QUESTIONS = 400  # half of them to choose heads on
+QUESTIONS = 190  # half of them to choose heads on
 WANTED = 0.9  # fidelity that the rules ask for
 
 
