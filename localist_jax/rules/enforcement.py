@@ -123,6 +123,9 @@ class Enforcer(Constraint):
             request.adopt(self.program, self._engine)
         c, B = self.model, len(prompts)
         self._idle = jax.device_put(Steering.none(B, c.layers, c.heads, context))
+        self._steered: Steering = self._idle
+        self._situations: list[tuple[Any, ...]] = [()] * B
+        self._promises: list[list[dict[str, Any]]] = [[] for _ in prompts]
         self._all = np.ones((B, self.vocabulary.size), bool)
         self._all[:, :2] = False  # specials are never sampled
         self._zero = jnp.zeros(self._all.shape)
@@ -136,15 +139,22 @@ class Enforcer(Constraint):
             if changed:
                 request.adopt(self.program, self._engine)
                 trail["since"].append((len(tokens), self.program))
-        c, B = self.model, len(self._requests)
-        self._promises: list[list[dict[str, Any]]] = [[] for _ in self._requests]
-        acting = [r for r, q in enumerate(self._requests) if self._attention and _attends(q)]
-        if not acting:
+        if not self._attention:
             return self._idle
+        c, B = self.model, len(self._requests)
+        situations = [attending.situation(q, c.window, self._context) for q in self._requests]
+        if situations == self._situations:
+            return self._steered
+        self._situations = situations
+        self._promises = [[] for _ in self._requests]
         into = Steering.none(B, c.layers, c.heads, self._context)
-        for r in acting:
-            self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound)
-        return into
+        for r, situation in enumerate(situations):
+            if situation:
+                self._promises[r] = attending.steer(
+                    into, r, self._requests[r], c, self._bound, self._context
+                )
+        self._steered = jax.device_put(into) if any(situations) else self._idle
+        return self._steered
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
         """See `Constraint`."""
@@ -205,10 +215,6 @@ class Enforcer(Constraint):
         if program is not None:
             self.program = program
         return program is not None
-
-
-def _attends(request: Request) -> bool:
-    return not request.stop and not request.program.attending.isdisjoint(request.firing)
 
 
 @jax.jit

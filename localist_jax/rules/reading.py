@@ -21,6 +21,9 @@ from localist_jax.rules.folding import Pattern
 from localist_jax.rules.language import RuleError, RuleSet
 
 
+LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # the former is ten times faster
+
+
 def read(path: str | Path) -> RuleSet:
     """The rule set of a file.
 
@@ -76,7 +79,7 @@ def _compose(text: str, name: str) -> yaml.Node:
 
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=LOADER):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise refuse(event.start_mark, "YAML anchors and aliases (& and *) are not allowed; quote it")
             if isinstance(event, yaml.CollectionStartEvent):
@@ -87,7 +90,7 @@ def _compose(text: str, name: str) -> yaml.Node:
                 depth -= 1
             if getattr(event, "tag", None):
                 raise refuse(event.start_mark, f"YAML tags ({event.tag}) are not allowed")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         raise refuse(error.problem_mark or error.context_mark, f"not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
