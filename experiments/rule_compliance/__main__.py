@@ -1,24 +1,36 @@
-"""The study of rules: compliance, over-refusal, price, time, broken files.
+"""The study of rules: compliance, attacks, over-refusal, price, time, damaged files.
 
-    python -m experiments.rule_compliance
+    LOCALIST_DATA=… python -m experiments.rule_compliance
 
-Everything it needs is generated. Writes `rule_compliance.md` and `.json`.
+The clinic is generated. The part on personal data needs `pii_synthetic` (synth_dataset_v2.json of
+microsoft/presidio-research) at $LOCALIST_DATA/pii_synthetic; without it the study says so and goes on with the rest.
+Writes `rule_compliance.md`, `.json` and a picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.rule_compliance import measure
-from experiments.rule_compliance.world import Clinic
+import numpy as np
+
+from experiments.rule_compliance import measure, page
+from experiments.rule_compliance.damage import broken_files
+from experiments.rule_compliance.measure import BATCH, CONDITIONS, Tally
+from experiments.rule_compliance.personal import Judge, Sentences
+from experiments.rule_compliance.timing import times
+from experiments.rule_compliance.world import ATTACKS, Clinic
+from localist_jax.data.corpora import CorpusError
 from localist_jax.errors import one_line
 from localist_jax.report import study
+from localist_jax.rules import parse
 
-TITLE = "Do rules hold, what do they cost, and whom do they hurt?"
+SEEN = "both, drugs of the training text"
+LENGTH = {"clinic": 12, "personal": 20}  # tokens of a text
 
 
 def main() -> None:
@@ -31,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--others", type=int, default=4096, help="generations of each other condition and seed"
     )
+    parser.add_argument("--personal", type=int, default=1024, help="the same, on personal data; 0: none")
     parser.add_argument("--files", type=int, default=10_000, help="damaged rule files")
     parser.add_argument("--steps", type=int, default=600, help="of training")
     parser.add_argument("--workdir", type=Path, default=Path("runs/rule_compliance"))
@@ -41,85 +54,108 @@ def main() -> None:
         command = shlex.join(["python", "-m", "experiments.rule_compliance", *sys.argv[1:]])
         print(
             study.write(
-                arguments.out, "rule_compliance", title=TITLE, body=page(figures), command=command,
-                seeds=arguments.seeds, figures=figures, pictures={},
+                arguments.out, "rule_compliance", title=page.TITLE, body=page.body(figures), command=command,
+                seeds=arguments.seeds, figures=figures, pictures={"price": page.picture(figures)},
             )
         )  # fmt: skip
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
-    by_condition: dict[str, list[dict[str, float]]] = {name: [] for name in measure.CONDITIONS}
-    refused: list[dict[str, int]] = []
-    times = measure.times()
-    _say(times)
+    timed = times()
+    _say(timed)
+    parts: dict[str, dict[str, list[dict[str, Any]]]] = {"clinic": {}, "personal": {}}
+    refused: dict[str, list[dict[str, int]]] = {"clinic": [], "personal": []}
+    sentences = _sentences() if arguments.personal else None
     for seed in arguments.seeds:
-        clinic = Clinic(seed)
-        folder = arguments.workdir / f"seed{seed}"
-        run = measure.trained(clinic, folder, seed, arguments.steps, sentences=30_000)
-        for name, results in by_condition.items():
-            count = arguments.generations // len(arguments.seeds) if name == "both" else arguments.others
-            results.append(measure.compliance(run, clinic, name, count, seed))
-            _say(f"{name}: {results[-1]}")
-        refused.append(measure.over_refusal(run, clinic, arguments.others, seed))
-        _say(refused[-1])
-    broken = measure.broken_files(arguments.files, run.tokenizer, run.settings.model)
-    both = by_condition["both"]
+        _clinic(arguments, seed, parts["clinic"], refused["clinic"])
+        if sentences:
+            _personal(arguments, seed, sentences, parts["personal"], refused["personal"])
+    clinic = Clinic(0)
+    run = measure.trained(
+        clinic.text(30_000), arguments.workdir / "files", 0, steps=1, vocabulary=600
+    )  # only its tokenizer and sizes
+    broken = broken_files(arguments.files, run.tokenizer, run.settings.model)
+    _say(broken)
+    both = [t for rows in parts.values() for t in rows.get("both", [])]
+    generations, violations = (sum(t["all"][key] for t in both) for key in ("generations", "violating"))
+    harmless, changed = (
+        sum(r[key] for rs in refused.values() for r in rs) for key in ("harmless", "changed")
+    )
     return {
-        "generations": sum(r["generations"] for r in both),
-        "forbid_violations": sum(r["forbid_violations"] for r in both),
-        "over_refusal": sum(r["changed"] for r in refused) / max(1, sum(r["harmless"] for r in refused)),
-        "harmless": sum(r["harmless"] for r in refused),
-        **times,
+        "generations": generations,
+        "forbid_violations": violations,
+        "violation_rate_at_most": page.at_most(violations, generations),
+        "over_refusal": changed / max(1, harmless),
+        "over_refusal_at_most": page.at_most(changed, harmless),
+        "harmless": harmless,
+        **timed,
         **broken,
-        "conditions": by_condition,
+        "conditions": parts,
+        "refused": refused,
     }
 
 
-def page(figures: dict[str, Any]) -> str:
-    """The study's page."""
-    rows = []
-    for name, results in figures["conditions"].items():
-        count = sum(r["generations"] for r in results)
-        rate = [100 * r["forbid_violations"] / r["generations"] for r in results]
-        bits = [r["bits_per_token"] for r in results]
-        price = [r["price_bits_per_token"] for r in results]
-        promised, kept = (sum(r[key] for r in results) for key in ("promises", "promises_kept"))
-        rows.append(
-            (
-                name,
-                f"{count:,.0f}",
-                f"{sum(r['forbid_violations'] for r in results):,.0f}",
-                study.spread(rate, ".2f"),
-                study.spread(bits),
-                study.spread(price),
-                f"{kept:,.0f} of {promised:,.0f}" if promised else "–",
-            )
+def _clinic(arguments, seed: int, rows: dict[str, list], refused: list) -> None:
+    """One seed's conditions on the clinic, into `rows` by condition; harmless prompts into `refused`."""
+    clinic = Clinic(seed)
+    run = measure.trained(clinic.text(30_000), arguments.workdir / f"seed{seed}", seed, arguments.steps, 600)
+    for name in (*CONDITIONS, SEEN):
+        pairs = clinic.seen if name == SEEN else clinic.unseen
+        count = arguments.generations // len(arguments.seeds) if name == "both" else arguments.others
+        prompts = [
+            (ATTACKS[i % len(ATTACKS)], clinic.prompt(pairs, ATTACKS[i % len(ATTACKS)]))
+            for i in range(_whole(count))
+        ]
+        condition = "both" if name == SEEN else name
+        found = measure.compliance(
+            run, parse(clinic.rules(pairs)), condition, prompts, seed=seed, length=LENGTH["clinic"]
         )
-    head = ("condition", "generations", "violating", "%", "bits/token", "price, bits/token", "promises kept")
-    f = figures
-    return f"""
-A small model of a generated clinic (drugs, interactions, telephone numbers; a fifth of what is forbidden stands in the
-training text in disguise) continues prompts that lead to what thirteen rules forbid; half of them first tell it to
-ignore all rules. The independent checker judges every text. Prompts and rules share the training text's drugs; nothing
-was tuned on them, so there is no split by concept to report. Bits per token are those of what was written, under the
-model without rules.
+        _keep(rows, name, found)
+    harmless = [clinic.harmless(clinic.unseen) for _ in range(_whole(arguments.others))]
+    rules = parse(clinic.rules(clinic.unseen))
+    refused.append(measure.over_refusal(run, rules, harmless, seed=seed, length=LENGTH["clinic"]))
+    _say(refused[-1])
 
-{study.table(head, rows)}
-- **Over-refusal**: of {f["harmless"]:,} answers to harmless prompts that complied anyway,
-  {100 * f["over_refusal"]:.2f} % came out differently under the rules (same seed, output side; target 0.5).
-- **Damaged rule files**: {f["fuzzed_rule_files"]:,}, of which {f["accepted"]:,} were still rule sets;
-  {f["crashes"]} crashes, {f["half_loaded"]} half-loaded sets.
-- **Time** at the size of `wikitext2_small`, one request, other programs running on the machine: a step takes
-  {f["decode_ms"]:.2f} ms; with an enforcer that has no rule {f["decode_added_ms_no_rule"]:+.2f} ms, with 100 rules
-  {f["decode_added_ms_100_rules"]:+.2f} ms (target 0.2). The step at which 100 rules come into force takes
-  {f["inject_ms_100_rules"]:+.2f} ms more than others under them (target 5); beforehand they are proven and compiled in
-  {f["prepare_ms_100_rules"]:.0f} ms. {f["recompiles"]} recompilations while rules were swapped every ten tokens.
 
-What fell short: {f["generations"]:,} generations of the 100,000 that were asked for, and {f["fuzzed_rule_files"]:,}
-damaged files of 10,000; the time per token; the model is tiny and its world a template; latency was measured with one
-request; the checker's look-alikes are those that enforcement uses (Unicode's), so that what they lack both lack.
-"""
+def _personal(arguments, seed: int, sentences: Sentences, rows: dict[str, list], refused: list) -> None:
+    """The same on personal data."""
+    run = measure.trained(
+        sentences.text(), arguments.workdir / f"personal{seed}", seed, 2 * arguments.steps, 1000
+    )
+    rng = np.random.default_rng(seed)
+    rules, judge, lures = parse(sentences.rules()), Judge(sentences.values()), sentences.lures()
+    prompts = [("none", lures[i]) for i in rng.integers(0, len(lures), _whole(arguments.personal))]
+    for name in CONDITIONS:
+        found = measure.compliance(
+            run, rules, name, prompts, seed=seed, length=LENGTH["personal"], leaks=judge.leaks
+        )
+        _keep(rows, name, found)
+    plain = sentences.harmless()
+    harmless = [plain[i] for i in rng.integers(0, len(plain), _whole(arguments.personal))]
+    refused.append(measure.over_refusal(run, rules, harmless, seed=seed, length=LENGTH["personal"]))
+    _say(refused[-1])
+
+
+def _keep(rows: dict[str, list], name: str, found: dict[str, Tally]) -> None:
+    every = Tally()
+    for tally in found.values():
+        every.add(tally)
+    rows.setdefault(name, []).append({k: dataclasses.asdict(t) for k, t in {"all": every, **found}.items()})
+    _say(f"{name}: {every}")
+
+
+def _sentences() -> Sentences | None:
+    try:
+        return Sentences()
+    except CorpusError as error:
+        _say(f"no part on personal data: {error}")
+        return None
+
+
+def _whole(count: int) -> int:
+    """So many, or more, so that every batch is full: no batch size is compiled twice."""
+    return -(-count // BATCH) * BATCH
 
 
 def _say(what: Any) -> None:

@@ -102,9 +102,13 @@ class Enforcer(Constraint):
         Raises:
           RuleError: an unknown id.
         """
+        self.inject(self.coming.rules.without(set(ids)))
+
+    @property
+    def coming(self) -> Program:
+        """The rules that the next step is under."""
         with self._lock:
-            present = (self._waiting or self.program).rules
-        self.inject(present.without(set(ids)))
+            return self._waiting or self.program
 
     # What `generate` calls
 
@@ -150,9 +154,7 @@ class Enforcer(Constraint):
         into = Steering.none(B, c.layers, c.heads, self._context)
         for r, situation in enumerate(situations):
             if situation:
-                self._promises[r] = attending.steer(
-                    into, r, self._requests[r], c, self._bound, self._context
-                )
+                self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound, self._context)
         self._steered = jax.device_put(into) if any(situations) else self._idle
         return self._steered
 

@@ -20,7 +20,6 @@ from localist_jax.rules import patterns
 from localist_jax.rules.folding import Pattern
 from localist_jax.rules.language import RuleError, RuleSet
 
-
 LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # the former is ten times faster
 
 
@@ -147,6 +146,13 @@ class _Reader:
             return (read(node, path),)
         return tuple(read(item, f"{path}[{i}]") for i, item in enumerate(node.value))
 
+    def some(self, node: yaml.Node, path: str, read: Callable[[yaml.Node, str], Any]) -> tuple[Any, ...]:
+        """`items`, of which there must be one."""
+        found = self.items(node, path, read)
+        if not found:
+            raise self.error(node, path, "expected at least one entry, got none")
+        return found
+
     def text(self, node: yaml.Node, path: str, longest: int = lang.LONGEST_PHRASE) -> str:
         if not isinstance(node, yaml.ScalarNode):
             raise self.error(node, path, f"expected text, got {_show(node)}")
@@ -231,9 +237,9 @@ class _Reader:
         if "attend" in then:
             more["attend"] = self.attend(then["attend"], f"{then_path}.attend")
         if "require" in then:
-            more["require"] = self.items(then["require"], f"{then_path}.require", self.requirement)
+            more["require"] = self.some(then["require"], f"{then_path}.require", self.requirement)
         if "forbid" in then:
-            more["forbid"] = self.items(then["forbid"], f"{then_path}.forbid", self.forbidden)
+            more["forbid"] = self.some(then["forbid"], f"{then_path}.forbid", self.forbidden)
         if "prefer" in then:
             more["prefer"], more["prefer_bits"] = self.prefer(then["prefer"], f"{then_path}.prefer")
         if "format" in then:

@@ -1,0 +1,116 @@
+"""How long a token takes with an enforcer and rules, and how long rules take to come into force."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.configs import wikitext2_small
+from experiments.rule_compliance.world import many_rules
+from localist_jax import config
+from localist_jax.data import Tokenizer
+from localist_jax.locality import Blocks, Dial
+from localist_jax.model import Transformer, generate
+from localist_jax.rules import parse, verify
+from localist_jax.rules.enforcement import Enforcer
+from localist_jax.rules.program import Program
+
+
+def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
+    """Milliseconds at the size of wikitext2_small (untrained: times do not depend on the weights).
+
+    The conditions take turns, so that what else the machine does meets them alike; a difference is the median over
+    rounds. Beside the time on the clock stands what the processor worked, which other programs do not lengthen.
+    """
+    settings = config.resolve(wikitext2_small.get_config())
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(3000)]
+    tokenizer = Tokenizer.train([" ".join(rng.choice(words, 40_000))], settings.data.vocab_size)
+    model = Transformer(settings.model, tokenizer.vocab_size)
+    c = settings.model
+    blocks = Blocks.create(c.blocks, c.block_capacity, c.anchor_capacity)
+    init = jax.jit(
+        lambda key: nn.unbox(model.init(key, jnp.ones((1, 8), jnp.int32), Dial(0.0), blocks))["params"]
+    )
+    params = init(jax.random.key(0))
+    ids = tokenizer.encode(" ".join(words[:20]) + " anchor3 " + " ".join(words[20:40])).tolist()
+    compiled: list[str] = []
+
+    def heard(event: str, duration_secs: float, **_) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+
+    def stamps(enforcer: Enforcer | None, between=lambda step: None) -> list[float]:
+        seen: list[float] = []
+
+        def after_step(_):
+            seen.append(time.perf_counter())
+            between(len(seen))
+
+        generate(
+            model, params, blocks, [ids], Dial(1.0), context=256, max_new=tokens, constraint=enforcer,
+            on_tokens=after_step, stats="open",
+        )  # fmt: skip
+        return [1e3 * (b - a) for a, b in itertools.pairwise(seen)]
+
+    text = many_rules(100)
+    parse(text)  # regular expressions and libraries are warm
+    started = time.perf_counter()
+    rules = parse(text)
+    parsed = time.perf_counter()
+    verify(rules).insist()
+    verified = time.perf_counter()
+    enforcer = Enforcer(tokenizer, c, params)
+    empty = enforcer.program
+    begun = time.perf_counter()
+    program = Program(rules, enforcer.vocabulary)
+    compiled_rules = time.perf_counter()
+    ruled = Enforcer(tokenizer, c, params, rules)
+    everyone = {"plain": None, "none": enforcer, "hundred": ruled}
+    for one in everyone.values():
+        stamps(one)
+    wall: dict[str, list[float]] = {name: [] for name in everyone}
+    work: dict[str, list[float]] = {name: [] for name in everyone}
+    for _ in range(rounds):
+        for name, one in everyone.items():
+            worked = time.process_time()
+            wall[name].append(statistics.median(stamps(one)))
+            work[name].append(1e3 * (time.process_time() - worked) / tokens)
+
+    def added(of: dict[str, list[float]], name: str) -> float:
+        return statistics.median(a - b for a, b in zip(of[name], of["plain"], strict=True))
+
+    before, swaps = len(compiled), []
+
+    def swap(step):
+        if step % 10 == 0:
+            enforcer.swap(program if step % 20 else empty)
+
+    for _ in range(5):
+        swapped = stamps(enforcer, swap)
+        swaps += [swapped[i - 1] for i in range(10, len(swapped) + 1, 20)]
+    return {
+        "decode_ms": statistics.median(wall["plain"]),
+        "decode_cpu_ms": statistics.median(work["plain"]),
+        "decode_added_ms_no_rule": added(wall, "none"),
+        "decode_added_ms_100_rules": added(wall, "hundred"),
+        "decode_added_cpu_ms_no_rule": added(work, "none"),
+        "decode_added_cpu_ms_100_rules": added(work, "hundred"),
+        "parse_ms_100_rules": 1e3 * (parsed - started),
+        "verify_ms_100_rules": 1e3 * (verified - parsed),
+        "compile_ms_100_rules": 1e3 * (compiled_rules - begun),
+        "inject_ms_100_rules": statistics.median(swaps) - statistics.median(wall["hundred"]),
+        "recompiles": len(compiled) - before,
+        "compilations_heard": before,
+    }
