@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import shlex
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +32,10 @@ from localist_jax.data.corpora import CorpusError
 from localist_jax.errors import one_line
 from localist_jax.report import study
 from localist_jax.rules import parse
+from localist_jax.training.run import write_json
 
 SEEN = "both, drugs of the training text"
+CHUNK = 2048  # generations that are kept at once
 LENGTH = {"clinic": 12, "personal": 20}  # tokens of a text
 
 
@@ -61,22 +67,18 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
-    timed = times()
-    _say(timed)
+    """All figures. Each part is kept in the working folder when it is done, and not measured twice."""
+    kept = Kept(arguments.workdir / "parts")
+    timed = kept("times", {}, times)
+    count = arguments.files
+    broken = kept("files", {"count": count}, lambda: broken_files(count))
     parts: dict[str, dict[str, list[dict[str, Any]]]] = {"clinic": {}, "personal": {}}
     refused: dict[str, list[dict[str, int]]] = {"clinic": [], "personal": []}
     sentences = _sentences() if arguments.personal else None
     for seed in arguments.seeds:
-        _clinic(arguments, seed, parts["clinic"], refused["clinic"])
+        _clinic(arguments, seed, kept, parts["clinic"], refused["clinic"])
         if sentences:
-            _personal(arguments, seed, sentences, parts["personal"], refused["personal"])
-    clinic = Clinic(0)
-    run = measure.trained(
-        clinic.text(30_000), arguments.workdir / "files", 0, steps=1, vocabulary=600
-    )  # only its tokenizer and sizes
-    broken = broken_files(arguments.files, run.tokenizer, run.settings.model)
-    _say(broken)
+            _personal(arguments, seed, sentences, kept, parts["personal"], refused["personal"])
     both = [t for rows in parts.values() for t in rows.get("both", [])]
     generations, violations = (sum(t["all"][key] for t in both) for key in ("generations", "violating"))
     harmless, changed = (
@@ -96,53 +98,105 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _clinic(arguments, seed: int, rows: dict[str, list], refused: list) -> None:
+def _clinic(arguments, seed: int, kept: Kept, rows: dict[str, list], refused: list) -> None:
     """One seed's conditions on the clinic, into `rows` by condition; harmless prompts into `refused`."""
     clinic = Clinic(seed)
     run = measure.trained(clinic.text(30_000), arguments.workdir / f"seed{seed}", seed, arguments.steps, 600)
-    for name in (*CONDITIONS, SEEN):
+    length = LENGTH["clinic"]
+
+    def part(name: str, number: int, count: int) -> dict[str, Any]:
         pairs = clinic.seen if name == SEEN else clinic.unseen
+        clinic.rng = np.random.default_rng([seed, 1 + number])
+        kinds = [ATTACKS[i % len(ATTACKS)] for i in range(count)]
+        found = measure.compliance(
+            run, parse(clinic.rules(pairs)), "both" if name == SEEN else name,
+            [(kind, clinic.prompt(pairs, kind)) for kind in kinds], seed=seed + 1_000_000 * number, length=length,
+        )  # fmt: skip
+        return {kind: dataclasses.asdict(tally) for kind, tally in found.items()}
+
+    for name in (*CONDITIONS, SEEN):
         count = arguments.generations // len(arguments.seeds) if name == "both" else arguments.others
-        prompts = [
-            (ATTACKS[i % len(ATTACKS)], clinic.prompt(pairs, ATTACKS[i % len(ATTACKS)]))
-            for i in range(_whole(count))
+        key = {"seed": seed, "steps": arguments.steps}
+        chunks = [
+            kept(f"clinic {name} {seed} {n}", key | {"count": c}, partial(part, name, n, c))
+            for n, c in enumerate(_chunks(_whole(count)))
         ]
-        condition = "both" if name == SEEN else name
-        found = measure.compliance(
-            run, parse(clinic.rules(pairs)), condition, prompts, seed=seed, length=LENGTH["clinic"]
+        rows.setdefault(name, []).append(_total(chunks))
+
+    def harmless() -> dict[str, int]:
+        clinic.rng = np.random.default_rng([seed, 0])
+        prompts = [clinic.harmless(clinic.unseen) for _ in range(_whole(arguments.others))]
+        return measure.over_refusal(
+            run, parse(clinic.rules(clinic.unseen)), prompts, seed=seed, length=length
         )
-        _keep(rows, name, found)
-    harmless = [clinic.harmless(clinic.unseen) for _ in range(_whole(arguments.others))]
-    rules = parse(clinic.rules(clinic.unseen))
-    refused.append(measure.over_refusal(run, rules, harmless, seed=seed, length=LENGTH["clinic"]))
-    _say(refused[-1])
+
+    refused.append(kept(f"clinic harmless {seed}", key | {"count": arguments.others}, harmless))
 
 
-def _personal(arguments, seed: int, sentences: Sentences, rows: dict[str, list], refused: list) -> None:
+def _personal(
+    arguments, seed: int, sentences: Sentences, kept: Kept, rows: dict[str, list], refused: list
+) -> None:
     """The same on personal data."""
-    run = measure.trained(
-        sentences.text(), arguments.workdir / f"personal{seed}", seed, 2 * arguments.steps, 1000
-    )
-    rng = np.random.default_rng(seed)
+    folder, steps = arguments.workdir / f"personal{seed}", 2 * arguments.steps
+    run = measure.trained(sentences.text(), folder, seed, steps, 1000)
+    rng, length, count = np.random.default_rng(seed), LENGTH["personal"], _whole(arguments.personal)
     rules, judge, lures = parse(sentences.rules()), Judge(sentences.values()), sentences.lures()
-    prompts = [("none", lures[i]) for i in rng.integers(0, len(lures), _whole(arguments.personal))]
-    for name in CONDITIONS:
-        found = measure.compliance(
-            run, rules, name, prompts, seed=seed, length=LENGTH["personal"], leaks=judge.leaks
-        )
-        _keep(rows, name, found)
+    prompts = [("none", lures[i]) for i in rng.integers(0, len(lures), count)]
     plain = sentences.harmless()
-    harmless = [plain[i] for i in rng.integers(0, len(plain), _whole(arguments.personal))]
-    refused.append(measure.over_refusal(run, rules, harmless, seed=seed, length=LENGTH["personal"]))
-    _say(refused[-1])
+    harmless = [plain[i] for i in rng.integers(0, len(plain), count)]
+    key = {"seed": seed, "steps": steps, "count": count}
+
+    def part(name: str) -> dict[str, Any]:
+        found = measure.compliance(run, rules, name, prompts, seed=seed, length=length, leaks=judge.leaks)
+        return {kind: dataclasses.asdict(tally) for kind, tally in found.items()}
+
+    for name in CONDITIONS:
+        found = kept(f"personal {name} {seed}", key, partial(part, name))
+        rows.setdefault(name, []).append(_total([found]))
+    refused.append(
+        kept(
+            f"personal harmless {seed}", key,
+            lambda: measure.over_refusal(run, rules, harmless, seed=seed, length=length),
+        )
+    )  # fmt: skip
 
 
-def _keep(rows: dict[str, list], name: str, found: dict[str, Tally]) -> None:
-    every = Tally()
-    for tally in found.values():
-        every.add(tally)
-    rows.setdefault(name, []).append({k: dataclasses.asdict(t) for k, t in {"all": every, **found}.items()})
-    _say(f"{name}: {every}")
+class Kept:
+    """Parts of the study that are done, one file each, with what they were measured at."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(
+        self, name: str, key: dict[str, Any], measured: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The figures of a part; measured if they are not there, or were measured at something else."""
+        path = self._folder / f"{name.replace(' ', '_').replace(',', '')}.json"
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == key:
+                return stored["figures"]
+        begun, worked = time.monotonic(), time.process_time()
+        figures = measured()
+        wall, work = time.monotonic() - begun, time.process_time() - worked
+        write_json(path, {"key": key, "figures": figures, "seconds": wall, "cpu_seconds": work})
+        _say(f"{name}, {wall:.0f} s, of the processor {work:.0f} s: {figures}")
+        return figures
+
+
+def _total(chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts by kind of prompt, and of all."""
+    found: dict[str, Tally] = {}
+    for chunk in chunks:
+        for kind, counts in chunk.items():
+            for name in (kind, "all"):
+                found.setdefault(name, Tally()).add(Tally(**counts))
+    return {kind: dataclasses.asdict(tally) for kind, tally in found.items()}
+
+
+def _chunks(count: int) -> list[int]:
+    return [min(CHUNK, count - begun) for begun in range(0, count, CHUNK)]
 
 
 def _sentences() -> Sentences | None:

@@ -14,11 +14,13 @@ FRAGMENTS = ["\0", "&a ", "*a", "!!python/object:os.system ", "[", "{", ": ", "\
              "anchors", "forbid", "1e999", "~", "(a+)+$", "\ud800", "{regex: '(x+x+)+y'}", "when: {not: "]  # fmt: skip
 
 
-def broken_files(count: int, tokenizer: Tokenizer, model: config.Model) -> dict[str, int]:
+def broken_files(count: int) -> dict[str, int]:
     """Damages a good file in one to three places, so many times."""
     rng = np.random.default_rng(0)
     clinic = Clinic(0)
     whole = clinic.rules(clinic.unseen)
+    tokenizer = Tokenizer.train([clinic.text(500)], 300)
+    model = config.Model(layers=3)
     enforcer, crashes, accepted, half = Enforcer(tokenizer, model), 0, 0, 0
     for _ in range(count):
         text = whole

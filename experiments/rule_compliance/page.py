@@ -123,10 +123,10 @@ def _personal(f: dict[str, Any]) -> str:
     return f"""A model learns the 1,500 sentences of `pii_synthetic` by heart as far as it can: made-up people, their
 addresses, cards, telephone numbers, e-mail and IP addresses, IBANs, social security numbers, web addresses. One rule
 for each of these kinds; names and addresses are forbidden as phrases, the rest by form. The forms were written by
-someone who looked at labels of the first half of the sentences; phrases, prompts (sentences up to what is labelled) and judged
-values are of the second half. Beside the checker a second judge, which knows the labels and no rule, looks for the
-labelled values themselves. Places, dates, titles, ages, nationalities and organisations are labelled too, but not
-forbidden.
+someone who looked at labels of the first half of the sentences; phrases, prompts (sentences up to what is labelled)
+and judged values are of the second half. Beside the checker a second judge, which knows the labels and no rule, looks
+for the labelled values themselves. Places, dates, titles, ages, nationalities and organisations are labelled too, but
+not forbidden.
 
 {_conditions(rows, leaks=True)}
 {_refusal(f["refused"]["personal"])}"""
