@@ -13,7 +13,7 @@ from localist_jax.locality.steering import GROUPS, MOST_GAIN, Steering
 from localist_jax.rules.language import RuleError, RuleSet, Scope
 from localist_jax.rules.request import Request
 
-BLOCK = 16  # steps for which a gain is reckoned at once: those of the longest of their texts
+BLOCK = 64  # steps for which a gain is reckoned at once: those of the longest of their texts
 
 
 def check_scope(rules: RuleSet, model: Any) -> None:

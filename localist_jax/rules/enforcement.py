@@ -175,11 +175,15 @@ class Enforcer(Constraint):
         free, *self._cost = _condition(logits, allowed, self._zero if bias is None else bias)
         return free
 
-    def ended(self) -> Sequence[str]:
-        """See `Constraint`; also where the step's price is read, since earlier the host would wait for the device."""
+    def wanted(self) -> PyTree:
+        """See `Constraint`: the step's price, and whether it is possible at all."""
+        return self._cost if self._output else None
+
+    def ended(self, fetched: PyTree) -> Sequence[str]:
+        """See `Constraint`."""
         if not self._output:
             return ()
-        bits, possible = jax.device_get(self._cost)
+        bits, possible = fetched
         for request, trail, cost, can in zip(self._requests, self.trail, bits, possible, strict=True):
             if not can and not request.stop:
                 request.stop = "rules: every allowed token has probability 0"
