@@ -24,6 +24,35 @@ from localist_jax.rules.enforcement import Enforcer
 from localist_jax.rules.program import Program
 
 
+class _Clocked(Enforcer):
+    """Adds up how long its thread works: in the device's way, and while the device reads the last token."""
+
+    in_the_way = beside = 0.0
+
+    def steering(self, written):
+        begun = time.thread_time()
+        found = super().steering(written)
+        self.in_the_way += time.thread_time() - begun
+        return found
+
+    def __call__(self, logits, written):
+        begun = time.thread_time()
+        found = super().__call__(logits, written)
+        self.beside += time.thread_time() - begun
+        return found
+
+    def ended(self, fetched):
+        begun = time.thread_time()
+        found = super().ended(fetched)
+        self.in_the_way += time.thread_time() - begun
+        return found
+
+    def measured(self, by_layer):
+        begun = time.thread_time()
+        super().measured(by_layer)
+        self.in_the_way += time.thread_time() - begun
+
+
 def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
     """Milliseconds at the size of wikitext2_small (untrained: times do not depend on the weights).
 
@@ -71,15 +100,17 @@ def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
     parsed = time.perf_counter()
     verify(rules).insist()
     verified = time.perf_counter()
-    enforcer = Enforcer(tokenizer, c, params)
+    enforcer = _Clocked(tokenizer, c, params)
     empty = enforcer.program
     begun = time.perf_counter()
     program = Program(rules, enforcer.vocabulary)
     compiled_rules = time.perf_counter()
-    ruled = Enforcer(tokenizer, c, params, rules)
+    ruled = _Clocked(tokenizer, c, params, rules)
     everyone = {"plain": None, "none": enforcer, "hundred": ruled}
     for one in everyone.values():
         stamps(one)
+    for clocked in (enforcer, ruled):
+        clocked.in_the_way = clocked.beside = 0.0
     wall: dict[str, list[float]] = {name: [] for name in everyone}
     work: dict[str, list[float]] = {name: [] for name in everyone}
     for _ in range(rounds):
@@ -87,6 +118,12 @@ def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
             worked = time.process_time()
             wall[name].append(statistics.median(stamps(one)))
             work[name].append(1e3 * (time.process_time() - worked) / tokens)
+
+    host = {
+        f"host_{what}_ms_{name}": 1e3 * getattr(clocked, what) / (rounds * tokens)
+        for name, clocked in (("no_rule", enforcer), ("100_rules", ruled))
+        for what in ("in_the_way", "beside")
+    }
 
     def added(of: dict[str, list[float]], name: str) -> float:
         return statistics.median(a - b for a, b in zip(of[name], of["plain"], strict=True))
@@ -107,6 +144,7 @@ def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
         "decode_added_ms_100_rules": added(wall, "hundred"),
         "decode_added_cpu_ms_no_rule": added(work, "none"),
         "decode_added_cpu_ms_100_rules": added(work, "hundred"),
+        **host,
         "parse_ms_100_rules": 1e3 * (parsed - started),
         "verify_ms_100_rules": 1e3 * (verified - parsed),
         "compile_ms_100_rules": 1e3 * (compiled_rules - begun),
