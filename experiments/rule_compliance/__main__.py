@@ -101,7 +101,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 def _clinic(arguments, seed: int, kept: Kept, rows: dict[str, list], refused: list) -> None:
     """One seed's conditions on the clinic, into `rows` by condition; harmless prompts into `refused`."""
     clinic = Clinic(seed)
-    run = measure.trained(clinic.text(30_000), arguments.workdir / f"seed{seed}", seed, arguments.steps, 600)
+    run = measure.trained(clinic.text(30_000), arguments.workdir / f"seed{seed}", seed, arguments.steps)
     length = LENGTH["clinic"]
 
     def part(name: str, number: int, count: int) -> dict[str, Any]:
@@ -137,8 +137,8 @@ def _personal(
     arguments, seed: int, sentences: Sentences, kept: Kept, rows: dict[str, list], refused: list
 ) -> None:
     """The same on personal data."""
-    folder, steps = arguments.workdir / f"personal{seed}", 2 * arguments.steps
-    run = measure.trained(sentences.text(), folder, seed, steps, 1000)
+    folder, steps = arguments.workdir / f"personal{seed}", arguments.steps
+    run = measure.trained(sentences.text(), folder, seed, steps)
     rng, length, count = np.random.default_rng(seed), LENGTH["personal"], _whole(arguments.personal)
     rules, judge, lures = parse(sentences.rules()), Judge(sentences.values()), sentences.lures()
     prompts = [("none", lures[i]) for i in rng.integers(0, len(lures), count)]

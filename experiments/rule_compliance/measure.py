@@ -20,7 +20,7 @@ CONDITIONS = {
     "output only": (False, True),
     "both": (True, True),
 }
-BATCH, CONTEXT = 256, 64
+BATCH, CONTEXT, VOCABULARY = 256, 64, 600
 
 
 @dataclasses.dataclass
@@ -42,14 +42,14 @@ class Tally:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-def trained(text: str, folder: Path, seed: int, steps: int, vocabulary: int) -> Run:
+def trained(text: str, folder: Path, seed: int, steps: int) -> Run:
     """A small model of a text."""
     folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "text.txt"
     if not corpus.is_file():
         corpus.write_text(text, encoding="utf-8")
     settings = config.Config(
-        data=config.Data(corpus=str(corpus), vocab_size=vocabulary, context=CONTEXT, batch=16, valid_rows=32),
+        data=config.Data(corpus=str(corpus), vocab_size=VOCABULARY, context=CONTEXT, batch=16, valid_rows=32),
         model=config.Model(
             layers=3, width=64, heads=2, kv_heads=2, head_size=32, feed_forward=128, blocks=6, block_capacity=6,
             block_units=8, window=4, perception_window=4,

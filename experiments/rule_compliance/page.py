@@ -72,9 +72,9 @@ the forbidden phrase, so that its end alone would complete it.
   {f["decode_added_ms_no_rule"]:+.2f} ms, with 100 rules {f["decode_added_ms_100_rules"]:+.2f} ms (target 0.2). The
   processor works {f["decode_cpu_ms"]:.2f} ms, and {f["decode_added_cpu_ms_no_rule"]:+.2f} and
   {f["decode_added_cpu_ms_100_rules"]:+.2f} ms more. The enforcer's own code is in the device's way for
-  {f["host_in_the_way_ms_no_rule"]:.2f} ms without rules and {f["host_in_the_way_ms_100_rules"]:.2f} ms with 100; it works
-  {f["host_beside_ms_no_rule"]:.2f} and {f["host_beside_ms_100_rules"]:.2f} ms (masks) while the device computes. The rest
-  is attention that can be steered.
+  {f["host_in_the_way_ms_no_rule"]:.2f} ms without rules, for {f["host_in_the_way_ms_100_rules"]:.2f} ms with 100; for
+  {f["host_beside_ms_no_rule"]:.2f} and {f["host_beside_ms_100_rules"]:.2f} ms it makes masks while the device computes.
+  The rest is attention that can be steered.
 - **Injection**: the step at which 100 rules come into force takes {f["inject_ms_100_rules"]:+.2f} ms more than others
   under them (target 5). Beforehand, off the path of the tokens, they are read in {f["parse_ms_100_rules"]:.0f} ms,
   proven consistent in {f["verify_ms_100_rules"]:.0f} ms and compiled in {f["compile_ms_100_rules"]:.1f} ms.
