@@ -6,20 +6,20 @@ on the supporting lines at the moment of the answer is compared with what an eve
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import babi
+from experiments.babi import Story
 from experiments.dial_sweep.rows import one_each
 from localist_jax.config import Config
-from localist_jax.data import Batch, Prepared, Tokenizer, corpora, pack
+from localist_jax.data import Batch, Prepared, Tokenizer, pack
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer, forward
 from localist_jax.training.run import Run
@@ -33,74 +33,13 @@ STORIES = {
 }  # of each task: learnt from, answered, looked into
 
 
-@dataclasses.dataclass
-class Story:
-    """Token ids of one story, which of them are answers, and for each answer its supporting tokens."""
-
-    ids: np.ndarray
-    answers: np.ndarray  # bool
-    support: dict[int, np.ndarray]  # index of an answer → bool, tokens of its supporting lines
-
-
-def folder() -> Path:
-    """Where bAbI lies."""
-    return corpora.find("babi", "the folder en-10k of bAbI QA v1.2") / "en-10k"
-
-
-def _file(task: int, split: str) -> Path:
-    found = sorted(folder().glob(f"qa{task}_*_{split}.txt"))
-    if not found:
-        raise corpora.CorpusError(f"corpus 'babi': no qa{task}_*_{split}.txt in {folder()}")
-    return found[0]
-
-
-def _lines(task: int, split: str) -> Iterator[list[tuple[int, str, str, list[int]]]]:
-    """Stories as lists of (number, text, answer or "", numbers of the supporting lines)."""
-    story: list[tuple[int, str, str, list[int]]] = []
-    for line in _file(task, split).read_text(encoding="utf-8").splitlines():
-        number, _, rest = line.partition(" ")
-        text, *more = rest.split("\t")
-        if number == "1" and story:
-            yield story
-            story = []
-        answer, support = (more[0], [int(n) for n in more[1].split()]) if more else ("", [])
-        story.append((int(number), text.strip(), answer, support))
-    yield story
-
-
-def _encode(lines, tokenizer: Tokenizer, context: int) -> Story:
-    parts: list[np.ndarray] = []
-    spans: dict[int, slice] = {}
-    answers, support, length = [], {}, 0
-    for number, text, answer, supporting in lines:
-        said = tokenizer.encode(" " + text)
-        reply = tokenizer.encode(" " + answer)[:1] if answer else said[:0]
-        if length + len(said) + len(reply) > context:
-            break
-        spans[number] = slice(length, length + len(said))
-        parts += [said, reply]
-        length += len(said) + len(reply)
-        if answer:
-            answers.append(length - 1)
-            mask = np.zeros(context, bool)
-            for n in supporting:
-                mask[spans[n]] = True
-            support[length - 1] = mask
-    ids = np.concatenate(parts)
-    return Story(ids, np.isin(np.arange(len(ids)), answers), support)
-
-
 def prepare(settings: Config) -> Prepared:
     """`STORIES` of each task: to train on from its training file, as validation from its test file.
 
     Raises:
       CorpusError: bAbI is not there.
     """
-    texts = (
-        " " + " ".join(f"{text} {answer}".strip() for _, text, answer, _ in story)
-        for t in TASKS
-        for story in _lines(t, "train")
-    )
+    texts = (babi.plain(story) for t in TASKS for story in babi.lines(t, "train"))
     tokenizer = Tokenizer.train(texts, settings.data.vocab_size)
     context = settings.data.context
     train = [s for t in TASKS for s in _answered(t, "train", tokenizer, context, "train")]
@@ -119,7 +58,7 @@ def prepare(settings: Config) -> Prepared:
 
 def _answered(task: int, split: str, tokenizer: Tokenizer, context: int, purpose: str) -> list[Story]:
     """The first stories that have an answer within the context, as many as the purpose wants."""
-    stories = (_encode(lines, tokenizer, context) for lines in _lines(task, split))
+    stories = (babi.encode(lines, tokenizer, context) for lines in babi.lines(task, split))
     return list(itertools.islice((s for s in stories if s.answers.any()), STORIES[purpose]))
 
 

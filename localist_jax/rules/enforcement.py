@@ -62,7 +62,7 @@ class Enforcer(Constraint):
         self.vocabulary = Vocabulary(tokenizer)
         self.model, self.name = model, name
         self._attention, self._output = attention, output
-        self._bound = _logit_bound(model, params)
+        self._bound = logit_bound(model, params)
         self._engine: patterns.Engine | None = None
         self._lock = threading.Lock()
         self._waiting: Program | None = None
@@ -230,7 +230,7 @@ def _condition(logits, allowed, bias_bits):
     return price.condition(plain, allowed, bias_bits)
 
 
-def _logit_bound(model: config.Model, params: PyTree) -> np.ndarray:
+def logit_bound(model: config.Model, params: PyTree) -> np.ndarray:
     """S of the localist layers' heads, [L − router_layer, N]; ∞ where there is none."""
     shape = (model.layers - model.router_layer, model.heads)
     if params is None or not model.qk_norm or not shape[0]:
