@@ -67,15 +67,15 @@ def horizon(position: int, context: int) -> int:
 
 
 def steer(
-    into: Steering, r: int, request: Request, model: Any, bound: np.ndarray, context: int
+    into: Steering, r: int, request: Request, model: Any, bound: np.ndarray, last: int | None = None
 ) -> list[dict[str, Any]]:
     """Writes the attention rules of request `r` into a batch's `Steering`; good for all steps of one `situation`.
 
     Args:
       into: arrays to be filled in, of a request on which nothing acts yet.
       model: a `config.Model`.
-      context: positions of the cache.
       bound: S of every localist layer and head (T5), [L − router_layer, N].
+      last: the `horizon`, up to whose query gains and promises hold; None: they are those of the present query.
 
     Returns:
       For each rule that acts: id, concepts, how many anchor positions lie beyond the window, how many found no group
@@ -83,7 +83,8 @@ def steer(
       of all rules that act in a head [L, N] (0 where it does not act, or where none lies there).
     """
     position = len(request.text.tokens)  # the query's; BOS is 0
-    near, last = position - model.window, horizon(position, context)
+    near = position - model.window
+    last = position if last is None else last
     acting, scopes = [], {}  # type: ignore[var-annotated]
     for i in sorted(request.program.attending & set(request.firing)):
         rule = request.program.active[i]

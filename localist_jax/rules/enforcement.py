@@ -154,7 +154,7 @@ class Enforcer(Constraint):
         into = Steering.none(B, c.layers, c.heads, self._context)
         for r, situation in enumerate(situations):
             if situation:
-                self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound, self._context)
+                self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound, situation[-1])
         self._steered = jax.device_put(into) if any(situations) else self._idle
         return self._steered
 
