@@ -1,14 +1,25 @@
 """The study of rules: its worlds are what they say, and damaged files neither crash nor load by half."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
+from experiments.rule_compliance import __main__ as study
 from experiments.rule_compliance import page
 from experiments.rule_compliance.damage import broken_files
+from experiments.rule_compliance.measure import CONDITIONS, Tally
 from experiments.rule_compliance.personal import FILE, FORMS, Judge, Sentences
 from experiments.rule_compliance.world import ATTACKS, Clinic, many_rules
 from localist_jax.rules import checker, parse, verify
+
+NUMBERS = (
+    "forbid_violations", "fuzzed_rule_files", "accepted", "crashes", "half_loaded", "decode_ms", "decode_cpu_ms",
+    "decode_added_ms_no_rule", "decode_added_ms_100_rules", "decode_added_cpu_ms_no_rule",
+    "decode_added_cpu_ms_100_rules", "host_in_the_way_ms_no_rule", "host_in_the_way_ms_100_rules",
+    "host_beside_ms_no_rule", "host_beside_ms_100_rules", "inject_ms_100_rules", "parse_ms_100_rules",
+    "verify_ms_100_rules", "compile_ms_100_rules", "recompiles",
+)  # fmt: skip
 
 
 def test_the_clinic_says_what_its_rules_forbid_also_in_disguise():
@@ -90,6 +101,44 @@ def test_personal_data_is_split_and_judged_by_its_labels(tmp_path, monkeypatch):
 def test_the_upper_bound_is_clopper_and_pearsons():
     assert page.at_most(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
     assert page.at_most(3, 3) == 1.0
+
+
+@pytest.mark.parametrize("personal", [False, True])
+def test_the_page_says_what_was_counted(personal, tmp_path):
+    def part(violating):
+        counts = {
+            attack: asdict(Tally(10, violating, tokens=50, bits=100.0, price_bits=25.0)) for attack in ATTACKS
+        }
+        return study._total([counts, counts])
+
+    rows = {name: [part(0 if name == "both" else 7), part(0)] for name in CONDITIONS}
+    figures = {
+        **dict.fromkeys(NUMBERS, 0),
+        "generations": 160,
+        "violation_rate_at_most": 0.5,
+        "conditions": {"clinic": rows, "personal": rows if personal else {}},
+        "refused": {key: [{"harmless": 9, "changed": 1}] for key in ("clinic", "personal")},
+    }
+    said = page.body(figures)
+    assert "| no rules | 160 | 56 | 35.00 ± 35.00 |" in said
+    assert "| both | 160 | 0 | 0.00 ± 0.00 |" in said
+    assert "160 generations under both of the 100,000" in said
+    assert ("pii_synthetic` was not there" in said) != personal
+    page.picture(figures).savefig(tmp_path / "picture.svg")
+
+
+def test_a_part_is_measured_once(tmp_path):
+    kept, calls = study.Kept(tmp_path / "parts"), []
+
+    def measured():
+        calls.append(1)
+        return {"figure": len(calls)}
+
+    assert [kept("a", {"count": n}, measured) for n in (1, 1, 2)] == [
+        {"figure": 1},
+        {"figure": 1},
+        {"figure": 2},
+    ]
 
 
 def test_the_set_for_timings_is_consistent():
