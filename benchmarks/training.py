@@ -1,4 +1,5 @@
-"""Speed of a training step beside a plain Flax transformer and PyTorch, and what checkpoints and recruiting cost.
+"""Speed of a training step beside a plain Flax transformer and PyTorch, and what checkpoints, recruiting and a restart
+cost.
 
     pip install -e '.[parity]'        # PyTorch and transformers, for their column
     python -m benchmarks.training [--rounds 12] [--quick]
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import plain
+from benchmarks import plain, restart
 from benchmarks.peers import Refused, Worker
 from benchmarks.training_page import body
 from localist_jax import bits, config
@@ -33,13 +34,14 @@ from localist_jax.data import Batch
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer, forward
 from localist_jax.parallel import mesh as meshes
+from localist_jax.parallel import rules
 from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import study
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.journal import Journal
 from localist_jax.training.run import Run, fresh_state
 from localist_jax.training.state import GATES, at_path, with_leaf
-from localist_jax.training.step import make_train_step
+from localist_jax.training.step import compile_step
 
 DIALS = {"λ=0": ("fixed", 0.0), "any-dial": ("any", 1.0), "λ=1": ("fixed", 1.0)}
 OPEN = 0.2  # share of gates that are open, as trained models have it
@@ -74,18 +76,24 @@ class Ours:
         state = fresh_state(self.model, self.settings, self.mesh)
         gates = at_path(state.params, GATES)
         opened = jax.random.bernoulli(jax.random.key(1), OPEN, gates.shape).astype(gates.dtype)
-        params = with_leaf(state.params, GATES, opened.at[..., 0].set(1.0))
-        self.state = dataclasses.replace(state, params=params)
-        step = make_train_step(self.model, self.settings, np.ones(sizes.vocabulary, np.int32))
-        self._step = jax.jit(step, donate_argnums=0)
+        opened = jax.device_put(opened.at[..., 0].set(1.0), gates.sharding)
+        self.state = dataclasses.replace(state, params=with_leaf(state.params, GATES, opened))
+        lengths = np.ones(sizes.vocabulary, np.int32)
+        self._step = compile_step(self.model, self.settings, lengths, self.state)
         tokens, targets = drawn(sizes)
         places = np.broadcast_to(np.arange(sizes.context, dtype=np.int32), tokens.shape)
-        self.batch = jax.device_put(Batch(tokens, targets, np.ones_like(tokens), places))
+        batch = Batch(tokens, targets, np.ones_like(tokens), places)
+        self.batch = jax.device_put(batch, rules.batch_sharding(self.mesh))
 
     def __call__(self) -> None:
         """One step, to its end."""
         self.state, metrics = self._step(self.state, self.batch)
         jax.block_until_ready(metrics)
+
+    @property
+    def compile_count(self) -> int:
+        """How often the step was compiled so far."""
+        return self._step._cache_size()  # type: ignore[attr-defined]
 
 
 def drawn(sizes: plain.Sizes) -> tuple[np.ndarray, np.ndarray]:
@@ -190,6 +198,11 @@ def speeds(sizes: plain.Sizes, rounds: int) -> dict[str, list[float]]:
             print(f"round {nth + 1} of {rounds}", file=sys.stderr, flush=True)
             for name, turn in turns.items():
                 seconds[name].append(turn())
+    for name, ours in contenders.items():
+        if ours.compile_count != 1:
+            raise RuntimeError(
+                f"{name}: the step was compiled {ours.compile_count} times; its state has moved"
+            )
     return seconds
 
 
@@ -219,8 +232,8 @@ def checkpoint_cost(sizes: plain.Sizes, rounds: int, steps: int) -> dict[str, li
     return found
 
 
-def idle_cost(sizes: plain.Sizes, calls: int) -> dict[str, float]:
-    """Seconds that a call of the recruiter takes while it waits, and of a step of the same model."""
+def idle_cost(sizes: plain.Sizes, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step with a recruiter that waits and of one without, in turn, and of the waiting call itself."""
     ours = Ours(sizes, "any-dial")
     settings = ours.settings.replace(recruitment={"every": 1000, "start": 0.9}, train={"steps": 10**6})
     (recruiter,) = hooks(settings)
@@ -228,15 +241,16 @@ def idle_cost(sizes: plain.Sizes, calls: int) -> dict[str, float]:
         run = Run(Path(folder), settings, ours.model, None, ours.state, ours.mesh)  # type: ignore[arg-type]
         recruiter.start(run, journal, 0)
         ours()
-        hook, step = [], []
-        for nth in range(1, calls + 1):
-            begun = time.perf_counter()
-            ours.state = recruiter(nth, ours.state, ours.batch)
-            hook.append(time.perf_counter() - begun)
-            begun = time.perf_counter()
-            ours()
-            step.append(time.perf_counter() - begun)
-    return {"hook": statistics.median(hook), "step": statistics.median(step)}
+        found: dict[str, list[float]] = {"without": [], "with": [], "hook": []}
+        for nth in range(1, rounds * CALLS + 1):
+            for which in ("without", "with") if nth % 2 else ("with", "without"):
+                begun = time.perf_counter()
+                if which == "with":
+                    ours.state = recruiter(nth, ours.state, ours.batch)
+                    found["hook"].append(time.perf_counter() - begun)
+                ours()
+                found[which].append(time.perf_counter() - begun)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -251,9 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
     )  # PyTorch's waiting threads must not spin on others' cores
     sizes = QUICK if given.quick else plain.Sizes()
     seconds = speeds(sizes, given.rounds)
-    saving = checkpoint_cost(sizes, max(3, given.rounds // 2), 3 if given.quick else 20)
-    idle = idle_cost(sizes, 5 if given.quick else 20)
-    text, figures = body(sizes, seconds, saving, idle, CADENCE)
+    saving = checkpoint_cost(sizes, max(3, given.rounds // 2), 3 if given.quick else 12)
+    idle = idle_cost(sizes, given.rounds)
+    text, figures = body(sizes, seconds, saving, idle, CADENCE, restart.measure())
     print(text)
     command = shlex.join(
         ["python", "-m", "benchmarks.training", *(sys.argv[1:] if arguments is None else arguments)]

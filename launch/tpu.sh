@@ -42,8 +42,9 @@ case ${1:-} in
     ;;
   install)
     : "${REPOSITORY:?address of the git repository to clone}"
-    everywhere "git clone $REPOSITORY localist_jax && cd localist_jax && python3 -m venv .venv &&
-      .venv/bin/pip install --quiet --editable '.[tpu]'"
+    # The images' own Python is 3.10, too old for JAX: uv brings another.
+    everywhere "git clone $REPOSITORY localist_jax && cd localist_jax && python3 -m pip install --quiet --user uv &&
+      python3 -m uv venv --quiet --seed --python 3.12 .venv && .venv/bin/pip install --quiet --editable '.[tpu]'"
     ;;
   train)
     : "${WORKDIR:?folder that all hosts see, on a Filestore or NFS mount}" "${CONFIG:?such as experiments/configs/pod_1b.py}"

@@ -75,9 +75,19 @@ def mutual_information(joint: Float[Array, "*batch x y"]) -> Float[Array, "*batc
 def code_length(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Bits needed to code each target under softmax(logits); at least float32 whatever the dtype."""
     logits = widened(logits)
-    # Where a mesh splits the vocabulary the compiler makes this gather a masked look-up and one small sum.
-    chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    return from_nats(jax.nn.logsumexp(logits, -1) - chosen)
+    return from_nats(jax.nn.logsumexp(logits, -1) - _chosen(logits, targets))
+
+
+def _chosen(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """logits[…, targets].
+
+    Where a mesh splits the vocabulary the compiler makes a gather a masked look-up and one small sum; but where other
+    axes of the mesh are mapped by hand (specialists, side by side) its partitioner aborts on it (jaxlib 0.10.2), so
+    that is spelled out there.
+    """
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        return jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0).sum(-1)
+    return jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
 
 def integer_code_length(n: int) -> float:

@@ -70,3 +70,26 @@ def test_gradients_are_finite_at_zero_probability():
     p = jnp.array([1.0, 0.0])
     assert np.isfinite(jax.grad(lambda x: bits.entropy(x).sum())(p)).all()
     assert np.isfinite(jax.grad(lambda x: bits.kl(x, jnp.array([0.5, 0.5])).sum())(p)).all()
+
+
+def test_code_lengths_are_the_same_where_specialists_are_mapped_by_hand():
+    """There the chosen logit is added up, elsewhere gathered."""
+    logits = jax.random.normal(jax.random.key(0), (1, 5, 9))
+    targets = jnp.arange(5)[None]
+    mesh = jax.make_mesh(
+        (1, 1), ("specialist", "tensor"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
+    )
+    spec = jax.sharding.PartitionSpec("specialist")
+    by_hand = jax.jit(
+        jax.shard_map(
+            bits.code_length,
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
+            axis_names={"specialist"},
+            check_vma=False,
+        )
+    )
+    assert "gather" not in by_hand.lower(logits, targets).as_text()
+    assert "gather" in jax.jit(bits.code_length).lower(logits, targets).as_text()
+    np.testing.assert_allclose(by_hand(logits, targets), bits.code_length(logits, targets), rtol=1e-6)

@@ -195,8 +195,11 @@ def _published(chip: ahead.Chip) -> list[str]:
 
 WANTED = [
     f"{config} {topology} {program}"
-    for config in ("pod_1b", "pod_8b")
-    for topology in ("v5e:16x16", "v5p:4x8x8")
+    for config, topologies in (
+        ("pod_1b", ("v5e:16x16", "v5p:4x8x8", "v6e:16x16", "2×v5e:16x16")),
+        ("pod_8b", ("v5e:16x16", "v5p:4x8x8")),
+    )
+    for topology in topologies
     for program in PROGRAMS
 ]
 FITS = (

@@ -119,6 +119,7 @@ benefit means nothing here** and is left out of the table.
                 studies.spread(figures["open_share"][at]), benefit,
             ])  # fmt: skip
     made = studies.table(["", "bits/token, λ=0", "λ=1", "open share", "kept benefit"], rows)
+    against = _against(figures, longest) if figures["resolved"] else ""
     controls = studies.table(
         ["control", "bits/token"], [[words, spread(f"bits_per_token/{name}")] for name, words in CONTROLS]
     )
@@ -142,7 +143,7 @@ steps for the tuned one (whatever the budget in the row).
 
 {controls}
 
-The wider windows are {", ".join(str(x["window"]) for x in per_seed)} positions, against the localised runs' 8.
+{against}The wider windows are {", ".join(str(x["window"]) for x in per_seed)} positions, against the localised runs' 8.
 
 - λ=0 of the frozen run is the original bit for bit: {figures["dial0_bit_equal"]}.
 - Export of the adopted run gives the same safetensors file: {figures["roundtrip_exact"]}.
@@ -156,6 +157,29 @@ The wider windows are {", ".join(str(x["window"]) for x in per_seed)} positions,
 What this is not: a study of a real checkpoint. The model is small and briefly trained, and its text is the one it was
 pretrained on.
 """
+
+
+def _against(figures: dict[str, Any], longest: int) -> str:
+    """What shuffled gates and a wider window keep, beside the gates of the longest frozen run."""
+
+    def kept_by(name: str) -> list[float]:
+        found = zip(*(figures[f"bits_per_token/{n}"] for n in ("always", name, "original")), strict=True)
+        return [(always - bits) / (always - dense) for always, bits, dense in found]
+
+    learnt = figures["kept_benefit_1"][f"frozen/{longest}"]
+    shuffled, window = kept_by("shuffled gates"), kept_by("wider window")
+    verdict = (
+        "more than"
+        if min(window) > max(learnt)
+        else "less than"
+        if max(window) < min(learnt)
+        else "as much as"
+    )
+    return (
+        f"By the same measure the frozen run's gates keep {studies.spread(learnt, '.2f')}, shuffled ones "
+        f"{studies.spread(shuffled, '.2f')}, and the wider window {studies.spread(window, '.2f')}: with no training at "
+        f"all it keeps {verdict} what the gates learnt to.\n\n"
+    )
 
 
 def _picture(study: Study, figures: dict[str, Any]) -> Figure:

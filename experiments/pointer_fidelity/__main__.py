@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("pointer_fidelity", description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", type=int, default=list(CONTEXT), choices=list(CONTEXT))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--steps", type=int, default=2500, help="of training")
     parser.add_argument("--workdir", type=Path, default=Path("runs/pointer_fidelity"))
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
     parser.add_argument("--workers", type=int, default=0, help="models at a time; default: one per core")

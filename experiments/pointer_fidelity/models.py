@@ -20,7 +20,7 @@ def settings(task: int, seed: int, steps: int) -> Config:
     """Of a task's model."""
     return resolve(
         {
-            "data": {"corpus": "babi", "vocab_size": 512, "context": CONTEXT[task], "batch": 32, "valid_rows": 128},
+            "data": {"corpus": "babi", "vocab_size": 512, "context": CONTEXT[task], "batch": 16, "valid_rows": 128},
             "model": {
                 "layers": 3, "width": 64, "heads": 4, "kv_heads": 4, "head_size": 16, "feed_forward": 192, "blocks": 12,
                 "block_capacity": 12, "block_units": 16, "window": 1, "perception_window": 8,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,8 @@ class Reader:
     def __init__(self, run: Run):
         self._run, self._vocabulary = run, Vocabulary(run.tokenizer)
         self._bound = logit_bound(run.settings.model, run.state.params)
-        self._look = jax.jit(partial(_look, run.model))
+        self._look = jax.jit(functools.partial(_look, run.model))
+        self._program = functools.cache(lambda rules: Program(parse(rules), self._vocabulary))
 
     def __call__(
         self, cases: Sequence[Case], locality: float, rules: Sequence[str] = (), *, params=None
@@ -86,7 +87,7 @@ class Reader:
     def _steered(self, into: Steering, row: int, case: Case, rules: str) -> tuple[np.ndarray, np.ndarray]:
         """Writes a case's rule into a row; what it promises, and on which inputs."""
         request = Request(case.ids.tolist(), 1, self._vocabulary.bytes)
-        request.adopt(Program(parse(rules), self._vocabulary), None)
+        request.adopt(self._program(rules), None)
         report = steer(into, row, request, self._run.settings.model, self._bound)
         far = np.zeros(into.group.shape[1], bool)
         far[: len(case.ids) + 1 - self._run.settings.model.window] = True

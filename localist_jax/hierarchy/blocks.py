@@ -17,6 +17,7 @@ from localist_jax import config
 from localist_jax.data import Batch, Tokenizer
 from localist_jax.hierarchy.account import Account
 from localist_jax.hierarchy.engine import Engine
+from localist_jax.parallel import hosts
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.recruitment import recruiter
 from localist_jax.training.journal import Journal, read
@@ -56,8 +57,8 @@ class BlockRecruiters:
         step = int(state.step) + 1
         if name not in self._hooks:
             self._begin(name, state, step - 1)
-        state = self._hooks[name](step, state, batch)
-        for record in self._decided(name):
+        state = self._hooks[name](step, state, self._engine.placed(batch))
+        for record in hosts.agreed(lambda: self._decided(name)):
             if record["kind"] == "recruited":
                 account.move(record["llr_bits"], record["cost_bits"])
             elif record["kind"] == "retired":
@@ -77,12 +78,13 @@ class BlockRecruiters:
 
     def _begin(self, name: str, state: TrainState, step: int) -> None:
         folder = self._workdir / "members" / name
-        mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+        mesh = self._engine.model.mesh or make_mesh(config.Mesh(), jax.devices()[:1])
         run = Run(folder, self._settings, self._engine.model, self._tokenizer, state, mesh)
         self._journals[name] = Journal(folder, resume_step=step)
         self._hooks[name] = self._make(self._settings)
         self._hooks[name].start(run, self._journals[name], step)
-        self._booked[name] = len(self._read(name))
+        if hosts.is_first():
+            self._booked[name] = len(self._read(name))
 
     def _decided(self, name: str) -> list[dict[str, Any]]:
         """Lines of the member's record that were not booked yet."""

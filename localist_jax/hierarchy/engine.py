@@ -1,7 +1,8 @@
 """What an ensemble runs on: two compiled functions, one that codes and one that trains, for every LLM of one shape.
 
 Member, contender or a specialist that was loaded a minute ago: each is a state, and states are traced. So recruiting,
-dropping, training and consulting LLMs compile nothing after the first call.
+dropping, training and consulting LLMs compile nothing after the first call. On a mesh, of one process or many, each
+LLM lies on all devices, and every process is given the whole batch.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from localist_jax import bits, config
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, Dial
 from localist_jax.model import Transformer, forward
+from localist_jax.parallel import hosts, rules
+from localist_jax.training.run import abstract_state
 from localist_jax.training.state import TrainState
 from localist_jax.training.step import make_train_step
 from localist_jax.types import PyTree
@@ -26,7 +29,7 @@ class Engine:
     """Codes and trains LLMs of one shape.
 
     Args:
-      model: the network, at the members' capacity of blocks.
+      model: the network, at the members' capacity of blocks; its mesh is where it runs.
       settings: the configuration that all members share.
       byte_lengths: int [V], bytes of each token.
     """
@@ -34,28 +37,38 @@ class Engine:
     def __init__(self, model: Transformer, settings: config.Config, byte_lengths: np.ndarray):
         self.model, self.settings = model, settings
         self._code = jax.jit(self._read)
-        self._step = jax.jit(make_train_step(model, settings, byte_lengths))
+        where = None
+        if model.mesh is not None:
+            wanted = abstract_state(model, settings, model.mesh)
+            where = (jax.tree.map(lambda leaf: leaf.sharding, wanted), None)
+        self._step = jax.jit(make_train_step(model, settings, byte_lengths), out_shardings=where)
 
     @property
     def compile_count(self) -> int:
         """How often either function was compiled so far."""
         return self._code._cache_size() + self._step._cache_size()  # type: ignore[attr-defined]
 
-    def losses(self, state: TrainState, batch: Batch, dial: Dial) -> Float[Array, "B T"]:
-        """Bits of every token at this dial; 0 where nothing is scored."""
-        c = self.model.config
-        full = dial.broadcast(batch.tokens.shape[0], c.layers, c.heads)
-        return self._code(state.params, state.blocks, batch, full)[0]
+    def placed(self, batch: Batch) -> Batch:
+        """A batch that every process has whole, where the network wants it."""
+        mesh = self.model.mesh
+        return batch if mesh is None else hosts.spread(batch, rules.batch_sharding(mesh))
 
-    def blocks(self, state: TrainState, batch: Batch, dial: Dial) -> Int[Array, "B T"]:
+    def losses(self, state: TrainState, batch: Batch, dial: Dial) -> Float[np.ndarray, "B T"]:
+        """Bits of every token at this dial; 0 where nothing is scored."""
+        return hosts.whole(self._coded(state, batch, dial)[0])
+
+    def blocks(self, state: TrainState, batch: Batch, dial: Dial) -> Int[np.ndarray, "B T"]:
         """The semantic block of every position."""
-        c = self.model.config
-        full = dial.broadcast(batch.tokens.shape[0], c.layers, c.heads)
-        return self._code(state.params, state.blocks, batch, full)[1]
+        return hosts.whole(self._coded(state, batch, dial)[1])
 
     def train(self, state: TrainState, batch: Batch) -> TrainState:
         """The state after one step on a batch."""
-        return self._step(state, batch)[0]
+        return self._step(state, self.placed(batch))[0]
+
+    def _coded(self, state: TrainState, batch: Batch, dial: Dial) -> tuple[jax.Array, jax.Array]:
+        c = self.model.config
+        full = dial.broadcast(batch.tokens.shape[0], c.layers, c.heads)
+        return self._code(state.params, state.blocks, self.placed(batch), full)
 
     def _read(self, params: PyTree, blocks: Blocks, batch: Batch, dial: Dial):
         where = {"positions": batch.positions, "segments": batch.segments}

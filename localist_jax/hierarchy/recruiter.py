@@ -6,6 +6,8 @@ ones cost enough bits more than the others, a trial (see `trial`) finds out whet
 than it costs to describe. If so, the newcomer joins, and its parent goes on as the heir that did not learn that domain.
 Every other member is untouched by all of it.
 
+Of many processes each sees the whole stream and does the same; what one of them computes by itself is agreed upon.
+
 `hierarchy.jsonl` has a line for every trial's opening, verdict and birth, with its bits and with J (T12).
 """
 
@@ -29,6 +31,7 @@ from localist_jax.hierarchy.engine import Engine, Queue
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.hierarchy.signature import KINDS, Division, Memory
 from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
+from localist_jax.parallel import hosts
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
 from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
 from localist_jax.training.journal import Records
@@ -82,10 +85,14 @@ def code(ensemble: Ensemble, engine: Engine, batch: Batch) -> tuple[Coded, Float
 
 def mixed(losses: Float[np.ndarray, "B T M"], members) -> tuple[np.ndarray, np.ndarray]:
     """`mixture.code` with equal weights for the LLMs at some places; compiled once per capacity."""
-    listed = np.isin(np.arange(losses.shape[-1]), members)
-    prior = mixture.uniform(jnp.broadcast_to(listed, (losses.shape[0], losses.shape[-1])))
-    length, weights = _code(jnp.asarray(losses), prior)
-    return np.asarray(length), np.asarray(weights)
+
+    def both():
+        listed = np.isin(np.arange(losses.shape[-1]), members)
+        prior = mixture.uniform(jnp.broadcast_to(listed, (losses.shape[0], losses.shape[-1])))
+        length, weights = _code(jnp.asarray(losses), prior)
+        return np.asarray(length), np.asarray(weights)
+
+    return hosts.agreed(both)
 
 
 class SpecialistRecruiter:
@@ -188,12 +195,16 @@ class SpecialistRecruiter:
         """Drops recruits whose keep took more than they ever saved, and log₂(1/α) bits beyond that."""
         for at, worth in list(self._worth.items()):
             record, cost = self.ensemble.record(at), -worth
-            if cost < -np.log2(self.settings.alpha):
+            if not self._pays(cost):
                 continue
             account = self.account.move(cost, -record.cost_bits)
             self.ensemble = self.ensemble.retired(at)
             del self._queues[at], self._memories[at], self._worth[at]
             self._write("retired", name=record.name, place=at, saved_bits=round(cost, 1), **account)
+
+    def _pays(self, saved_bits: float) -> bool:
+        """Whether dropping a recruit saves enough."""
+        return hosts.agreed(lambda: bool(saved_bits >= -np.log2(self.settings.alpha)))
 
     # A trial's beginning.
 
@@ -203,7 +214,9 @@ class SpecialistRecruiter:
         if open_now is not None and open_now.division.is_arrival:
             return
         arrivals = open_now is not None or self.batches < self._turn
-        found = self._division(arrivals)
+        # Dividing draws numbers, as many as it takes where it is done.
+        found, drawn = hosts.agreed(lambda: (self._division(arrivals), self._rng.bit_generator.state))
+        self._rng.bit_generator.state = drawn
         if not arrivals:
             self._turn = self.batches + self.settings.every
         if found is None or len(self.ensemble.active) >= self.settings.members_at_most:
@@ -218,7 +231,8 @@ class SpecialistRecruiter:
         cost = structure + self._parameter_bits()
         surveyed = division.share * len(self._memories[parent])
         expected = division.excess_bits * self.settings.horizon / surveyed
-        if expected < float(threshold_bits(jnp.float32(cost), self.settings.alpha)):
+        needed = float(threshold_bits(jnp.float32(cost), self.settings.alpha))
+        if hosts.agreed(lambda: expected < needed):
             return
         self.trials += 1
         self.trial = Trial(
@@ -262,9 +276,13 @@ class SpecialistRecruiter:
         trial, s = self.trial, self.settings
         assert trial is not None
         overdue = self.batches - trial.opened >= s.patience
-        hopeless = s.horizon / 2 <= trial.clock < s.horizon and trial.is_behind
         number = bits.integer_code_length(trial.number)
-        verdict = int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
+
+        def judge() -> tuple[bool, int]:
+            hopeless = s.horizon / 2 <= trial.clock < s.horizon and trial.is_behind
+            return hopeless, int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
+
+        hopeless, verdict = hosts.agreed(judge)
         if verdict == Verdict.WAIT and not (overdue or hopeless):
             return
         said = self._said(trial)

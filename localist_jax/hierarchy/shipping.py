@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from localist_jax import config
 from localist_jax.data import Tokenizer
@@ -22,6 +24,7 @@ from localist_jax.hierarchy.engine import Engine
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer
+from localist_jax.parallel import hosts, rules
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.run import Run, abstract_state, machine, versions, write_json
@@ -47,10 +50,15 @@ class House:
 
     @classmethod
     def of(
-        cls, workdir: str | Path, ensemble: Ensemble, settings: config.Config, tokenizer: Tokenizer
+        cls,
+        workdir: str | Path,
+        ensemble: Ensemble,
+        settings: config.Config,
+        tokenizer: Tokenizer,
+        mesh: Mesh | None = None,
     ) -> House:
-        """With an engine of its own."""
-        model = Transformer(settings.model, tokenizer.vocab_size)
+        """With an engine of its own, on a mesh; None: on the first device."""
+        model = _model(settings, tokenizer, mesh)
         return cls(
             Path(workdir), ensemble, settings, tokenizer, Engine(model, settings, tokenizer.byte_lengths)
         )
@@ -68,13 +76,19 @@ class House:
         topology = {"specialists": len(e.active), "capacity": e.capacity}
         with Checkpoints(self.workdir / "checkpoints", keep=2) as checkpoints:
             checkpoints.save(step, _arrays(e), manifest={**about, "topology": topology}, cursor={})
-        self.tokenizer.save(self.workdir / "tokenizer.json")
-        made = {"versions": versions(), "machine": machine(), "date": datetime.date.today().isoformat()}
-        write_json(self.workdir / ENSEMBLE, {"step": step, **about, "command": command, **made})
+        if hosts.is_first():
+            self.tokenizer.save(self.workdir / "tokenizer.json")
+            made = {"versions": versions(), "machine": machine(), "date": datetime.date.today().isoformat()}
+            write_json(self.workdir / ENSEMBLE, {"step": step, **about, "command": command, **made})
+        hosts.meet("ensemble saved")
 
     @classmethod
-    def open(cls, workdir: str | Path) -> House:
-        """Opens what `save` wrote.
+    def open(cls, workdir: str | Path, mesh: Mesh | None = None) -> House:
+        """Opens what `save` wrote, on whatever mesh.
+
+        Args:
+          workdir: the folder.
+          mesh: on which each member is to lie; None: the first device.
 
         Raises:
           ValueError: no ensemble there.
@@ -88,19 +102,19 @@ class House:
             manifest = checkpoints.manifest()
             settings = config.resolve(manifest["config"])
             records = tuple(Record(**r) if r else None for r in manifest["records"])
-            wanted = _abstract(settings, tokenizer, len(records))
+            wanted = _abstract(_model(settings, tokenizer, mesh), settings, len(records))
             arrays, _ = checkpoints.restore(wanted)
         ensemble = Ensemble(
             states=arrays["states"],
-            beta=arrays["beta"],
+            beta=jnp.asarray(np.asarray(arrays["beta"])),
             signatures=np.asarray(arrays["signatures"], np.float64),
             records=records,
         )
-        return cls.of(workdir, ensemble, settings, tokenizer)
+        return cls.of(workdir, ensemble, settings, tokenizer, mesh)
 
     def run(self, at: int, workdir: Path | None = None) -> Run:
         """A member as a run of its own, for whatever works on runs."""
-        mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+        mesh = self.engine.model.mesh or make_mesh(config.Mesh(), jax.devices()[:1])
         return Run(
             workdir or self.workdir, self.settings, self.engine.model, self.tokenizer, self.ensemble.state(at), mesh
         )  # fmt: skip
@@ -118,15 +132,14 @@ class House:
         step = max(1, int(run.state.step))
         with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
             checkpoints.save(step, run.state, manifest=run.manifest(), cursor={})
-        dial = self.ensemble.beta[at]
-        write_json(
-            folder / SPECIALIST,
-            {
-                "record": dataclasses.asdict(self.ensemble.record(at)),
-                "locality": (-np.expm1(-np.asarray(dial, float))).tolist(),
-                "signature": self.ensemble.signatures[at].tolist(),
-            },
-        )
+        about = {
+            "record": dataclasses.asdict(self.ensemble.record(at)),
+            "locality": (-np.expm1(-np.asarray(self.ensemble.beta[at], float))).tolist(),
+            "signature": self.ensemble.signatures[at].tolist(),
+        }
+        if hosts.is_first():
+            write_json(folder / SPECIALIST, about)
+        hosts.meet("specialist shipped")
         return folder
 
     def take_in(self, folder: str | Path, name: str = "", parent: str = "") -> int:
@@ -164,23 +177,28 @@ class House:
 def _arrays(ensemble: Ensemble) -> dict[str, Any]:
     return {
         "states": ensemble.states,
-        "beta": ensemble.beta,
+        "beta": np.asarray(ensemble.beta),
         "signatures": np.asarray(ensemble.signatures, np.float32),
     }
 
 
-def _abstract(settings: config.Config, tokenizer: Tokenizer, capacity: int) -> dict[str, Any]:
-    """Shapes and dtypes of what a checkpoint of this topology holds."""
-    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
-    single = abstract_state(Transformer(settings.model, tokenizer.vocab_size), settings, mesh)
-    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+def _model(settings: config.Config, tokenizer: Tokenizer, mesh: Mesh | None) -> Transformer:
+    shards = 1 if mesh is None else rules.shards("batch", mesh)
+    return Transformer(settings.model, tokenizer.vocab_size, shards, mesh)
 
-    def stacked(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+
+def _abstract(model: Transformer, settings: config.Config, capacity: int) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of what a checkpoint of this topology holds."""
+    mesh = model.mesh or make_mesh(config.Mesh(), jax.devices()[:1])
+    single = abstract_state(model, settings, mesh)
+
+    def stacked(*shape: int, dtype: Any = np.float32, spec: tuple[Any, ...] = ()) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(mesh, PartitionSpec(None, *spec))
         return jax.ShapeDtypeStruct((capacity, *shape), dtype, sharding=where)
 
     c = settings.model
     return {
-        "states": jax.tree.map(lambda x: stacked(*x.shape, dtype=x.dtype), single),
+        "states": jax.tree.map(lambda x: stacked(*x.shape, dtype=x.dtype, spec=x.sharding.spec), single),
         "beta": stacked(c.layers, c.heads),
-        "signatures": stacked(tokenizer.vocab_size),
+        "signatures": stacked(model.vocab_size),
     }

@@ -1,16 +1,21 @@
-"""Many processes as one: start-up, and what each process reads of a batch."""
+"""Many processes as one: start-up, what each process reads of a batch, and how they agree on what they decide."""
 
 from __future__ import annotations
 
+import pickle
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from localist_jax.parallel import rules
 from localist_jax.types import PyTree
 
+Decision = TypeVar("Decision")
 BY_HAND = re.compile(r"(?P<address>[^,]+:\d+),(?P<count>\d+),(?P<index>\d+)")
 
 
@@ -97,3 +102,47 @@ def place(local: PyTree, rows: NamedSharding, batch: int) -> PyTree:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(rows, x, (batch, *x.shape[1:])), local
     )
+
+
+def spread(tree: PyTree, where: NamedSharding) -> PyTree:
+    """Arrays that are the same in all processes (or global ones that each device has whole), as global arrays there."""
+
+    def put(x):
+        known = np.asarray(x)
+        return jax.make_array_from_callback(known.shape, where, lambda part: known[part].copy())
+
+    return jax.device_put(tree, where) if where.is_fully_addressable else jax.tree.map(put, tree)
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The sharding of what each device of a mesh has whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def whole(tree: PyTree) -> PyTree:
+    """Global arrays as NumPy's, whole in every process; all must ask."""
+
+    def read(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(read, tree)
+
+
+def agreed(decide: Callable[[], Decision]) -> Decision:
+    """What process 0 decides; the others wait for it.
+
+    Numbers that hosts compute by themselves may differ in the last bit from processor to processor, and a decision
+    that only some of them make would leave the others waiting for ever.
+
+    Args:
+      decide: run by process 0 alone, so it may not compute with global arrays; its result can be pickled.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    said = pickle.dumps(decide()) if is_first() else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+    told = np.zeros(1 << size.bit_length(), np.uint8)  # few sizes: each is compiled for
+    told[: len(said)] = np.frombuffer(said, np.uint8)
+    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(told))[:size].tobytes())

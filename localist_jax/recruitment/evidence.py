@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 
 import chex
 import jax
@@ -151,3 +152,47 @@ def verdicts(
         best &= sufficient(surprise_bits(evidence.llr_bits, evidence.placebo_bits), cost, alpha)
     decided = jnp.where(enough & best, Verdict.RECRUIT, Verdict.REJECT)
     return jnp.where(due, decided, Verdict.WAIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What evidence says of each candidate, as numbers of the host.
+
+    Attributes:
+      llr_bits, cost_bits, threshold_bits, placebo_bits, surprise_bits: of each.
+      surprise_threshold_bits: that a recruited one had to reach.
+      chosen: which is recruited, the one with the most evidence; −1: none.
+    """
+
+    llr_bits: list[float]
+    cost_bits: list[float]
+    threshold_bits: list[float]
+    placebo_bits: list[list[float]]
+    surprise_bits: list[float]
+    surprise_threshold_bits: float
+    chosen: int
+
+
+def judged(
+    evidence: Evidence, step: int, alpha: float, placebo_cost_bits: float, candidates: int
+) -> Judgement:
+    """`verdicts`, and all figures that they rest on.
+
+    Args:
+      evidence: arrays of this process.
+      step, alpha, placebo_cost_bits: as of `verdicts`.
+      candidates: of the places, those that count.
+    """
+    evidence = jax.tree.map(jnp.asarray, evidence)
+    said = verdicts(evidence, step, alpha, placebo_cost_bits).tolist()
+    llr = evidence.llr_bits.tolist()
+    worthy = [at for at in range(candidates) if said[at] == Verdict.RECRUIT]
+    return Judgement(
+        llr_bits=llr,
+        cost_bits=evidence.cost_bits.tolist(),
+        threshold_bits=threshold_bits(evidence.cost_bits, alpha).tolist(),
+        placebo_bits=evidence.placebo_bits.tolist(),
+        surprise_bits=surprise_bits(evidence.llr_bits, evidence.placebo_bits).tolist(),
+        surprise_threshold_bits=placebo_cost_bits - math.log2(alpha),
+        chosen=max(worthy, key=lambda at: llr[at], default=-1),
+    )

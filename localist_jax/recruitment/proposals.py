@@ -29,6 +29,7 @@ from localist_jax import bits
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, Dial
 from localist_jax.model import Transformer, forward
+from localist_jax.parallel import hosts
 from localist_jax.types import PyTree
 
 KINDS = ("hard", "concept")
@@ -37,6 +38,7 @@ SMALLEST = 32  # positions on either side of a division
 RIDGE = 1e-2  # relative, of the regression that turns sides into a direction
 CONFIDENCE = 3.0  # nats: mean |margin| of a newcomer over its parent's positions
 SIGNIFICANT = 4.0  # standard deviations of the estimated gain on noise
+MOST = 1 << 17  # positions of a survey that are kept
 NEARBY = 8  # positions on either side that say whether a stretch of text is badly coded
 
 
@@ -90,18 +92,22 @@ class Survey:
     bits: Float[np.ndarray, "n"]
 
 
-def make_reader(model: Transformer):
-    """The jitted function that reads one batch for `survey`; compiled once per architecture."""
-    return jax.jit(partial(_read, model))
+def make_reader(model: Transformer, positions: int = 0):
+    """The jitted function that reads one batch for `survey`; compiled once per architecture.
+
+    Args:
+      model: the network.
+      positions: in a whole survey; of more than `MOST` every so many in the text are kept, since hosts read them all.
+    """
+    return jax.jit(partial(_read, model, every=max(1, -(-positions // MOST))))
 
 
 def survey(reader, params: PyTree, blocks: Blocks, batches: Iterable[Batch]) -> Survey:
     """Reads `batches`; positions that are padding, sinks or not scored are left out."""
     parts = []
     for batch in batches:
-        arrays = jax.device_get(reader(params, blocks, batch))
-        keep = np.asarray(batch.scored & (batch.positions > 0))
-        parts.append([np.asarray(x)[keep] for x in (*arrays, batch.tokens)])
+        *arrays, keep = hosts.whole(reader(params, blocks, batch))
+        parts.append([x[keep] for x in arrays])
     states, slopes, block, code, token = (np.concatenate(x) for x in zip(*parts, strict=True))
     return Survey(states, slopes, block, token, code)
 
@@ -218,17 +224,20 @@ def _whitened(x: np.ndarray) -> np.ndarray:
     return centred @ (axes / np.sqrt(np.maximum(values, 0) + RIDGE * max(values.mean(), 1e-12)))
 
 
-def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch):
+def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch, every: int):
     c = model.config
     dial = Dial(1.0).broadcast(batch.tokens.shape[0], c.layers, c.heads)
     out = forward(
         model, params, batch.tokens, dial, blocks, positions=batch.positions, segments=batch.segments
     )
-    excess = jax.nn.softmax(out.logits) - jax.nn.one_hot(batch.targets, out.logits.shape[-1])
+    logits, targets = out.logits[:, ::every], batch.targets[:, ::every]
+    excess = jax.nn.softmax(logits) - jax.nn.one_hot(targets, logits.shape[-1])
     head = params["embedding"] if c.tied else params["head"]
     slopes = jnp.einsum("BTV,VD->BTD", excess, head)
     code = _around(bits.code_length(out.logits, batch.targets), batch)
-    return out.states.astype(jnp.float32), slopes, out.blocks, code
+    keep = batch.scored & (batch.positions > 0)
+    rest = (out.blocks, code, batch.tokens, keep)
+    return out.states[:, ::every].astype(jnp.float32), slopes, *(x[:, ::every] for x in rest)
 
 
 def _around(code: jax.Array, batch: Batch) -> jax.Array:

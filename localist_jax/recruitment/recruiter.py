@@ -5,6 +5,8 @@ block that it pays most to divide, in the most promising ways. While it is open 
 candidates and placebos before the state learns from it. At the horizon the best candidate that has the evidence is
 recruited; a block without which the model codes no worse than by the bits of its description is retired.
 
+Of many processes each runs a recruiter, and what one of them finds out by itself is agreed upon: process 0 decides.
+
 `recruitment.jsonl` has a line for every candidate, for every survey that proposed none, for every birth and for every
 block that left.
 """
@@ -19,13 +21,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from localist_jax import bits, config
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks
+from localist_jax.parallel import hosts, rules
 from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
-from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
+from localist_jax.recruitment.evidence import judged
 from localist_jax.recruitment.growth import Birth
 from localist_jax.recruitment.proposals import (
     KINDS,
@@ -50,6 +54,23 @@ QUIET = "no division stands out from noise"
 FULL = "no place is left: raise config.recruitment.blocks_at_most"
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A trial to be, as one process worked it out for all.
+
+    Attributes:
+      gain_bits: estimate for the best division, worth a trial or not.
+      candidates: that are tried; none: no trial.
+      placebos: directions, for each place of the trial and each of its placebos.
+      leaving: a block that is tried without, or 0.
+    """
+
+    gain_bits: float
+    candidates: list[Proposal]
+    placebos: list[list[np.ndarray]]
+    leaving: int
+
+
 def hooks(settings: config.Config, concepts: Sequence[Concept] = ()) -> list[Hook]:
     """What `training.loop.train` needs to recruit: a recruiter, or nothing where the configuration has it off."""
     return [Recruiter(concepts)] if settings.recruitment.every else []
@@ -70,7 +91,9 @@ class Recruiter(Hook):
         r = run.settings.recruitment
         self._run, self._journal = run, journal
         self._records = Records(run.workdir / FILE, step)
-        self._trial = trial.closed(run.settings, run.settings.model.width)
+        self._trial = hosts.spread(
+            trial.closed(run.settings, run.settings.model.width), hosts.everywhere(run.mesh)
+        )
         self._open: list[Proposal] = []
         self._recent: deque[Batch] = deque()
         self._is_open, self._horizon = False, 0
@@ -102,33 +125,41 @@ class Recruiter(Hook):
         if not place:
             return state
         found = survey(self._reader, state.params, state.blocks, self._recent)
-        active = np.asarray(state.blocks.active)
-        number = int(self._trial.number)
-        rng = np.random.default_rng([self._run.settings.train.seed, number])
-        ranked = self._ranked(found, active)
-        best = max((p.gain_bits for p in ranked), default=0.0)
-        self._journal.scalars(step - 1, "survey", {"estimated_gain_bits": best})
-        ranked = [p for p in ranked if self._worth_a_trial(p)]
-        if not ranked:
-            self._write(step, "quiet", reason=QUIET, estimated_gain_bits=round(best, 1))
+        plan = hosts.agreed(lambda: self._plan(found, state.blocks))
+        self._journal.scalars(step - 1, "survey", {"estimated_gain_bits": plan.gain_bits})
+        if not plan.candidates:
+            self._write(step, "quiet", reason=QUIET, estimated_gain_bits=round(plan.gain_bits, 1))
             return state
+        number, active = int(self._trial.number), int(np.asarray(state.blocks.active).sum())
         costs = []
-        for nth, proposal in enumerate(ranked):
+        for nth, proposal in enumerate(plan.candidates):
             concept = [self._run.tokenizer.vocab_size] * len(proposal.anchors)
-            structure = structure_bits(number + nth + 1, int(active.sum()), WAYS, *concept)
+            structure = structure_bits(number + nth + 1, active, WAYS, *concept)
             costs.append(structure + self._parameter_bits(step))
-        unused = r.candidates - len(ranked)  # filled with copies that nobody counts
-        in_place = ranked + ranked[:1] * unused
+        in_place = _filled(plan.candidates, r.candidates)
         births = [self._birth(state, place, p, p.direction) for p in in_place]
         anchors = [self._anchors(p.anchors) for p in in_place]
-        for proposal in in_place:
-            for _ in range(r.placebos):
-                births.append(self._birth(state, place, proposal, placebo(found, proposal, rng)))
+        for proposal, directions in zip(in_place, plan.placebos, strict=True):
+            for direction in directions:
+                births.append(self._birth(state, place, proposal, direction))
                 anchors.append(self._anchors({}))
-        leaving = self._least_used(state, found.block)
-        self._trial = trial.opened(self._trial, state, self._run.settings, births, anchors, costs, leaving)
-        self._open, self._horizon, self._is_open = ranked, step - 1 + r.horizon, True
+        opened = trial.opened(self._trial, state, self._run.settings, births, anchors, costs, plan.leaving)
+        self._trial = hosts.spread(opened, hosts.everywhere(self._run.mesh))
+        self._open, self._horizon, self._is_open = plan.candidates, step - 1 + r.horizon, True
         return state
+
+    def _plan(self, found: Survey, blocks: Blocks) -> Plan:
+        """What is worth a trial in what was surveyed."""
+        r, number = self._run.settings.recruitment, int(self._trial.number)
+        rng = np.random.default_rng([self._run.settings.train.seed, number])
+        ranked = self._ranked(found, np.asarray(blocks.active))
+        best = max((p.gain_bits for p in ranked), default=0.0)
+        ranked = [p for p in ranked if self._worth_a_trial(p)]
+        random = [
+            [placebo(found, proposal, rng) for _ in range(r.placebos)]
+            for proposal in _filled(ranked, r.candidates)
+        ]
+        return Plan(best, ranked, random, self._least_used(blocks, found.block))
 
     def _ranked(self, found: Survey, active: np.ndarray) -> list[Proposal]:
         """The candidates of the next trial, all for one parent."""
@@ -161,11 +192,11 @@ class Recruiter(Hook):
         tokens = step * data.batch * data.context
         return parameter_bits(r.cost, growth.parameters_of_a_block(self._boxed), tokens, r.bits_per_parameter)
 
-    def _least_used(self, state: TrainState, seen: np.ndarray) -> int:
+    def _least_used(self, blocks: Blocks, seen: np.ndarray) -> int:
         """The block without children that has the fewest positions; 0 if the model needs all that it has."""
-        free = _childless(state.blocks)
-        used = np.bincount(seen, minlength=state.blocks.active.size)
-        return min(free, key=lambda b: used[b]) if free and int(state.blocks.active[1:].sum()) > 1 else 0
+        free = _childless(blocks)
+        used = np.bincount(seen, minlength=blocks.active.size)
+        return min(free, key=lambda b: used[b]) if free and np.asarray(blocks.active)[1:].sum() > 1 else 0
 
     def _room(self, step: int, state: TrainState) -> tuple[TrainState, int]:
         """A place for one more block, 0 if there is none; the capacity doubles if all are taken."""
@@ -192,47 +223,42 @@ class Recruiter(Hook):
     # A trial's end.
 
     def _decide(self, step: int, state: TrainState) -> TrainState:
-        r, made = self._run.settings.recruitment, self._trial
-        evidence = made.evidence
+        made, alpha = self._trial, self._run.settings.recruitment.alpha
         number_bits = bits.integer_code_length(max(1, int(made.number)))
-        said = np.asarray(verdicts(evidence, self._horizon, r.alpha, number_bits))
-        surprise = np.asarray(surprise_bits(evidence.llr_bits, evidence.placebo_bits))
-        llr = np.asarray(evidence.llr_bits, float)
-        worthy = [at for at in range(len(self._open)) if said[at] == Verdict.RECRUIT]
-        chosen = max(worthy, key=lambda at: llr[at], default=-1)
+        evidence, curve_bits = (jax.tree.map(np.asarray, x) for x in (made.evidence, made.curve_bits))
+        said = hosts.agreed(lambda: judged(evidence, self._horizon, alpha, number_bits, len(self._open)))
         for at, proposal in enumerate(self._open):
             self._write(
-                step, "recruited" if at == chosen else "rejected",
+                step, "recruited" if at == said.chosen else "rejected",
                 proposal=proposal.kind, name=proposal.name, parent=proposal.parent, share=round(proposal.share, 4),
-                estimated_gain_bits=round(proposal.gain_bits, 1), llr_bits=round(llr[at], 2),
-                cost_bits=round(float(evidence.cost_bits[at]), 2),
-                threshold_bits=round(float(threshold_bits(evidence.cost_bits[at], r.alpha)), 2),
-                placebo_bits=[round(x, 2) for x in np.asarray(evidence.placebo_bits[at], float).tolist()],
-                surprise_bits=round(float(surprise[at]), 2),
-                surprise_threshold_bits=round(number_bits - float(np.log2(r.alpha)), 2),
-                tokens=int(made.tokens), trial=int(made.number), **self._newcomer(at == chosen, at),
-                curve_bits=_rounded(made.curve_bits[:, at, 0]),
-                best_placebo_curve_bits=_rounded(made.curve_bits[:, at, 1:].max(-1)),
+                estimated_gain_bits=round(proposal.gain_bits, 1), llr_bits=round(said.llr_bits[at], 2),
+                cost_bits=round(said.cost_bits[at], 2), threshold_bits=round(said.threshold_bits[at], 2),
+                placebo_bits=[round(x, 2) for x in said.placebo_bits[at]],
+                surprise_bits=round(said.surprise_bits[at], 2),
+                surprise_threshold_bits=round(said.surprise_threshold_bits, 2),
+                tokens=int(made.tokens), trial=int(made.number), **self._newcomer(at == said.chosen, at),
+                curve_bits=_rounded(curve_bits[:, at, 0]),
+                best_placebo_curve_bits=_rounded(curve_bits[:, at, 1:].max(-1)),
             )  # fmt: skip
-        if chosen >= 0:
-            state = self._recruit(step, state, chosen)
+        if said.chosen >= 0:
+            state = self._recruit(step, state, said.chosen)
         state = self._let_go(step, state)
         self._is_open = False
-        blocks = int(np.asarray(state.blocks.active).sum())
-        best = max(range(len(self._open)), key=lambda at: llr[at])
+        best = max(range(len(self._open)), key=lambda at: said.llr_bits[at])
         self._journal.scalars(
             step - 1, "recruitment",
             {
-                "llr_bits": llr[best], "surprise_bits": float(surprise[best]), "blocks": blocks,
-                "best_placebo_bits": float(np.asarray(evidence.placebo_bits[best]).max()),
-                "threshold_bits": float(threshold_bits(evidence.cost_bits[best], r.alpha)),
+                "llr_bits": said.llr_bits[best], "surprise_bits": said.surprise_bits[best],
+                "blocks": int(np.asarray(state.blocks.active).sum()),
+                "best_placebo_bits": max(said.placebo_bits[best]), "threshold_bits": said.threshold_bits[best],
             },
         )  # fmt: skip
         return state
 
     def _newcomer(self, chosen: bool, at: int) -> dict[str, int]:
         births = self._trial.contenders.births
-        return {"block": int(births.child[at]), "birth": int(births.number[at])} if chosen else {}
+        child, number = np.asarray(births.child), np.asarray(births.number)
+        return {"block": int(child[at]), "birth": int(number[at])} if chosen else {}
 
     def _recruit(self, step: int, state: TrainState, at: int) -> TrainState:
         contenders = self._trial.contenders
@@ -247,34 +273,40 @@ class Recruiter(Hook):
         self._trial = dataclasses.replace(self._trial, births=self._trial.births + 1)
         self._write(step, "born", **{k: v for k, v in dataclasses.asdict(report).items() if k != "births"},
                     block=int(birth.child), parent=int(birth.parent))  # fmt: skip
-        return dataclasses.replace(state, params=params, blocks=blocks)
+        return self._settled(dataclasses.replace(state, params=params, blocks=blocks))
 
     def _let_go(self, step: int, state: TrainState) -> TrainState:
         """Retires the block that was tried without, if all that it saved is less than the bits that describe it."""
         leaving, lost = int(self._trial.leaving), -float(self._trial.leaving_llr_bits)
         if not leaving or leaving not in _childless(state.blocks):
             return state
-        births = max(1, int(state.blocks.born[leaving]))
-        worth = structure_bits(births, int(state.blocks.active.sum()), WAYS) + self._parameter_bits(step)
-        if lost > worth:
+        born, active, parent = (
+            np.asarray(x) for x in (state.blocks.born, state.blocks.active, state.blocks.parent)
+        )
+        structure = structure_bits(max(1, int(born[leaving])), int(active.sum()), WAYS)
+        worth = structure + self._parameter_bits(step)
+        if hosts.agreed(lambda: lost > worth):
             return state
         self._write(
-            step, "retired", block=leaving, parent=int(state.blocks.parent[leaving]),
+            step, "retired", block=leaving, parent=int(parent[leaving]),
             llr_bits=round(-lost, 2), description_bits=round(worth, 2), tokens=int(self._trial.tokens),
         )  # fmt: skip
-        return growth.retire(state, leaving)
+        return self._settled(growth.retire(state, leaving))
+
+    def _settled(self, state: TrainState) -> TrainState:
+        """The state where its axes' names put it, whatever computing with it has left it split by."""
+        return jax.device_put(state, rules.state_shardings(self._boxed, self._run.mesh))
 
     # What a checkpoint keeps.
 
     def memory(self) -> PyTree:
         """The trial, the batches of the next survey, and when it is due."""
-        blank = jax.tree.map(np.zeros_like, self._recent[0]) if self._recent else self._no_batch()
         wanted = self._run.settings.recruitment.survey
-        rows = [*self._recent, *[blank] * (wanted - len(self._recent))]
+        rows = [*self._recent, *[self._no_batch()] * (wanted - len(self._recent))]
         about = [self._next, self._horizon, int(self._is_open), len(self._recent), len(self._open)]
         return {
             "trial": self._trial,
-            "recent": jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *rows),
+            "recent": self._stack(*rows),
             "about": np.asarray(about, np.int32),
             "open": self._proposal_table(),
         }
@@ -284,13 +316,16 @@ class Recruiter(Hook):
         self._trial = memory["trial"]
         self._next, self._horizon, is_open, recent, count = (int(x) for x in memory["about"])
         self._is_open = bool(is_open)
-        self._recent.extend(jax.tree.map(lambda x, i=i: x[i], memory["recent"]) for i in range(recent))
-        births = self._trial.contenders.births
+        where = rules.batch_sharding(self._run.mesh)
+        for at in range(recent):
+            batch = jax.tree.map(lambda x, at=at: x[at], memory["recent"])
+            self._recent.append(jax.device_put(batch, where))
+        births = jax.tree.map(np.asarray, self._trial.contenders.births)
         for kind, gain, share, positions, concept in memory["open"][:count]:
             named = self._concepts[int(concept)] if concept >= 0 else Concept("", {})
             at = len(self._open)
             self._open.append(Proposal(
-                KINDS[int(kind)], int(births.parent[at]), np.asarray(births.direction[at]), float(share),
+                KINDS[int(kind)], int(births.parent[at]), births.direction[at], float(share),
                 float(gain), int(positions), named.name, named.anchors,
             ))  # fmt: skip
 
@@ -309,15 +344,26 @@ class Recruiter(Hook):
     def _compile(self) -> None:
         run = self._run
         self._boxed = boxed_state(run.model, run.settings)
-        self._reader = make_reader(run.model)
+        data, wanted = run.settings.data, run.settings.recruitment.survey
+        self._reader = make_reader(run.model, wanted * data.batch * data.context)
         step = trial.make_trial_step(run.model, run.settings, growth.axis_names(self._boxed))
-        self._trial_step = jax.jit(step, donate_argnums=1)
+        rows = PartitionSpec(None, *rules.batch_sharding(run.mesh).spec)
+        self._trial_step = jax.jit(step, donate_argnums=1, out_shardings=hosts.everywhere(run.mesh))
+        self._stack = jax.jit(
+            lambda *batches: jax.tree.map(lambda *x: jnp.stack(x), *batches),
+            out_shardings=NamedSharding(run.mesh, rows),
+        )
 
     def _write(self, step: int, kind: str, **what: Any) -> None:
         self._records.write({"step": step - 1, "kind": kind, **what})
 
 
-def _rounded(curve: jax.Array) -> list[float]:
+def _filled(candidates: list[Proposal], places: int) -> list[Proposal]:
+    """In each place of a trial a candidate; copies that nobody counts where there are fewer."""
+    return candidates + candidates[:1] * (places - len(candidates))
+
+
+def _rounded(curve: np.ndarray) -> list[float]:
     return np.round(np.asarray(curve, float), 1).tolist()
 
 

@@ -41,9 +41,13 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
         hosts.meet("fresh")
     concepts: list[Concept] = []
     if settings.recruitment.every:
-        from localist_jax.rules.coverage import wanted  # here, since solver and engine take a while to import
+        from localist_jax.rules import coverage  # here, since solver and engine take a while to import
 
-        concepts = wanted(workdir)
+        # Looking for them is one process's work: many go by what was found before.
+        alone = jax.process_count() == 1
+        concepts = (
+            coverage.wanted(workdir) if alone else hosts.agreed(lambda: coverage.remembered(workdir) or [])
+        )
     run = train(settings, workdir, command=command, hooks=hooks(settings, concepts))
     if jax.process_count() > 1:  # measuring is one process's work: `localist report` does it
         return workdir

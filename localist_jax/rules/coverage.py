@@ -126,22 +126,29 @@ def concept(rules: RuleSet, tokenizer: Any, rows: Iterable[Row], name: str, most
     return Concept(name, {token: round(float(log_odds[token]), 4) for token in telling})
 
 
+def remembered(workdir: Path) -> list[Concept] | None:
+    """What `wanted` found for a run's active rules; None if it has not looked yet."""
+    rules, kept = versions.stored(workdir), versions.folder(workdir) / FILE
+    if rules is None or not kept.is_file():
+        return None
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    if found["version"] != rules.version:
+        return None
+    return [
+        Concept(name, {int(t): x for t, x in anchors.items()}) for name, anchors in found["concepts"].items()
+    ]
+
+
 def wanted(workdir: Path) -> list[Concept]:
     """The concepts of a run's active rules that none of its blocks covers; [] where it has no rules or no checkpoint.
 
     They are looked for once per rule set and kept beside it: a trial that a checkpoint interrupted goes on with them.
     """
-    rules = versions.stored(workdir)
+    rules, found = versions.stored(workdir), remembered(workdir)
     if rules is None:
         return []
-    kept = versions.folder(workdir) / FILE
-    if kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["version"] == rules.version:
-            return [
-                Concept(name, {int(t): x for t, x in anchors.items()})
-                for name, anchors in found["concepts"].items()
-            ]
+    if found is not None:
+        return found
     if not (workdir / "checkpoints").is_dir():
         return []
     run = Run.open(workdir)
@@ -149,5 +156,6 @@ def wanted(workdir: Path) -> list[Concept]:
     names = uncovered(coverage(rules, run.tokenizer, rows, model.block_capacity))
     made = [concept(rules, run.tokenizer, rows, name, model.anchor_capacity) for name in names]
     made = [c for c in made if c.anchors]
+    kept = versions.folder(workdir) / FILE
     write_json(kept, {"version": rules.version, "concepts": {c.name: c.anchors for c in made}})
     return made

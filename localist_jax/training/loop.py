@@ -28,7 +28,7 @@ from localist_jax.training.journal import Journal
 from localist_jax.training.progress import Progress
 from localist_jax.training.run import Run, abstract_state, fresh_state
 from localist_jax.training.state import TrainState
-from localist_jax.training.step import Metrics, make_train_step
+from localist_jax.training.step import Metrics, compile_step
 from localist_jax.types import PyTree
 
 WATCHED = (0.0, 0.9, 1.0)  # dials at which the validation loss is followed
@@ -202,8 +202,7 @@ class _Loop:
 
     def _compiled(self):
         run = self.run
-        step = make_train_step(run.model, run.settings, run.tokenizer.byte_lengths)
-        return jax.jit(step, donate_argnums=0)
+        return compile_step(run.model, run.settings, run.tokenizer.byte_lengths, run.state)
 
     def _flush(self, pending: list[Metrics], step: int) -> dict[str, float]:
         """Reads the metrics since the last call: means of the losses, last values of the rest."""

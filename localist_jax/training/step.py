@@ -35,6 +35,19 @@ from localist_jax.training.state import (
 Metrics = dict[str, jax.Array]
 
 
+def compile_step(
+    model: Transformer, settings: config.Config, byte_lengths: np.ndarray, state: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`make_train_step`, jitted for states that lie where this one does; donates them, and leaves them where they are.
+
+    Left to choose, the compiler names places otherwise than the table of axes does, and the second step would be
+    compiled anew.
+    """
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(model, settings, byte_lengths)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+
+
 def perception_share(batch: Batch, model: config.Model) -> Float[Array, " P"]:
     """Open share of each perception layer: its window and the sink, or 1 where dense."""
     if not model.perception_window:

@@ -3,10 +3,12 @@
 python one_of_many.py SETTINGS_JSON DEVICES HOSTS RUN_JSON …
 
 HOSTS is that of `--hosts`; DEVICES are simulated by each process. A run is {"workdir": …} and, if it ends badly,
-{"doom": killed | terminated | torn, "step": …, "process": …}. At step 6 the model grows by a block, as recruitment
-would make it. Exit status as of the launcher.
+{"doom": killed | terminated | torn, "step": …, "process": …}; from step 3 to 6 a block is on trial, and at step 7 it
+is recruited. {"stream": folder} lets an ensemble recruit an LLM, with the tokenizer of the run before, and
+{"consult": folder} asks it. Exit status as of the launcher.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -23,32 +25,25 @@ import jax.numpy as jnp
 from localist_jax import config
 from localist_jax.errors import one_line
 from localist_jax.parallel import hosts
-from localist_jax.recruitment import growth
+from localist_jax.recruitment.recruiter import Recruiter
 from localist_jax.training import loop
 from localist_jax.training.checkpoint import Checkpoints
-from localist_jax.training.run import boxed_state
+
+sys.path.insert(0, str(Path(__file__).parent))
+import stream_of_many
 
 
-class Grow(loop.Hook):
-    """Splits block 2, within the capacity."""
+class Convinced(Recruiter):
+    """Tries whatever is proposed, and the evidence is kind to it."""
 
-    every = 6
+    def _worth_a_trial(self, proposal):
+        return True
 
-    def start(self, run, journal, step):
-        self.run = run
-
-    def __call__(self, step, state, batch):
-        if step != self.every:
-            return state
-        width = self.run.settings.model.width
-        birth = growth.Birth(
-            child=jnp.int32(6), parent=jnp.int32(2), number=jnp.int32(1), share=jnp.float32(0.5),
-            direction=0.1 * jnp.cos(jnp.arange(width, dtype=jnp.float32)),
-        )  # fmt: skip
-        boxed = boxed_state(self.run.model, self.run.settings)
-        state, report = growth.grow(state, [birth], boxed, self.run.mesh)
-        assert report.births == ((6, 2),)
-        return state
+    def _decide(self, step, state):
+        evidence = self._trial.evidence
+        given = dataclasses.replace(evidence, llr_bits=evidence.llr_bits + jnp.float32(1e4))
+        self._trial = dataclasses.replace(self._trial, evidence=given)
+        return super()._decide(step, state)
 
 
 class Signal(loop.Hook):
@@ -78,7 +73,7 @@ def torn_at(step):
 
 
 def train(settings, workdir, doom="", step=0, process=0):
-    hooks, mine = [Grow()], jax.process_index() == process
+    hooks, mine = [Convinced()], jax.process_index() == process
     if mine and doom in ("killed", "terminated"):
         hooks.append(Signal(step, signal.SIGKILL if doom == "killed" else signal.SIGTERM))
     Checkpoints.save = torn_at(step) if mine and doom == "torn" else WHOLE_SAVE
@@ -90,13 +85,20 @@ def train(settings, workdir, doom="", step=0, process=0):
         "step": int(run.state.step), "blocks": int(run.state.blocks.active.sum()), "split": split,
     }  # fmt: skip
     (Path(workdir) / f"process_{jax.process_index()}.json").write_text(json.dumps(told))
+    return run.tokenizer
 
 
 def main(settings, _, where, *runs):
     hosts.start(where)
+    settings, tokenizer = config.resolve(json.loads(settings)), None
     with one_line():
-        for run in runs:
-            train(config.resolve(json.loads(settings)), **json.loads(run))
+        for run in map(json.loads, runs):
+            if "stream" in run:
+                stream_of_many.recruit(settings, tokenizer, Path(run["stream"]))
+            elif "consult" in run:
+                stream_of_many.consult(settings, Path(run["consult"]))
+            else:
+                tokenizer = train(settings, **run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Many processes for real, over loopback: they train as one, and what is killed goes on as if nothing had been.
+"""Many processes for real, over loopback: they train and recruit as one, and what is killed goes on as if nothing had
+been.
 
 Survivors of a killed process would wait for JAX's heartbeat; here, as a cluster would, the test ends them at once.
 """
@@ -14,19 +15,26 @@ import numpy as np
 import pytest
 
 from localist_jax import config
+from localist_jax.hierarchy.recruiter import FILE
+from localist_jax.hierarchy.shipping import House
+from localist_jax.recruitment import recruiter
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.run import Run
+from tests.parallel import stream_of_many
 
 SCRIPT = Path(__file__).with_name("one_of_many.py")
 TIMING = ("time", "tokens_per_second")
+TRIAL = {"every": 20, "start": 0.0, "stop": 1.0, "horizon": 4, "candidates": 1, "placebos": 2, "survey": 2}
 SHARDED = config.Mesh(data=1, fsdp=2, tensor=2)  # two processes of two devices: parameters lie across both
 
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings):
     return tiny_settings.replace(
-        model={"layers": 2}, optimizer={"kind": "adamw"}, train={"eval_every": 12, "save_every": 4}
-    )
+        data={"batch": 8}, model={"layers": 2}, optimizer={"kind": "adamw"}, recruitment=TRIAL,
+        train={"eval_every": 12, "save_every": 4},
+    )  # fmt: skip
 
 
 def launch(settings, mesh, processes, devices, *runs):
@@ -63,6 +71,16 @@ def losses(workdir):
     return [r["bits_per_token"] for r in curve(workdir) if r["kind"] == "train"]
 
 
+def decided(workdir):
+    """The recruiter's record, without what may differ in the last digits or in time."""
+    found = journal.read(workdir / recruiter.FILE)
+    return [{k: v for k, v in r.items() if not isinstance(v, float | list)} for r in found]
+
+
+def told(workdir, processes=2):
+    return [json.loads((workdir / f"process_{i}.json").read_text()) for i in range(processes)]
+
+
 def saved(workdir):
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         return checkpoints.steps()
@@ -70,29 +88,50 @@ def saved(workdir):
 
 @pytest.fixture(scope="module")
 def trained(settings, tmp_path_factory):
-    """A run of two processes to its end; then another, of which one process is killed in the middle of step 7."""
+    """Two processes: a run to its end, a stream with an ensemble, and a run that is killed in the middle of step 7."""
     folder = tmp_path_factory.mktemp("many")
-    whole, killed = folder / "whole", folder / "killed"
+    whole, stream, killed = folder / "whole", folder / "stream", folder / "killed"
     doomed = {"workdir": str(killed), "doom": "killed", "step": 7, "process": 1}
-    statuses, errors = launch(settings, SHARDED, 2, 2, {"workdir": str(whole)}, doomed)
+    runs = {"workdir": str(whole)}, {"stream": str(stream)}, doomed
+    statuses, errors = launch(settings, SHARDED, 2, 2, *runs)
     assert statuses[1] == -9, errors[-3000:]
-    return whole, killed
+    return whole, stream, killed
 
 
-def test_two_processes_train_as_one_and_grow(trained, settings):
-    whole, _ = trained
-    told = [json.loads((whole / f"process_{i}.json").read_text()) for i in range(2)]
-    for i, one in enumerate(told):
+def test_two_processes_train_as_one_and_recruit_a_block(trained, settings):
+    whole, _, _ = trained
+    kinds = [r["kind"] for r in decided(whole)]
+    assert kinds[:2] == ["recruited", "born"]
+    for i, one in enumerate(told(whole)):
         assert (one["devices"], one["here"], one["step"]) == (4, 2, 12)
         assert one["share"] == [i, 2]
-        assert one["blocks"] == settings.model.blocks + 1
+        assert one["blocks"] == settings.model.blocks + 1 - kinds.count("retired")
         assert one["split"] == settings.model.width * settings.model.heads * settings.model.head_size // 4
     assert len(losses(whole)) == 12
     assert losses(whole)[-1] < losses(whole)[0]
+    (born,) = [r for r in decided(whole) if r["kind"] == "born"]
+    alone = Run.open(whole).state.blocks  # by one process, on one device
+    assert int(alone.parent[born["block"]]) == born["parent"]
+    assert int(alone.active.sum()) == told(whole)[0]["blocks"]
+
+
+def test_two_processes_recruit_a_specialist_and_one_finds_it(trained, settings):
+    _, stream, _ = trained
+    one, other = told(stream)
+    assert one == other
+    assert one["names"] == ["base", "llm1"]
+    assert [r["kind"] for r in journal.read(stream / FILE)] == ["opened", "recruited"]
+    stream_of_many.consult(settings, stream)  # on one device
+    alone, _ = told(stream)
+    assert (alone["names"], alone["members"]) == (one["names"], one["members"])
+    np.testing.assert_allclose(alone["bits"], one["bits"], rtol=1e-4)
+    tables = np.asarray(House.open(stream).ensemble.states.params["embedding"])
+    assert not np.array_equal(tables[0], tables[1]), "each has learned from its own documents"
 
 
 def test_a_killed_process_costs_nothing_but_time(trained, settings):
-    whole, killed = trained
+    """Its last checkpoint lies in the middle of the block's trial."""
+    whole, _, killed = trained
     assert saved(killed) == [4]
     statuses, errors = launch(settings, SHARDED, 2, 2, {"workdir": str(killed)})
     assert statuses == [0, 0], errors[-3000:]
@@ -100,27 +139,32 @@ def test_a_killed_process_costs_nothing_but_time(trained, settings):
     for one, other in zip(curve(killed), curve(whole), strict=True):
         assert one.pop("kind") == other.pop("kind")
         assert one == pytest.approx(other, rel=1e-5), "float32 rounding, after it was compiled anew"
+    assert decided(killed) == decided(whole)
 
 
 @pytest.mark.slow
 def test_a_torn_save_is_not_there_and_others_take_over_on_another_mesh(trained, settings, tmp_path):
-    whole, _ = trained
+    whole, stream, _ = trained
     doomed = {"workdir": str(tmp_path), "doom": "torn", "step": 8, "process": 1}
     statuses, errors = launch(settings, SHARDED, 2, 2, doomed)
     assert statuses[1] == -9, errors[-3000:]
     assert saved(tmp_path) == [4]
-    statuses, errors = launch(settings, config.Mesh(data=4), 4, 1, {"workdir": str(tmp_path)})
+    before = told(stream)[1]
+    runs = {"workdir": str(tmp_path)}, {"consult": str(stream)}
+    statuses, errors = launch(settings, config.Mesh(data=4), 4, 1, *runs)
     assert statuses == [0] * 4, errors[-3000:]
     assert losses(tmp_path)[:4] == losses(whole)[:4]
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
-    assert [json.loads((tmp_path / f"process_{i}.json").read_text())["share"] for i in range(4)] == [
-        [i, 4] for i in range(4)
-    ]
+    assert [one["share"] for one in told(tmp_path, 4)] == [[i, 4] for i in range(4)]
+    assert decided(tmp_path) == decided(whole)
+    for one in told(stream, 4):
+        assert (one["names"], one["members"]) == (before["names"], before["members"])
+        np.testing.assert_allclose(one["bits"], before["bits"], rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_sigterm_at_one_process_saves_and_stops_all_at_the_same_step(trained, settings, tmp_path):
-    whole, _ = trained
+    whole, _, _ = trained
     doomed = {"workdir": str(tmp_path), "doom": "terminated", "step": 6, "process": 1}
     statuses, errors = launch(settings, SHARDED, 2, 2, doomed)
     assert statuses == [75, 75], errors[-3000:]

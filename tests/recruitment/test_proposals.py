@@ -133,3 +133,15 @@ def test_a_survey_reads_what_the_model_does(model, params, blocks, tokens):
     np.testing.assert_allclose(found.bits, np.tile(np.stack(near, 1).ravel(), 2), rtol=1e-5)
     np.testing.assert_array_equal(found.block, np.tile(np.asarray(out.blocks)[:, 1:].ravel(), 2))
     assert found.states.shape == found.slopes.shape == (44, 32)
+
+
+def test_a_large_survey_keeps_every_so_many_positions(model, params, blocks, tokens, monkeypatch):
+    from localist_jax.data import Batch
+
+    monkeypatch.setattr(p, "MOST", 10)
+    whole = np.asarray(tokens)
+    places = np.broadcast_to(np.arange(12, dtype=np.int32), (2, 12))
+    batch = Batch(whole, np.roll(whole, -1, 1), np.ones_like(whole), places)
+    found = p.survey(p.make_reader(model, 24), params, blocks, [batch])
+    np.testing.assert_array_equal(found.token, whole[:, 3::3].ravel())
+    assert found.states.shape == found.slopes.shape == (6, 32)

@@ -16,7 +16,7 @@ import pytest
 
 from localist_jax.errors import one_line
 from localist_jax.locality import Dial
-from localist_jax.training import journal
+from localist_jax.training import journal, loop
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
 from localist_jax.training.loop import Hook, TrainingDiverged, train
 from localist_jax.training.run import Run
@@ -104,7 +104,11 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state.params))
 
 
-def test_hooks_act_at_their_steps(tiny_settings, tmp_path):
+def test_hooks_act_at_their_steps_and_the_step_is_compiled_once(tiny_settings, tmp_path, monkeypatch):
+    made = []
+    compile_step = loop.compile_step
+    monkeypatch.setattr(loop, "compile_step", lambda *of: made.append(compile_step(*of)) or made[-1])
+
     class Witness(Hook):
         every = 3
         seen: list[tuple[int, int]] = []  # noqa: RUF012
@@ -116,6 +120,7 @@ def test_hooks_act_at_their_steps(tiny_settings, tmp_path):
 
     train(tiny_settings, tmp_path, hooks=[Witness()])
     assert Witness.seen == [(3, 2), (6, 5), (9, 8), (12, 11)]  # the state has not learned from that batch yet
+    assert [step._cache_size() for step in made] == [1]
 
 
 def test_another_topology_in_the_folder_is_refused_and_nothing_is_lost(tiny_settings, tiny_run):
