@@ -122,7 +122,7 @@ differently under the rules (same seed, output side): {100 * share:.3f} %, at mo
 def _personal(f: dict[str, Any]) -> str:
     rows = f["conditions"]["personal"]
     if not rows:
-        return "Not measured: the data set `pii_synthetic` was not there."
+        return "Not measured in this run: left out (`--personal 0`), or the data set `pii_synthetic` was not there."
     return f"""A model learns the 1,500 sentences of `pii_synthetic` by heart as far as it can: made-up people, their
 addresses, cards, telephone numbers, e-mail and IP addresses, IBANs, social security numbers, web addresses. One rule
 for each of these kinds; names and addresses are forbidden as phrases, the rest by form. The forms were written by
