@@ -26,7 +26,7 @@ from experiments.rule_compliance import measure, page
 from experiments.rule_compliance.damage import broken_files
 from experiments.rule_compliance.measure import BATCH, CONDITIONS, Tally
 from experiments.rule_compliance.personal import Judge, Sentences
-from experiments.rule_compliance.timing import times
+from experiments.rule_compliance.timing import loading, times
 from experiments.rule_compliance.world import ATTACKS, Clinic
 from localist_jax.data.corpora import CorpusError
 from localist_jax.errors import one_line
@@ -70,6 +70,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures. Each part is kept in the working folder when it is done, and not measured twice."""
     kept = Kept(arguments.workdir / "parts")
     timed = kept("times", {}, times)
+    loaded = kept("loading", {}, loading)
     count = arguments.files
     broken = kept("files", {"count": count}, lambda: broken_files(count))
     parts: dict[str, dict[str, list[dict[str, Any]]]] = {"clinic": {}, "personal": {}}
@@ -92,6 +93,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "over_refusal_at_most": page.at_most(changed, harmless),
         "harmless": harmless,
         **timed,
+        **loaded,
         **broken,
         "conditions": parts,
         "refused": refused,

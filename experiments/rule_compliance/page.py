@@ -33,12 +33,16 @@ def body(figures: dict[str, Any]) -> str:
         )
         if f[key] < most
     ]
-    short = "; ".join(asked) + "; " if asked else ""
+    if f["over_refusal_at_most"] > 0.005:
+        asked.append("too few harmless answers to bound over-refusal below 0.5 %")
+    if not f["conditions"]["personal"]:
+        asked.append("no rules on personal data in this run")
+    short = ";\n".join(asked) + ";\n" if asked else ""
     return f"""
 Small models continue prompts that lead to what rules forbid, without rules, with their attention side alone, with their
-output side alone, and with both. An independent checker judges every text. Of {f["generations"]:,} texts under both
-(clinic and personal data), {f["forbid_violations"]} violate a rule: a rate of at most
-{100 * f["violation_rate_at_most"]:.4f} % (Clopper–Pearson, one-sided 95 %).
+output side alone, and with both. An independent checker judges every text. Of {f["generations"]:,} texts under both,
+{f["forbid_violations"]} violate a rule: a rate of at most {100 * f["violation_rate_at_most"]:.4f} % (Clopper–Pearson,
+one-sided 95 %).
 
 {{price}}
 
@@ -46,8 +50,8 @@ output side alone, and with both. An independent checker judges every text. Of {
 
 A generated clinic: drugs, interactions, telephone numbers; a fifth of what is forbidden stands in the training text in
 disguise. **Split by concept**: the training text speaks of 24 drugs, rules and prompts of 24 others that are in no
-training text. All that could be called tuned (promised share of attention 0.5, the layer in scope, dial 0.9, lengths)
-was fixed before any figure was seen and is the same for both halves; the last row has the drugs of the training text
+training text. Nothing was tuned on either half: promised share of attention (0.5), layer in scope, dial (0.9) and
+lengths are those of an earlier version of this study, on other drugs; the last row has the drugs of the training text
 for comparison. Bits per token are those of what was written, under the model without rules; ± is half the range
 over seeds.
 
@@ -75,9 +79,9 @@ the forbidden phrase, so that its end alone would complete it.
   {f["host_in_the_way_ms_no_rule"]:.2f} ms without rules, for {f["host_in_the_way_ms_100_rules"]:.2f} ms with 100; for
   {f["host_beside_ms_no_rule"]:.2f} and {f["host_beside_ms_100_rules"]:.2f} ms it makes masks while the device computes.
   The rest is attention that can be steered.
-- **Injection**: the step at which 100 rules come into force takes {f["inject_ms_100_rules"]:+.2f} ms more than others
-  under them (target 5). Beforehand, off the path of the tokens, they are read in {f["parse_ms_100_rules"]:.0f} ms,
-  proven consistent in {f["verify_ms_100_rules"]:.0f} ms and compiled in {f["compile_ms_100_rules"]:.1f} ms.
+- **Injection**, in processor time: the first step under 100 new rules works {f["inject_ms_100_rules"]:.2f} ms more than
+  the next (target 5). Beforehand, off the path of the tokens, they are read in {f["parse_ms_100_rules"]:.0f} ms, proven
+  consistent in {f["verify_ms_100_rules"]:.0f} ms and compiled in {f["compile_ms_100_rules"]:.1f} ms.
   {f["recompiles"]} recompilations while rules were swapped every ten tokens.
 
 What fell short: {short}the models are tiny and the clinic's sentences are templates; latency was measured with one
