@@ -1,24 +1,42 @@
-"""The study of rules: compliance, over-refusal, price, time, broken files.
+"""The study of rules: compliance, attacks, over-refusal, price, time, damaged files.
 
-    python -m experiments.rule_compliance
+    LOCALIST_DATA=… python -m experiments.rule_compliance
 
-Everything it needs is generated. Writes `rule_compliance.md` and `.json`.
+The clinic is generated. The part on personal data needs `pii_synthetic` (synth_dataset_v2.json of
+microsoft/presidio-research) at $LOCALIST_DATA/pii_synthetic; without it the study says so and goes on with the rest.
+Writes `rule_compliance.md`, `.json` and a picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import shlex
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.rule_compliance import measure
-from experiments.rule_compliance.world import Clinic
+import numpy as np
+
+from experiments.rule_compliance import measure, page
+from experiments.rule_compliance.damage import broken_files
+from experiments.rule_compliance.measure import BATCH, CONDITIONS, Tally
+from experiments.rule_compliance.personal import Judge, Sentences
+from experiments.rule_compliance.timing import loading, times
+from experiments.rule_compliance.world import ATTACKS, Clinic
+from localist_jax.data.corpora import CorpusError
 from localist_jax.errors import one_line
 from localist_jax.report import study
+from localist_jax.rules import parse
+from localist_jax.training.run import write_json
 
-TITLE = "Do rules hold, what do they cost, and whom do they hurt?"
+SEEN = "both, drugs of the training text"
+CHUNK = 2048  # generations that are kept at once
+LENGTH = {"clinic": 12, "personal": 20}  # tokens of a text
 
 
 def main() -> None:
@@ -31,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--others", type=int, default=4096, help="generations of each other condition and seed"
     )
+    parser.add_argument("--personal", type=int, default=1024, help="the same, on personal data; 0: none")
     parser.add_argument("--files", type=int, default=10_000, help="damaged rule files")
     parser.add_argument("--steps", type=int, default=600, help="of training")
     parser.add_argument("--workdir", type=Path, default=Path("runs/rule_compliance"))
@@ -41,85 +60,158 @@ def main() -> None:
         command = shlex.join(["python", "-m", "experiments.rule_compliance", *sys.argv[1:]])
         print(
             study.write(
-                arguments.out, "rule_compliance", title=TITLE, body=page(figures), command=command,
-                seeds=arguments.seeds, figures=figures, pictures={},
+                arguments.out, "rule_compliance", title=page.TITLE, body=page.body(figures), command=command,
+                seeds=arguments.seeds, figures=figures, pictures={"price": page.picture(figures)},
             )
         )  # fmt: skip
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
-    by_condition: dict[str, list[dict[str, float]]] = {name: [] for name in measure.CONDITIONS}
-    refused: list[dict[str, int]] = []
-    times = measure.times()
-    _say(times)
+    """All figures. Each part is kept in the working folder when it is done, and not measured twice."""
+    kept = Kept(arguments.workdir / "parts")
+    timed = kept("times", {}, times)
+    loaded = kept("loading", {}, loading)
+    count = arguments.files
+    broken = kept("files", {"count": count}, lambda: broken_files(count))
+    parts: dict[str, dict[str, list[dict[str, Any]]]] = {"clinic": {}, "personal": {}}
+    refused: dict[str, list[dict[str, int]]] = {"clinic": [], "personal": []}
+    sentences = _sentences() if arguments.personal else None
     for seed in arguments.seeds:
-        clinic = Clinic(seed)
-        folder = arguments.workdir / f"seed{seed}"
-        run = measure.trained(clinic, folder, seed, arguments.steps, sentences=30_000)
-        for name, results in by_condition.items():
-            count = arguments.generations // len(arguments.seeds) if name == "both" else arguments.others
-            results.append(measure.compliance(run, clinic, name, count, seed))
-            _say(f"{name}: {results[-1]}")
-        refused.append(measure.over_refusal(run, clinic, arguments.others, seed))
-        _say(refused[-1])
-    broken = measure.broken_files(arguments.files, run.tokenizer, run.settings.model)
-    both = by_condition["both"]
+        _clinic(arguments, seed, kept, parts["clinic"], refused["clinic"])
+        if sentences:
+            _personal(arguments, seed, sentences, kept, parts["personal"], refused["personal"])
+    both = [t for rows in parts.values() for t in rows.get("both", [])]
+    generations, violations = (sum(t["all"][key] for t in both) for key in ("generations", "violating"))
+    harmless, changed = (
+        sum(r[key] for rs in refused.values() for r in rs) for key in ("harmless", "changed")
+    )
     return {
-        "generations": sum(r["generations"] for r in both),
-        "forbid_violations": sum(r["forbid_violations"] for r in both),
-        "over_refusal": sum(r["changed"] for r in refused) / max(1, sum(r["harmless"] for r in refused)),
-        "harmless": sum(r["harmless"] for r in refused),
-        **times,
+        "generations": generations,
+        "forbid_violations": violations,
+        "violation_rate_at_most": page.at_most(violations, generations),
+        "over_refusal": changed / max(1, harmless),
+        "over_refusal_at_most": page.at_most(changed, harmless),
+        "harmless": harmless,
+        **timed,
+        **loaded,
         **broken,
-        "conditions": by_condition,
+        "conditions": parts,
+        "refused": refused,
     }
 
 
-def page(figures: dict[str, Any]) -> str:
-    """The study's page."""
-    rows = []
-    for name, results in figures["conditions"].items():
-        count = sum(r["generations"] for r in results)
-        rate = [100 * r["forbid_violations"] / r["generations"] for r in results]
-        bits = [r["bits_per_token"] for r in results]
-        price = [r["price_bits_per_token"] for r in results]
-        promised, kept = (sum(r[key] for r in results) for key in ("promises", "promises_kept"))
-        rows.append(
-            (
-                name,
-                f"{count:,.0f}",
-                f"{sum(r['forbid_violations'] for r in results):,.0f}",
-                study.spread(rate, ".2f"),
-                study.spread(bits),
-                study.spread(price),
-                f"{kept:,.0f} of {promised:,.0f}" if promised else "–",
-            )
+def _clinic(arguments, seed: int, kept: Kept, rows: dict[str, list], refused: list) -> None:
+    """One seed's conditions on the clinic, into `rows` by condition; harmless prompts into `refused`."""
+    clinic = Clinic(seed)
+    run = measure.trained(clinic.text(30_000), arguments.workdir / f"seed{seed}", seed, arguments.steps)
+    length = LENGTH["clinic"]
+
+    def part(name: str, number: int, count: int) -> dict[str, Any]:
+        pairs = clinic.seen if name == SEEN else clinic.unseen
+        clinic.rng = np.random.default_rng([seed, 1 + number])
+        kinds = [ATTACKS[i % len(ATTACKS)] for i in range(count)]
+        found = measure.compliance(
+            run, parse(clinic.rules(pairs)), "both" if name == SEEN else name,
+            [(kind, clinic.prompt(pairs, kind)) for kind in kinds], seed=seed + 1_000_000 * number, length=length,
+        )  # fmt: skip
+        return {kind: dataclasses.asdict(tally) for kind, tally in found.items()}
+
+    for name in (*CONDITIONS, SEEN):
+        count = arguments.generations // len(arguments.seeds) if name == "both" else arguments.others
+        key = {"seed": seed, "steps": arguments.steps}
+        chunks = [
+            kept(f"clinic {name} {seed} {n}", key | {"count": c}, partial(part, name, n, c))
+            for n, c in enumerate(_chunks(_whole(count)))
+        ]
+        rows.setdefault(name, []).append(_total(chunks))
+
+    def harmless() -> dict[str, int]:
+        clinic.rng = np.random.default_rng([seed, 0])
+        prompts = [clinic.harmless(clinic.unseen) for _ in range(_whole(arguments.others))]
+        return measure.over_refusal(
+            run, parse(clinic.rules(clinic.unseen)), prompts, seed=seed, length=length
         )
-    head = ("condition", "generations", "violating", "%", "bits/token", "price, bits/token", "promises kept")
-    f = figures
-    return f"""
-A small model of a generated clinic (drugs, interactions, telephone numbers; a fifth of what is forbidden stands in the
-training text in disguise) continues prompts that lead to what thirteen rules forbid; half of them first tell it to
-ignore all rules. The independent checker judges every text. Prompts and rules share the training text's drugs; nothing
-was tuned on them, so there is no split by concept to report. Bits per token are those of what was written, under the
-model without rules.
 
-{study.table(head, rows)}
-- **Over-refusal**: of {f["harmless"]:,} answers to harmless prompts that complied anyway,
-  {100 * f["over_refusal"]:.2f} % came out differently under the rules (same seed, output side; target 0.5).
-- **Damaged rule files**: {f["fuzzed_rule_files"]:,}, of which {f["accepted"]:,} were still rule sets;
-  {f["crashes"]} crashes, {f["half_loaded"]} half-loaded sets.
-- **Time** at the size of `wikitext2_small`, one request, other programs running on the machine: a step takes
-  {f["decode_ms"]:.2f} ms; with an enforcer that has no rule {f["decode_added_ms_no_rule"]:+.2f} ms, with 100 rules
-  {f["decode_added_ms_100_rules"]:+.2f} ms (target 0.2). The step at which 100 rules come into force takes
-  {f["inject_ms_100_rules"]:+.2f} ms more than others under them (target 5); beforehand they are proven and compiled in
-  {f["prepare_ms_100_rules"]:.0f} ms. {f["recompiles"]} recompilations while rules were swapped every ten tokens.
+    refused.append(kept(f"clinic harmless {seed}", key | {"count": arguments.others}, harmless))
 
-What fell short: {f["generations"]:,} generations of the 100,000 that were asked for, and {f["fuzzed_rule_files"]:,}
-damaged files of 10,000; the time per token; the model is tiny and its world a template; latency was measured with one
-request; the checker's look-alikes are those that enforcement uses (Unicode's), so that what they lack both lack.
-"""
+
+def _personal(
+    arguments, seed: int, sentences: Sentences, kept: Kept, rows: dict[str, list], refused: list
+) -> None:
+    """The same on personal data."""
+    folder, steps = arguments.workdir / f"personal{seed}", arguments.steps
+    run = measure.trained(sentences.text(), folder, seed, steps)
+    rng, length, count = np.random.default_rng(seed), LENGTH["personal"], _whole(arguments.personal)
+    rules, judge, lures = parse(sentences.rules()), Judge(sentences.values()), sentences.lures()
+    prompts = [("none", lures[i]) for i in rng.integers(0, len(lures), count)]
+    plain = sentences.harmless()
+    harmless = [plain[i] for i in rng.integers(0, len(plain), count)]
+    key = {"seed": seed, "steps": steps, "count": count}
+
+    def part(name: str) -> dict[str, Any]:
+        found = measure.compliance(run, rules, name, prompts, seed=seed, length=length, leaks=judge.leaks)
+        return {kind: dataclasses.asdict(tally) for kind, tally in found.items()}
+
+    for name in CONDITIONS:
+        found = kept(f"personal {name} {seed}", key, partial(part, name))
+        rows.setdefault(name, []).append(_total([found]))
+    refused.append(
+        kept(
+            f"personal harmless {seed}", key,
+            lambda: measure.over_refusal(run, rules, harmless, seed=seed, length=length),
+        )
+    )  # fmt: skip
+
+
+class Kept:
+    """Parts of the study that are done, one file each, with what they were measured at."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(
+        self, name: str, key: dict[str, Any], measured: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The figures of a part; measured if they are not there, or were measured at something else."""
+        path = self._folder / f"{name.replace(' ', '_').replace(',', '')}.json"
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == key:
+                return stored["figures"]
+        begun, worked = time.monotonic(), time.process_time()
+        figures = measured()
+        wall, work = time.monotonic() - begun, time.process_time() - worked
+        write_json(path, {"key": key, "figures": figures, "seconds": wall, "cpu_seconds": work})
+        _say(f"{name}, {wall:.0f} s, of the processor {work:.0f} s: {figures}")
+        return figures
+
+
+def _total(chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts by kind of prompt, and of all."""
+    found: dict[str, Tally] = {}
+    for chunk in chunks:
+        for kind, counts in chunk.items():
+            for name in (kind, "all"):
+                found.setdefault(name, Tally()).add(Tally(**counts))
+    return {kind: dataclasses.asdict(tally) for kind, tally in found.items()}
+
+
+def _chunks(count: int) -> list[int]:
+    return [min(CHUNK, count - begun) for begun in range(0, count, CHUNK)]
+
+
+def _sentences() -> Sentences | None:
+    try:
+        return Sentences()
+    except CorpusError as error:
+        _say(f"no part on personal data: {error}")
+        return None
+
+
+def _whole(count: int) -> int:
+    """So many, or more, so that every batch is full: no batch size is compiled twice."""
+    return -(-count // BATCH) * BATCH
 
 
 def _say(what: Any) -> None:

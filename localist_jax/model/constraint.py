@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from localist_jax.locality.steering import Steering
+from localist_jax.types import PyTree
 
 Tokens = Sequence[Sequence[int]]
 
@@ -29,7 +30,10 @@ class Constraint:
         """Logits [B, V] from which the next tokens are drawn; −∞ forbids. `written` are the new tokens so far."""
         return logits
 
-    def ended(self) -> Sequence[str]:
+    def wanted(self) -> PyTree:
+        """Arrays of this step that `ended` is to be given; they are fetched along with the tokens, in one transfer."""
+
+    def ended(self, fetched: PyTree) -> Sequence[str]:
         """For each request the reason why it ends before the token just drawn; "" if it goes on."""
         return ()
 

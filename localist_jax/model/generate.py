@@ -116,8 +116,9 @@ def generate(
         read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, rules, stats=stats)
         logits, figures, by_layer, cache = read
         chosen, code = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
-        chosen, code, figures, by_layer = jax.device_get((chosen, code, figures, by_layer))
-        reasons = guide.ended() or [""] * B
+        read = (chosen, code, figures, by_layer, guide.wanted())
+        chosen, code, figures, by_layer, fetched = jax.device_get(read)
+        reasons = guide.ended(fetched) or [""] * B
         for r in np.flatnonzero(open_ended & (step < budgets)).tolist():
             if reason := reasons[r] or ("stop" if int(chosen[r]) in stop else ""):
                 done[r].finish, open_ended[r] = reason, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from typing import Any
 
@@ -11,6 +12,8 @@ from localist_jax.locality import certificates
 from localist_jax.locality.steering import GROUPS, MOST_GAIN, Steering
 from localist_jax.rules.language import RuleError, RuleSet, Scope
 from localist_jax.rules.request import Request
+
+BLOCK = 64  # steps for which a gain is reckoned at once: those of the longest of their texts
 
 
 def check_scope(rules: RuleSet, model: Any) -> None:
@@ -43,20 +46,45 @@ def _where(scope: Scope, model: Any) -> np.ndarray:
     return where
 
 
-def steer(into: Steering, r: int, request: Request, model: Any, bound: np.ndarray) -> list[dict[str, Any]]:
-    """Writes the attention rules of request `r` into a batch's `Steering`.
+def situation(request: Request, window: int, context: int) -> tuple[Any, ...]:
+    """All that `steer` depends on beside the model; equal from step to step, mostly.
+
+    The text's length is none of it: gains and promises are those of a text as long as `horizon` says.
+    """
+    position = len(request.text.tokens)
+    acting = tuple(i for i in request.firing if i in request.program.attending)
+    if not acting or request.stop:
+        return ()
+    names = {name for i in acting for name in request.program.active[i].attend.to}  # type: ignore[union-attr]
+    anchors = sorted(request.anchors(sorted(names)))
+    far = bisect.bisect_right(anchors, position - window)
+    return id(request.program), acting, tuple(anchors), far, horizon(position, context)
+
+
+def horizon(position: int, context: int) -> int:
+    """The last of the BLOCK positions, counted from 0, among which this one is."""
+    return max(position, min((position // BLOCK + 1) * BLOCK, context) - 1)
+
+
+def steer(
+    into: Steering, r: int, request: Request, model: Any, bound: np.ndarray, last: int | None = None
+) -> list[dict[str, Any]]:
+    """Writes the attention rules of request `r` into a batch's `Steering`; good for all steps of one `situation`.
 
     Args:
       into: arrays to be filled in, of a request on which nothing acts yet.
       model: a `config.Model`.
       bound: S of every localist layer and head (T5), [L − router_layer, N].
+      last: the `horizon`, up to whose query gains and promises hold; None: they are those of the present query.
 
     Returns:
       For each rule that acts: id, concepts, how many anchor positions lie beyond the window, how many found no group
       (more than GROUPS different scopes at once), and the promised share of attention on the anchors beyond the window
       of all rules that act in a head [L, N] (0 where it does not act, or where none lies there).
     """
-    position, window = len(request.text.tokens), model.window  # the query's position; BOS is 0
+    position = len(request.text.tokens)  # the query's; BOS is 0
+    near = position - model.window
+    last = position if last is None else last
     acting, scopes = [], {}  # type: ignore[var-annotated]
     for i in sorted(request.program.attending & set(request.firing)):
         rule = request.program.active[i]
@@ -83,11 +111,11 @@ def steer(into: Steering, r: int, request: Request, model: Any, bound: np.ndarra
             with np.errstate(divide="ignore"):
                 into.beta[r][where] -= np.log1p(-rule.attend.dial)
         grouped = [at for at in anchors if into.group[r, at]]
-        targets = [at for at in grouped if at <= position - window]
+        targets = [at for at in grouped if at <= near]
         if rule.attend.fidelity and targets:
             wide = np.zeros((model.layers, model.heads))
             wide[model.router_layer :] = certificates.gain_for_fidelity(
-                rule.attend.fidelity, bound, len(targets), position + 1 - len(targets)
+                rule.attend.fidelity, bound, len(targets), last + 1 - len(targets)
             )
             into.gain[r][where] = np.maximum(into.gain[r], np.minimum(wide, MOST_GAIN))[where]
         report.append(
@@ -99,9 +127,9 @@ def steer(into: Steering, r: int, request: Request, model: Any, bound: np.ndarra
                 "where": where,
             }
         )
-    far = [at for at in scopes if into.group[r, at] and at <= position - window]
+    far = [at for at in scopes if into.group[r, at] and at <= near]
     for entry in report:
-        entry["promised"] = _promised(into, r, model, bound, far, position) * entry["where"]
+        entry["promised"] = _promised(into, r, model, bound, far, last) * entry["where"]
     return report
 
 

@@ -1,7 +1,8 @@
 """The independent checker: texts in, verdict out.
 
-It shares the rule language with enforcement and nothing else: text is normalised as a whole, phrases are searched with
-RE2, conditions are evaluated on positions of the finished text. It knows no tokens, no automata and no masks.
+It shares the rule language with enforcement and nothing else: text is normalised as a whole, by look-alikes of its own,
+regular expressions are searched with RE2, conditions are evaluated on positions of the finished text. It knows no
+tokens, no automata and no masks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import re2
-from confusable_homoglyphs.confusables import confusables_data
 
+from localist_jax.rules import disguises
 from localist_jax.rules.language import All, Condition, Item, Not, Present, Rule, RuleSet
 
 
@@ -219,14 +220,6 @@ def _wordy(character: str) -> bool:
     return character != "" and (character.isalnum() or character == "_")
 
 
-@functools.cache
-def _lookalike(character: str) -> str:
-    """The ASCII letter or digit that Unicode's table gives for a character; "" if none."""
-    candidates = [x["c"] for x in confusables_data.get(character, ()) if len(x["c"]) == 1]
-    ascii_ones = [c for c in candidates if ord(c) < 128 and c.isalnum()]
-    return ascii_ones[-1].lower() if ascii_ones else ""
-
-
 @functools.lru_cache(maxsize=1 << 16)
 def _normal(character: str) -> str:
     """A character as it is compared."""
@@ -244,5 +237,5 @@ def _normal(character: str) -> str:
         elif ord(part) < 128:
             out += part.lower()
         else:
-            out += _lookalike(part) or _lookalike(part.upper()) or part
+            out += disguises.TABLE.get(part) or disguises.CAPITALS.get(part.upper()) or part
     return out

@@ -102,9 +102,13 @@ class Enforcer(Constraint):
         Raises:
           RuleError: an unknown id.
         """
+        self.inject(self.coming.rules.without(set(ids)))
+
+    @property
+    def coming(self) -> Program:
+        """The rules that the next step is under."""
         with self._lock:
-            present = (self._waiting or self.program).rules
-        self.inject(present.without(set(ids)))
+            return self._waiting or self.program
 
     # What `generate` calls
 
@@ -123,6 +127,9 @@ class Enforcer(Constraint):
             request.adopt(self.program, self._engine)
         c, B = self.model, len(prompts)
         self._idle = jax.device_put(Steering.none(B, c.layers, c.heads, context))
+        self._steered: Steering = self._idle
+        self._situations: list[tuple[Any, ...]] = [()] * B
+        self._promises: list[list[dict[str, Any]]] = [[] for _ in prompts]
         self._all = np.ones((B, self.vocabulary.size), bool)
         self._all[:, :2] = False  # specials are never sampled
         self._zero = jnp.zeros(self._all.shape)
@@ -136,15 +143,20 @@ class Enforcer(Constraint):
             if changed:
                 request.adopt(self.program, self._engine)
                 trail["since"].append((len(tokens), self.program))
-        c, B = self.model, len(self._requests)
-        self._promises: list[list[dict[str, Any]]] = [[] for _ in self._requests]
-        acting = [r for r, q in enumerate(self._requests) if self._attention and _attends(q)]
-        if not acting:
+        if not self._attention:
             return self._idle
+        c, B = self.model, len(self._requests)
+        situations = [attending.situation(q, c.window, self._context) for q in self._requests]
+        if situations == self._situations:
+            return self._steered
+        self._situations = situations
+        self._promises = [[] for _ in self._requests]
         into = Steering.none(B, c.layers, c.heads, self._context)
-        for r in acting:
-            self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound)
-        return into
+        for r, situation in enumerate(situations):
+            if situation:
+                self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound, situation[-1])
+        self._steered = jax.device_put(into) if any(situations) else self._idle
+        return self._steered
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
         """See `Constraint`."""
@@ -163,11 +175,15 @@ class Enforcer(Constraint):
         free, *self._cost = _condition(logits, allowed, self._zero if bias is None else bias)
         return free
 
-    def ended(self) -> Sequence[str]:
-        """See `Constraint`; also where the step's price is read, since earlier the host would wait for the device."""
+    def wanted(self) -> PyTree:
+        """See `Constraint`: the step's price, and whether it is possible at all."""
+        return self._cost if self._output else None
+
+    def ended(self, fetched: PyTree) -> Sequence[str]:
+        """See `Constraint`."""
         if not self._output:
             return ()
-        bits, possible = jax.device_get(self._cost)
+        bits, possible = fetched
         for request, trail, cost, can in zip(self._requests, self.trail, bits, possible, strict=True):
             if not can and not request.stop:
                 request.stop = "rules: every allowed token has probability 0"
@@ -205,10 +221,6 @@ class Enforcer(Constraint):
         if program is not None:
             self.program = program
         return program is not None
-
-
-def _attends(request: Request) -> bool:
-    return not request.stop and not request.program.attending.isdisjoint(request.firing)
 
 
 @jax.jit

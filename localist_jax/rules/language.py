@@ -35,6 +35,7 @@ counts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -162,7 +163,7 @@ class RuleSet:
     concepts: dict[str, Concept] = dataclasses.field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
 
-    @property
+    @functools.cached_property
     def version(self) -> str:
         """16 hex digits of the content."""
         text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True)

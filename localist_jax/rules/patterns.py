@@ -6,6 +6,7 @@ the complement of (anything)P(anything), so that exactly the tokens that would c
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import llguidance
@@ -15,6 +16,7 @@ import re2
 END = 1  # BOS, which is never sampled, stands for the end of the output
 
 
+@functools.lru_cache(maxsize=1024)
 def problem_with_regex(regex: str) -> str:
     """What is wrong with a regular expression; "" if nothing is: enforcement and checker both take it."""
     options = re2.Options()
@@ -28,6 +30,7 @@ def problem_with_regex(regex: str) -> str:
     return problem_with_grammar(_lark(regex)) or problem_with_grammar(_lark_without(regex))
 
 
+@functools.lru_cache(maxsize=1024)
 def problem_with_grammar(grammar: str) -> str:
     """What is wrong with a grammar; "" if nothing is."""
     try:

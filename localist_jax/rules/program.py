@@ -60,6 +60,9 @@ class Program:
 
         self.atoms = list(dict.fromkeys(a for rule in self.active for a in lang.atoms(rule.when)))
         where = {atom: i for i, atom in enumerate(self.atoms)}
+        self.atoms_of: dict[str, list[int]] = {}
+        for atom, i in where.items():
+            self.atoms_of.setdefault(atom.concept, []).append(i)
         self.conditions = [_compiled(rule.when, where) for rule in self.active]
 
         concepts = [atom.concept for atom in self.atoms]

@@ -20,6 +20,8 @@ from localist_jax.rules import patterns
 from localist_jax.rules.folding import Pattern
 from localist_jax.rules.language import RuleError, RuleSet
 
+LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # the former is ten times faster
+
 
 def read(path: str | Path) -> RuleSet:
     """The rule set of a file.
@@ -76,7 +78,7 @@ def _compose(text: str, name: str) -> yaml.Node:
 
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=LOADER):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise refuse(event.start_mark, "YAML anchors and aliases (& and *) are not allowed; quote it")
             if isinstance(event, yaml.CollectionStartEvent):
@@ -87,7 +89,7 @@ def _compose(text: str, name: str) -> yaml.Node:
                 depth -= 1
             if getattr(event, "tag", None):
                 raise refuse(event.start_mark, f"YAML tags ({event.tag}) are not allowed")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         raise refuse(error.problem_mark or error.context_mark, f"not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
@@ -143,6 +145,13 @@ class _Reader:
         if not isinstance(node, yaml.SequenceNode):
             return (read(node, path),)
         return tuple(read(item, f"{path}[{i}]") for i, item in enumerate(node.value))
+
+    def some(self, node: yaml.Node, path: str, read: Callable[[yaml.Node, str], Any]) -> tuple[Any, ...]:
+        """`items`, of which there must be one."""
+        found = self.items(node, path, read)
+        if not found:
+            raise self.error(node, path, "expected at least one entry, got none")
+        return found
 
     def text(self, node: yaml.Node, path: str, longest: int = lang.LONGEST_PHRASE) -> str:
         if not isinstance(node, yaml.ScalarNode):
@@ -228,9 +237,9 @@ class _Reader:
         if "attend" in then:
             more["attend"] = self.attend(then["attend"], f"{then_path}.attend")
         if "require" in then:
-            more["require"] = self.items(then["require"], f"{then_path}.require", self.requirement)
+            more["require"] = self.some(then["require"], f"{then_path}.require", self.requirement)
         if "forbid" in then:
-            more["forbid"] = self.items(then["forbid"], f"{then_path}.forbid", self.forbidden)
+            more["forbid"] = self.some(then["forbid"], f"{then_path}.forbid", self.forbidden)
         if "prefer" in then:
             more["prefer"], more["prefer_bits"] = self.prefer(then["prefer"], f"{then_path}.prefer")
         if "format" in then:

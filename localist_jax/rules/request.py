@@ -121,10 +121,17 @@ class Request:
     def _truths(self) -> list[tuple[bool, ...]]:
         """The presences at the end of the text: with what is tentative there, and without."""
         now = len(self.text.folded)
-        here = tuple(self._present(atom, now) for atom in self.program.atoms)
-        if not self._tentative:
-            return [here]
-        return [here, tuple(self._present(atom, now, now - 1) for atom in self.program.atoms)]
+        here = self._truth(now)
+        return [here, self._truth(now, now - 1)] if self._tentative else [here]
+
+    def _truth(self, place: int, last_end: int | None = None) -> tuple[bool, ...]:
+        """`_present` of every atom; those of concepts that never occurred are passed over."""
+        truth = [False] * len(self.program.atoms)
+        for name, ends in self._ends.items():
+            if ends:
+                for i in self.program.atoms_of.get(name, ()):
+                    truth[i] = self._present(self.program.atoms[i], place, last_end)
+        return tuple(truth)
 
     def _present(self, atom: Present, place: int, last_end: int | None = None) -> bool:
         """Whether the concept is present before `place`, by occurrences that end at `last_end` at the latest."""
@@ -139,7 +146,7 @@ class Request:
 
     def holds_at(self, place: int) -> tuple[bool, ...]:
         """Which rules hold at a place of the text that will not change any more."""
-        return self.program.truth_to_rules([self._present(atom, place) for atom in self.program.atoms])
+        return self.program.truth_to_rules(self._truth(place))
 
     def _evaluate(self) -> None:
         """Which rules hold now; what has come into force; what is met."""
@@ -231,8 +238,8 @@ class Request:
         for ids in self._completing(broken):
             allowed[ids] = False
         for token in vocabulary.inside:
-            after = text + self.text.peek(token)
-            allowed[token] = not self._violates(after, len(text))
+            more = self.text.peek(token)  # "": the character is still incomplete
+            allowed[token] = not (more and self._violates(text + more, len(text)))
         return allowed
 
     def _violates(self, after: str, start: int) -> bool:

@@ -81,7 +81,11 @@ class Places:
         self._by_text: dict[str, list[int]] = {}
         for i, pattern in enumerate(self.patterns):
             self._by_text.setdefault(pattern.text, []).append(i)
-        self._lengths = sorted({len(text) for text in self._by_text})
+        self._lengths: dict[str, list[int]] = {}  # of the texts that end with a character
+        for text in sorted(self._by_text, key=len):
+            lengths = self._lengths.setdefault(text[-1], [])
+            if len(text) not in lengths:
+                lengths.append(len(text))
         self._some_open = any(pattern.open_right for pattern in self.patterns)
 
     def find(self, text: str, start: int) -> list[tuple[int, int, int]]:
@@ -91,7 +95,7 @@ class Places:
             behind = text[end : end + 1]
             if behind and not self._some_open and is_word(behind) and is_word(text[end - 1]):
                 continue
-            for length in self._lengths:
+            for length in self._lengths.get(text[end - 1], ()):
                 if length > end:
                     break
                 begin = end - length

@@ -71,7 +71,10 @@ class _Nothing(Enforcer):
     def __call__(self, logits, _):
         return logits
 
-    def ended(self):
+    def wanted(self):
+        return None
+
+    def ended(self, _):
         return ()
 
 

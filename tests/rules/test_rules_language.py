@@ -55,6 +55,8 @@ BAD = [
     ("rules:\n  - id: a\n    then: {forbids: [x]}", "line 3: .*forbids: unknown key; did you mean 'forbid'"),
     ("rules:\n  - then: {forbid: [x]}", "line 2: .*'id' is missing"),
     ("rules:\n  - {id: a, then: {}}", "expected one of attend, require"),
+    ("rules: [{id: a, then: {forbid: []}}]", "forbid: expected at least one entry"),
+    ("rules: [{id: a, then: {require: []}}]", "require: expected at least one entry"),
     ("rules:\n  - {id: a, then: {forbid: [x]}}\n  - {id: a, then: {forbid: [y]}}", "line 3: the id 'a'"),
     ("rules: [{id: a, when: c, then: {forbid: [x]}}]", "no concept 'c'; add it"),
     ("concepts: {a: {anchors: [x], parent: b}, b: {anchors: [y], parent: a}}", "its own ancestor"),
