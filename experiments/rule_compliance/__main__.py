@@ -142,9 +142,14 @@ def _personal(
     folder, steps = arguments.workdir / f"personal{seed}", arguments.steps
     run = measure.trained(sentences.text(), folder, seed, steps)
     rng, length, count = np.random.default_rng(seed), LENGTH["personal"], _whole(arguments.personal)
-    rules, judge, lures = parse(sentences.rules()), Judge(sentences.values()), sentences.lures()
+    rules, judge = parse(sentences.rules()), Judge(sentences.values())
+
+    def fits(prompt: str) -> bool:
+        return len(run.tokenizer.encode(prompt)) + length < run.settings.data.context
+
+    lures = list(filter(fits, sentences.lures()))
     prompts = [("none", lures[i]) for i in rng.integers(0, len(lures), count)]
-    plain = sentences.harmless()
+    plain = list(filter(fits, sentences.harmless()))
     harmless = [plain[i] for i in rng.integers(0, len(plain), count)]
     key = {"seed": seed, "steps": steps, "count": count}
 

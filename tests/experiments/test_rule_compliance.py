@@ -116,6 +116,7 @@ def test_the_page_says_what_was_counted(personal, tmp_path):
         **dict.fromkeys(NUMBERS, 0),
         "generations": 160,
         "violation_rate_at_most": 0.5,
+        "over_refusal": 0.0,
         "over_refusal_at_most": 0.5,
         "conditions": {"clinic": rows, "personal": rows if personal else {}},
         "refused": {key: [{"harmless": 9, "changed": 1}] for key in ("clinic", "personal")},
