@@ -107,9 +107,12 @@ class Pool:
             finished, _ = futures.wait(pending, return_when=futures.FIRST_COMPLETED)
             for future in finished:
                 name, done = pending.pop(future), done + 1
+                said = "/".join(map(str, name)) if isinstance(name, tuple) else name
+                if error := future.exception():  # said at once: those under way are waited for
+                    print(f"{label} failed  {said}  {error}", file=sys.stderr, flush=True)
+                    raise error
                 result = future.result()
                 left = (time.monotonic() - begun) / done * (total - done)
-                said = "/".join(map(str, name)) if isinstance(name, tuple) else name
                 print(f"{label} {done}/{total}  {said}  {human_time(left)} left", file=sys.stderr, flush=True)
                 yield name, result
 
