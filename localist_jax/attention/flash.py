@@ -82,6 +82,7 @@ class Pass:
       pairs: which pairs it attends to; with "all", pairs inside the window have ω = 1 and no block.
       window, scale: of the attention.
       work: which key tiles each query tile visits, counted within its row.
+      heads: query heads of all rows, B·N.
       first: int32 [R], the first key tile of the query tile's row (b, g) among all key tiles.
       first_of_head: the same for rows (b, n), where each query head has key tiles of its own.
       measured: whether entropy and masses are wanted.
@@ -91,6 +92,7 @@ class Pass:
     window: int
     scale: float
     work: WorkList
+    heads: int
     first: jax.Array
     first_of_head: jax.Array
     queries: Queries

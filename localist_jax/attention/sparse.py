@@ -220,7 +220,7 @@ class Section:
         queries = Queries(_per_head(self.q_at.pos, N), _per_head(self.q_at.seg, N), rows, own)
         return Pass(
             pairs=self.pairs, window=how.window, scale=scale, work=tiles.work_list(self.visit, self.lanes),
-            first=kv_row * J, first_of_head=row * J, queries=queries, keys=Keys(pos, seg, block, odds.shape[3]),
+            heads=B * N, first=kv_row * J, first_of_head=row * J, queries=queries, keys=Keys(pos, seg, block, odds.shape[3]),
             measured=how.stats != "none",
         )  # fmt: skip
 
