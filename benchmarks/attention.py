@@ -3,16 +3,17 @@
     python -m benchmarks.attention [--only dense density decode] [--longest SECONDS]
         [--torch-python PATH] [--quick]
 
-One shape of heads (batch 1, 4 heads of 64, float32, window 8), random blocks as routing by content gives. The
-contenders of a size take turns, so that drift of the machine hits all alike. Compilation, the first call of
-each (under 5 s) and, for short calls, the first of each turn are left out. `page.py` says what the figures mean
-and sets them beside their targets.
+One shape of heads for CPUs (batch 1, 4 heads of 64, float32) and one for GPUs (batch 4, 16 heads of 64, bfloat16),
+window 8, random blocks as routing by content gives. The contenders of a size take turns, so that drift of the
+machine hits all alike. Compilation, the first call of each (under 5 s) and, for short calls, the first of each turn
+are left out. `page.py` says what the figures mean and sets them beside their targets.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -32,7 +33,7 @@ from localist_jax.errors import one_line
 from localist_jax.model.cache import page_size
 from localist_jax.report import study
 
-HEADS, SIZE, WINDOW = 4, 64, 8
+WINDOW = 8
 BLOCKS = 16  # of the sweep over T and of decoding
 LONGEST, LARGEST = 20.0, 8 << 30  # seconds and bytes that one call may take
 NO_WARM_UP = 5.0  # seconds from which a call hardly feels whether it is the first
@@ -43,12 +44,29 @@ PARTS = ("dense", "density", "decode")
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured at which sizes."""
+    """What is measured at which sizes.
 
+    Attributes:
+      batch, heads, head_size, dtype: of all calls.
+      implementation: of ours.
+      capacity: blocks that the odds have room for; 0: as many as there are. With room for all that are measured, one
+        program serves them.
+      dense, density, long, decode: tokens, and blocks where there are two.
+      details, reference, flex: up to how many tokens also λ=0.9 and statistics, the reference implementation, and
+        FlexAttention, whose mask is made from every pair of positions.
+      blocks, flex_blocks: 1/density.
+    """
+
+    batch: int = 1
+    heads: int = 4
+    head_size: int = 64
+    dtype: str = "float32"
+    implementation: str = "sparse"
+    capacity: int = 0
     dense: tuple[int, ...] = tuple(1 << n for n in range(9, 17))
-    details: int = 8192  # up to here also λ=0.9 and statistics
-    reference: int = 2048  # up to here also the reference implementation
-    flex: int = 16384  # up to here also FlexAttention: its mask is made from every pair of positions
+    details: int = 8192
+    reference: int = 2048
+    flex: int = 16384
     density: int = 8192
     blocks: tuple[int, ...] = (4, 8, 16, 32, 64)
     flex_blocks: tuple[int, ...] = (4, 8, 16, 32)
@@ -60,6 +78,13 @@ QUICK = Sizes(
     dense=(256, 512), details=256, reference=256, flex=512, density=512, blocks=(4,), flex_blocks=(4,),
     long=(1024, 8), decode=(256, 512),
 )  # fmt: skip
+GPU = Sizes(
+    batch=4, heads=16, dtype="bfloat16", implementation="gpu", capacity=64, dense=(2048, 8192, 32768), reference=0,
+    flex=8192, blocks=(2, 4, 8, 16, 32), flex_blocks=(2, 4, 8, 16, 32), density=8192, long=(65536, 64), decode=(),
+)  # fmt: skip
+QUICK_GPU = dataclasses.replace(
+    GPU, dense=(512, 1024), details=512, flex=512, density=1024, blocks=(4,), flex_blocks=(4,), long=(2048, 8)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,20 +142,41 @@ def _normal(seed: int, *shape: int):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def _inputs(queries: int, keys: int):
-    return tuple(_normal(i, 1, length, HEADS, SIZE) for i, length in enumerate((queries, keys, keys)))
+def _inputs(sizes: Sizes, queries: int, keys: int):
+    shapes = ((sizes.batch, length, sizes.heads, sizes.head_size) for length in (queries, keys, keys))
+    return tuple(_normal(i, *shape).astype(sizes.dtype) for i, shape in enumerate(shapes))
+
+
+@functools.cache
+def _compiled(
+    sizes: Sizes, queries: int, keys: int, capacity: int, way: str, stats: Any, name: str | None
+) -> Callable:
+    """(inputs, places by name) → `Compiled`, made once: the odds have room for all blocks."""
+
+    def f(q, k, v, odds, rest):
+        return attend(q, k, v, odds=odds, window=WINDOW, stats=stats, implementation=name, **rest)
+
+    made: list[Compiled] = []
+
+    def compiled(inputs: tuple, rest: dict[str, Any]) -> Compiled:
+        if not made:
+            made.append(Compiled.make(f, inputs, (rest,), way))
+        return dataclasses.replace(made[0], rest=((rest,), *made[0].rest[1:]))
+
+    return compiled
 
 
 def ours(
+    sizes: Sizes,
     queries: int,
     keys: int,
     blocks: int,
     dials: Sequence[float],
     way: str,
     stats: Any = "none",
-    implementation: str | None = "sparse",
+    implementation: str | None = "",
 ) -> list[Contender]:
-    """`attend` at each dial, compiled once: the dial is an argument.
+    """`attend` at each dial, compiled once: the dial is an argument. `implementation`: "" is that of the sizes.
 
     Fewer queries than keys are the last, and find the keys where the model's cache keeps them: on pages by block.
     """
@@ -139,34 +185,31 @@ def ours(
         "pos": jnp.arange(keys)[None],
         "seg": jnp.ones((1, keys), jnp.int32),
     }
-    gates = np.broadcast_to(np.eye(blocks + 1, dtype=bool), (1, HEADS, blocks + 1, blocks + 1)).copy()
+    capacity = max(sizes.capacity, blocks + 1)
+    gates = np.broadcast_to(np.eye(capacity, dtype=bool), (1, sizes.heads, capacity, capacity)).copy()
     gates[..., 0] = True
     rest = {f"q_{name}": x[:, -queries:] for name, x in places.items()}
     if queries < keys:
         pages = by_block(places["block"], blocks + 1, page_size(keys))
         kept = pages.mark(Marks(**places))
         places = {name: getattr(kept, name).reshape(1, -1) for name in places}
-    rest |= {f"k_{name}": x for name, x in places.items()} | {"relevant": jnp.asarray(gates)}
-
-    def f(q, k, v, odds, rest):
-        more = dict(window=WINDOW, stats=stats, implementation=implementation)
-        return attend(q, k, v, odds=odds, **more, **rest)
-
-    q, k, v = _inputs(queries, places["pos"].shape[1])
+    rest |= {f"k_{name}": x for name, x in places.items()}
+    rest = {name: jnp.broadcast_to(x, (sizes.batch, *x.shape[1:])) for name, x in rest.items()}
+    rest["relevant"] = jnp.asarray(gates)
+    name = sizes.implementation if implementation == "" else implementation
+    q, k, v = _inputs(sizes, queries, places["pos"].shape[1])
     odds = [jnp.where(gates, 1.0, 1.0 - dial).astype(jnp.float32) for dial in dials]
-    whole = Compiled.make(f, (q, k, v, odds[0]), (rest,), way)
+    whole = _compiled(sizes, queries, keys, capacity, way, stats, name)((q, k, v, odds[0]), rest)
     return [whole.on(q, k, v, x) for x in odds]
 
 
-def jaxnn(queries: int, keys: int, way: str, **options) -> Contender:
+def jaxnn(sizes: Sizes, queries: int, keys: int, way: str, **options) -> Contender:
     """`jax.nn.dot_product_attention`: causal, or one query that sees every key."""
 
     def f(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=queries == keys, **options)
 
-    inputs = _inputs(queries, keys)
-    if options:
-        inputs = tuple(x.astype(jnp.bfloat16) for x in inputs)
+    inputs = _inputs(sizes, queries, keys)
     return Compiled.make(f, inputs, (), way).on(*inputs)
 
 
@@ -190,7 +233,10 @@ class Bench:
     def peer(self, kind: str, name: str, **sizes) -> Contender | str:
         """A call of the worker's, or why it has none."""
         try:
-            about = self.worker.make(name, kind, heads=HEADS, size=SIZE, **sizes)
+            of = self.sizes
+            device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+            more = dict(batch=of.batch, heads=of.heads, size=of.head_size, dtype=of.dtype, device=device)
+            about = self.worker.make(name, kind, **more, **sizes)
         except Refused as why:
             return str(why)
         if "positions" in about:
@@ -234,26 +280,32 @@ class Bench:
 
     def dense(self, T: int) -> None:
         """Every path at one length."""
-        upto = self.sizes
+        upto, gpu = self.sizes, jax.default_backend() == "gpu"
         detailed = upto.details >= T
         found: dict[tuple[str, int], Contender | str] = {}
         for way in WAYS:
-            for stats in ("none", "open") if detailed else ("none",):
+            for stats in ("none", "open") if detailed and not (gpu and way == "fwdbwd") else ("none",):
                 dials = DIALS if detailed and stats == "none" else (0.0, 1.0)
                 tail = "" if stats == "none" else f"_{stats}"
-                for dial, one in zip(dials, ours(T, T, BLOCKS, dials, way, stats), strict=True):
+                for dial, one in zip(dials, ours(upto, T, T, BLOCKS, dials, way, stats), strict=True):
                     found[f"dial{dial:g}_{way}{tail}", T] = one
             if upto.reference >= T:
-                found[f"reference_{way}", T] = ours(T, T, BLOCKS, (0.0,), way, implementation="reference")[0]
-            found[f"jaxnn_{way}", T] = jaxnn(T, T, way)
-            if jax.default_backend() == "gpu":
-                found[f"cudnn_bf16_{way}", T] = jaxnn(T, T, way, implementation="cudnn")
+                found[f"reference_{way}", T] = ours(
+                    upto, T, T, BLOCKS, (0.0,), way, implementation="reference"
+                )[0]
+            if gpu:  # the plain one would hold every logit
+                found[f"cudnn_{way}", T] = jaxnn(upto, T, T, way, implementation="cudnn")
+            else:
+                found[f"jaxnn_{way}", T] = jaxnn(upto, T, T, way)
             name = f"sdpa_{way}"
             found[name, T] = self.peer("sdpa", name, tokens=T, keys=T, gradient=way == "fwdbwd")
-        flex: Contender | str = f"over {upto.flex:,} tokens"
-        if upto.flex >= T:
-            flex = self.peer("flex", "flex", tokens=T, blocks=BLOCKS, window=WINDOW)
-        found["flex_fwd", T] = flex
+            if way == "fwd" or gpu:
+                flex: Contender | str = f"over {upto.flex:,} tokens"
+                if upto.flex >= T:
+                    flex = self.peer(
+                        "flex", f"flex_{way}", tokens=T, blocks=BLOCKS, window=WINDOW, gradient=way != "fwd"
+                    )
+                found[f"flex_{way}", T] = flex
 
         def expect(name: str, T: int) -> float:
             before = self.timings.get("dense", {}).get(name, {}).get(T // 2, {}).get("median", 0.0)
@@ -268,26 +320,34 @@ class Bench:
         found: dict[tuple[str, int], Contender | str] = {}
         for way in WAYS:
             for d in sorted({BLOCKS, *self.sizes.blocks}):
-                *dense, sparse = ours(T, T, d, (0.0, 1.0) if d == BLOCKS else (1.0,), way)
+                *dense, sparse = ours(self.sizes, T, T, d, (0.0, 1.0) if d == BLOCKS else (1.0,), way)
                 found |= {(f"attend_{way}", 1): one for one in dense}
                 if d in self.sizes.blocks:
                     found[f"attend_{way}", d] = sparse
-        for d in self.sizes.flex_blocks:
-            found["flex_fwd", d] = self.peer("flex", f"flex{d}", tokens=T, blocks=d, window=WINDOW)
+            if jax.default_backend() == "gpu":
+                found[f"cudnn_{way}", 1] = jaxnn(self.sizes, T, T, way, implementation="cudnn")
+            if way == "fwd" or jax.default_backend() == "gpu":
+                for d in self.sizes.flex_blocks:
+                    name = f"flex{d}_{way}"
+                    found[f"flex_{way}", d] = self.peer(
+                        "flex", name, tokens=T, blocks=d, window=WINDOW, gradient=way != "fwd"
+                    )
         self.race("density", found)
 
     def long(self) -> None:
         """λ=1 at the greatest length."""
         T, d = self.sizes.long
-        self.race("long", {(f"attend_{way}", T): ours(T, T, d, (1.0,), way)[0] for way in WAYS})
+        self.race("long", {(f"attend_{way}", T): ours(self.sizes, T, T, d, (1.0,), way)[0] for way in WAYS})
 
     def decode(self, S: int) -> None:
         """One query against a cache of S keys."""
         found: dict[tuple[str, int], Contender | str] = {}
         dials = (0.0, 1.0)
-        for dial, one in zip(dials, ours(1, S, BLOCKS, dials, "fwd", implementation=None), strict=True):
+        for dial, one in zip(
+            dials, ours(self.sizes, 1, S, BLOCKS, dials, "fwd", implementation=None), strict=True
+        ):
             found[f"dial{dial:g}", S] = one
-        found["jaxnn", S] = jaxnn(1, S, "fwd")
+        found["jaxnn", S] = jaxnn(self.sizes, 1, S, "fwd")
         found["sdpa", S] = self.peer("sdpa", "sdpa", tokens=1, keys=S, gradient=False)
         self.race("decode", found)
 
@@ -330,10 +390,13 @@ def study_of(bench: Bench, out: Path, command: str) -> Path:
         backend=jax.default_backend(), timings=bench.timings, refused=bench.refused, memory=bench.memory,
         flex=bench.flex, torch=bench.worker.version or bench.worker.refusal, limits=(bench.longest, LARGEST),
         blocks=BLOCKS, density_tokens=bench.sizes.density,
+        shape=f"batch {(s := bench.sizes).batch}, {s.heads} heads of {s.head_size}, window {WINDOW}, {s.dtype}",
     )  # fmt: skip
+    on_gpu, figures = found.backend == "gpu", page.figures_of(found)
     return study.write(
-        out, "attention", title="Attention: speed and memory beside others", body=page.body(found),
-        command=command, seeds=[0], figures={**page.figures_of(found), "tpu_compiled": tpu_compiled(out)},
+        out, "attention_gpu" if on_gpu else "attention", title="Attention: speed and memory beside others",
+        body=page.body(found), command=command, seeds=[0],
+        figures=figures if on_gpu else {**figures, "tpu_compiled": tpu_compiled(out)},
         pictures=page.pictures(found),
     )  # fmt: skip
 
@@ -361,7 +424,9 @@ def main() -> None:
     )  # whose path is nobody's business
     command = " ".join(["python -m benchmarks.attention", *words])
     with one_line(), Worker(given.torch_python) as worker:
-        bench = measure(QUICK if given.quick else Sizes(), given.only, worker, given.longest)
+        on_gpu = jax.default_backend() == "gpu"
+        sizes = (QUICK_GPU if on_gpu else QUICK) if given.quick else GPU if on_gpu else Sizes()
+        bench = measure(sizes, given.only, worker, given.longest)
         print(study_of(bench, given.out, command))
 
 

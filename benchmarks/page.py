@@ -24,6 +24,7 @@ FASTER_THAN_JAXNN, SLOWER_THAN_SDPA, OF_DENSITY, OVERHEAD, EXPONENT, TRAINS_IN =
     1.1,
     24.0,
 )
+SOFT_OF_CUDNN, OVER_IDEAL = 0.7, 1.5  # on GPUs: speed at λ=0.9 forward, time at λ=1 over density × dense
 FULL_BLOCKS = (4, 8, 16)  # 1/density whose blocks hold at least 512 of 8,192 tokens
 NOT_MEASURED = "not measured"
 
@@ -41,6 +42,7 @@ class Found:
     limits: tuple[float, int]
     blocks: int
     density_tokens: int
+    shape: str  # of heads, in words
 
     def seconds(self, part: str, name: str) -> dict[int, float]:
         """Median by size."""
@@ -88,6 +90,8 @@ def figures_of(found: Found) -> dict[str, Any]:
             dial: {T: x - 1 for T, x in found.ratio("dense", f"{dial}_{way}_open", f"{dial}_{way}").items()}
             for dial in ("dial0", "dial1")
         }
+        values[f"{b}_dense_over_cudnn_{way}"] = found.ratio("dense", f"dial0_{way}", f"cudnn_{way}")
+        values[f"{b}_cudnn_over_soft_{way}"] = found.ratio("dense", f"cudnn_{way}", f"dial0.9_{way}")
         for who in ("attend", "jaxnn"):
             memory = found.bytes("dense", f"{'dial0' if who == 'attend' else who}_{way}")
             values[f"memory_exponent_{who}_{way}"] = exponent(memory, LONG_ENOUGH)
@@ -98,8 +102,8 @@ def figures_of(found: Found) -> dict[str, Any]:
             values["density_tokens"] = found.density_tokens
         for d in sorted(set(times) - {1}):
             values[f"{b}_lambda1_speedup_density_{d}{tail}"] = times[1] / times[d]
-    for d, x in found.ratio("density", "flex_fwd", "attend_fwd").items():
-        values[f"{b}_flex_over_lambda1_density_{d}"] = x
+        for d, x in found.ratio("density", f"flex_{way}", f"attend_{way}").items():
+            values[f"{b}_flex_over_lambda1_density_{d}{'' if way == 'fwd' else '_fwdbwd'}"] = x
     for way in WAYS:
         for T, seconds in found.seconds("long", f"attend_{way}").items():
             values["long_tokens"] = T
@@ -117,7 +121,7 @@ def figures_of(found: Found) -> dict[str, Any]:
 
 def targets(values: Mapping[str, Any], backend: str) -> list[list[str]]:
     """Rows of (target, reached, yes or no)."""
-    rows = []
+    rows: list[list[str]] = []
 
     def row(target: str, numbers: Sequence[float], form: str, good) -> None:
         if not numbers:
@@ -126,25 +130,10 @@ def targets(values: Mapping[str, Any], backend: str) -> list[list[str]]:
         reached = " … ".join(dict.fromkeys((format(min(numbers), form), format(max(numbers), form))))
         rows.append([target, reached, "yes" if all(map(good, numbers)) else "**no**"])
 
-    for way, words in WAYS.items():
-        row(
-            f"{words}, dense: jax.nn takes at least {FASTER_THAN_JAXNN:g} times our time, T ≥ 2,048",
-            _long_enough(values.get(f"{backend}_dense_over_jaxnn_{way}", {})), ".2f",
-            lambda x: x >= FASTER_THAN_JAXNN,
-        )  # fmt: skip
-    for way, words in WAYS.items():
-        row(
-            f"{words}, dense: we take at most {SLOWER_THAN_SDPA:g} times PyTorch SDPA's time, T ≥ 2,048",
-            _long_enough(values.get(f"{backend}_dense_over_torch_sdpa_{way}", {})), ".2f",
-            lambda x: x <= SLOWER_THAN_SDPA,
-        )  # fmt: skip
-    full = values.get("density_tokens") == 8192
-    for d in FULL_BLOCKS:
-        name = f"{backend}_lambda1_speedup_density_{d}"
-        row(
-            f"λ=1 at density 1/{d}: at least {OF_DENSITY * d:.1f} times as fast as λ=0, forward and backward",
-            [values[name]] if name in values and full else [], ".2f", lambda x, d=d: x >= OF_DENSITY * d,
-        )  # fmt: skip
+    if backend == "gpu":
+        _gpu_targets(values, row)
+    else:
+        _cpu_targets(values, backend, row)
     for way, words in WAYS.items():
         overheads = values.get(f"stats_overhead_{way}", {})
         row(
@@ -165,6 +154,58 @@ def targets(values: Mapping[str, Any], backend: str) -> list[list[str]]:
     return rows
 
 
+def _cpu_targets(values: Mapping[str, Any], backend: str, row) -> None:
+    for way, words in WAYS.items():
+        row(
+            f"{words}, dense: jax.nn takes at least {FASTER_THAN_JAXNN:g} times our time, T ≥ 2,048",
+            _long_enough(values.get(f"{backend}_dense_over_jaxnn_{way}", {})), ".2f",
+            lambda x: x >= FASTER_THAN_JAXNN,
+        )  # fmt: skip
+    for way, words in WAYS.items():
+        row(
+            f"{words}, dense: we take at most {SLOWER_THAN_SDPA:g} times PyTorch SDPA's time, T ≥ 2,048",
+            _long_enough(values.get(f"{backend}_dense_over_torch_sdpa_{way}", {})), ".2f",
+            lambda x: x <= SLOWER_THAN_SDPA,
+        )  # fmt: skip
+    full = values.get("density_tokens") == 8192
+    for d in FULL_BLOCKS:
+        name = f"{backend}_lambda1_speedup_density_{d}"
+        row(
+            f"λ=1 at density 1/{d}: at least {OF_DENSITY * d:.1f} times as fast as λ=0, forward and backward",
+            [values[name]] if name in values and full else [], ".2f", lambda x, d=d: x >= OF_DENSITY * d,
+        )  # fmt: skip
+
+
+def _gpu_targets(values: Mapping[str, Any], row) -> None:
+    for way, words in WAYS.items():
+        row(
+            f"{words}, λ=0: we take no longer than cuDNN, T ≥ 2,048",
+            _long_enough(values.get(f"gpu_dense_over_cudnn_{way}", {})), ".2f", lambda x: x <= 1,
+        )  # fmt: skip
+    row(
+        f"forward, λ=0.9: at least {SOFT_OF_CUDNN:g} times as fast as cuDNN's dense attention, T ≥ 2,048",
+        _long_enough(values.get("gpu_cudnn_over_soft_fwd", {})), ".2f", lambda x: x >= SOFT_OF_CUDNN,
+    )  # fmt: skip
+    for way, words in WAYS.items():
+        tail = "_fwd" if way == "fwd" else ""
+        by_density = _by_density(values, "gpu_lambda1_speedup_density_", tail)
+        row(
+            f"{words}, λ=1: at most {OVER_IDEAL:g} × density × the time of λ=0, sorting included",
+            [d / x for d, x in by_density.items()], ".2f", lambda x: x <= OVER_IDEAL,
+        )  # fmt: skip
+        by_density = _by_density(values, "gpu_flex_over_lambda1_density_", "" if way == "fwd" else "_fwdbwd")
+        row(
+            f"{words}, λ=1 at density up to 1/4: FlexAttention takes longer than we do",
+            [x for d, x in by_density.items() if d >= 4], ".2f", lambda x: x > 1,
+        )  # fmt: skip
+
+
+def _by_density(values: Mapping[str, Any], prefix: str, tail: str) -> dict[int, float]:
+    """Figures of that name by 1/density."""
+    names = {d: f"{prefix}{d}{tail}" for d in range(2, 129)}
+    return {d: values[name] for d, name in names.items() if name in values}
+
+
 def _long_enough(by_size: Mapping[int, float]) -> list[float]:
     return [x for T, x in by_size.items() if T >= LONG_ENOUGH]
 
@@ -181,13 +222,13 @@ def body(found: Found) -> str:
         _table(["target", "reached", "met"], rows),
         f"{len(rows) - missed - unknown} of {len(rows)} targets are met, {missed} missed, {unknown} not measured. "
         "A range goes over the sizes it was measured at.",
-        "All calls: batch 1, 4 heads of 64, window 8, float32. Times are medians ± half the range of the middle half "
+        f"All calls: {found.shape}. Times are medians ± half the range of the middle half "
         "of the repetitions, in milliseconds unless said otherwise; contenders take turns. Backward gives gradients in "
         "q, k, v and, for ours, the odds. Blocks are random, as routing by content gives, with an always-open sink. "
         f"PyTorch: {found.torch}; it ran in a process of its own, on all cores.",
     ]
     if found.backend != "gpu":
-        parts.append("GPU figures are absent: this machine has none.")
+        parts.append("For a GPU see attention_gpu.md, if there is one.")
     parts += [*_dense(found, values), *_density(found, values), *_long(values), *_decode(found)]
     return "\n\n".join(parts)
 
@@ -205,23 +246,22 @@ def _dense(found: Found, values: Mapping[str, Any]) -> list[str]:
     for way, words in WAYS.items():
         columns = {
             "λ=0": "dial0", "λ=0.9": "dial0.9", f"λ=1 at 1/{d}": "dial1", "reference": "reference",
-            "jax.nn": "jaxnn", "SDPA": "sdpa",
+            "jax.nn": "jaxnn", "cuDNN": "cudnn", "SDPA": "sdpa", f"Flex at 1/{d}": "flex",
         }  # fmt: skip
-        if way == "fwd":
-            columns[f"Flex at 1/{d}"] = "flex"
-        if found.backend == "gpu":
-            columns["cuDNN, bfloat16"] = "cudnn_bf16"
-        slower = values.get(f"{found.backend}_dense_over_jaxnn_{way}", {})
+        measured = found.timings["dense"].keys() | found.refused.get("dense", {}).keys()
+        columns = {head: name for head, name in columns.items() if f"{name}_{way}" in measured}
+        peer = "cuDNN" if found.backend == "gpu" else "jax.nn"
+        slower = found.ratio("dense", f"{'cudnn' if peer == 'cuDNN' else 'jaxnn'}_{way}", f"dial0_{way}")
         faster = values.get(f"{found.backend}_dense_over_torch_sdpa_{way}", {})
         rows = [
             [f"{T:,}", *(found.cell("dense", f"{name}_{way}", T) for name in columns.values())]
             + [f"{by_size[T]:.2f}" if T in by_size else "" for by_size in (slower, faster)]
             for T in sizes
         ]
-        head = ["T", *columns, "jax.nn / ours", "ours / SDPA"]
+        head = ["T", *columns, f"{peer} / ours", "ours / SDPA"]
         parts += [f"{words.capitalize()}, ms:", _table(head, rows)]
     parts.append(
-        f"jax.nn / ours: more than 1 means that ours at λ=0 is faster; ours / SDPA: less than 1 means it. A path stops "
+        f"{peer} / ours: more than 1 means that ours at λ=0 is faster; ours / SDPA: less than 1 means it. A path stops "
         f"where one call would take more than {longest:g} s (foreseen as four times that of half the length) or "
         f"{largest >> 30} GiB by XLA's count. λ=0.9, the statistics and the reference stop earlier, where they have "
         f"nothing more to tell."
@@ -260,7 +300,7 @@ def _flex_note(found: Found) -> str:
         for T, by_density in found.flex.items()
     )
     return (
-        "FlexAttention is compiled and forward only, since it has no backward on CPU. Its mask opens the same pairs. "
+        "FlexAttention is compiled (it has no backward on CPU). Its mask opens the same pairs. "
         "It was tried with positions in order and sorted by block, and timed in the faster order "
         f"({listed}); making the mask and sorting are not part of its time. Sorted, the window scatters over many of "
         "its tiles; we attend to the window in a pass of its own."
@@ -280,12 +320,16 @@ def _density(found: Found, values: Mapping[str, Any]) -> list[str]:
             + ["" if x is None else f"{x:.2f}" for x in speedups]
             + [found.cell("density", "flex_fwd", d), "" if flex is None else f"{flex:.2f}"]
         )
+        if "flex_fwdbwd" in found.timings["density"]:
+            flex = values.get(f"{found.backend}_flex_over_lambda1_density_{d}_fwdbwd")
+            rows[-1] += [found.cell("density", "flex_fwdbwd", d), "" if flex is None else f"{flex:.2f}"]
     head = ["density", "forward", "forward and backward", "speed-up, forward", "speed-up, both"]
+    head += ["Flex, forward", "Flex / ours", "Flex, both", "Flex / ours"][: len(rows[0]) - len(head)]
     return [
         "## Against density",
         "{density}",
         f"λ=1 over {found.density_tokens:,} tokens with as many equally likely blocks as the density says, ms:",
-        _table([*head, "Flex, forward", "Flex / ours"], rows),
+        _table(head, rows),
         "Speed-up is the time of λ=0 over that of λ=1; Flex / ours: more than 1 means that ours is faster.",
     ]
 
@@ -323,7 +367,7 @@ def pictures(found: Found) -> dict[str, Figure]:
         drawn = {}
         curves = {
             "dial0": ("λ=0", BLUE), "dial1": (f"λ=1 at 1/{d}", RED), "jaxnn": ("jax.nn", MUTED),
-            "sdpa": ("SDPA", GREEN), "flex": (f"Flex at 1/{d}", ORANGE),
+            "cudnn": ("cuDNN", MUTED), "sdpa": ("SDPA", GREEN), "flex": (f"Flex at 1/{d}", ORANGE),
         }  # fmt: skip
         if "dense" in found.timings:
             panels = [
@@ -341,8 +385,7 @@ def pictures(found: Found) -> dict[str, Figure]:
                 times = found.seconds("density", f"attend_{way}")
                 ideal = {d: times[1] / d for d in times}
                 lines = [(times, "ours", RED), (ideal, "time at λ=0 × density", MUTED)]
-                if way == "fwd":
-                    lines.append((found.seconds("density", "flex_fwd"), "Flex", ORANGE))
+                lines.append((found.seconds("density", f"flex_{way}"), "Flex", ORANGE))
                 panels.append((f"{words}, seconds", lines))
             memory = [
                 (_gib(found.bytes("density", f"attend_{way}")), words, colour)

@@ -10,6 +10,7 @@ so that a Python which has PyTorch but no JAX can run it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -144,11 +145,26 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def _sdpa(torch, *, heads: int, size: int, tokens: int, keys: int, gradient: bool):
+def _random(torch, device: str, dtype: str, *shape: int, gradient: bool = False):
+    return torch.randn(shape, device=device, dtype=getattr(torch, dtype), requires_grad=gradient)
+
+
+def _sdpa(
+    torch,
+    *,
+    batch: int,
+    heads: int,
+    size: int,
+    tokens: int,
+    keys: int,
+    gradient: bool,
+    dtype: str,
+    device: str,
+):
     """`scaled_dot_product_attention`: causal, or one query that sees every key."""
-    lengths = (tokens, keys, keys)
-    q, k, v = (torch.randn(1, heads, length, size, requires_grad=gradient) for length in lengths)
-    w = torch.randn(1, heads, tokens, size)
+    shapes = [(batch, heads, length, size) for length in (tokens, keys, keys)]
+    q, k, v = (_random(torch, device, dtype, *shape, gradient=gradient) for shape in shapes)
+    w = _random(torch, device, dtype, *shapes[0])
     attention = torch.nn.functional.scaled_dot_product_attention
 
     def call():
@@ -156,37 +172,55 @@ def _sdpa(torch, *, heads: int, size: int, tokens: int, keys: int, gradient: boo
             out = attention(q, k, v, is_causal=tokens == keys)
             return (out, *torch.autograd.grad(out, (q, k, v), w)) if gradient else out
 
-    return call, {}
+    return _finished(torch, device, call), {}
 
 
-def _flex(torch, *, heads: int, size: int, tokens: int, blocks: int, window: int):
+def _finished(torch, device: str, call):
+    """The call, and waiting for its end."""
+
+    def run():
+        found = call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return found
+
+    return run
+
+
+def _flex(
+    torch, *, batch: int, heads: int, size: int, tokens: int, blocks: int, window: int, gradient: bool, dtype: str,
+    device: str,
+):  # fmt: skip
     """Compiled FlexAttention over the open pairs, in the order of positions that is faster for it.
 
-    Forward only: on CPU it has no backward. Sorting the positions by block is not part of its time.
+    On CPU it has no backward. Making the mask and sorting the positions by block are not part of its time.
     """
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import create_block_mask
 
-    compiled = torch.compile(flex_attention, dynamic=False)
-    q, k, v = (torch.randn(1, heads, tokens, size) for _ in range(3))
-    block = torch.from_numpy(blocks_of(tokens, blocks))
+    q, k, v, w = (
+        _random(torch, device, dtype, batch, heads, tokens, size, gradient=gradient and i < 3)
+        for i in range(4)
+    )
+    block = torch.from_numpy(blocks_of(tokens, blocks)).to(device)
+    compiled, is_open, order_of, block_of = _flex_program(torch, tokens, window, device)
 
     def arranged(order):
-        b, position = block[order].contiguous(), order.to(torch.int32)
-
-        def is_open(_batch, _head, i, j):
-            gap = position[i] - position[j]
-            return (gap >= 0) & ((b[i] == b[j]) | (b[j] == 0) | (gap < window))
-
-        mask = create_block_mask(is_open, None, None, tokens, tokens, device="cpu")
+        order_of.copy_(order)
+        block_of.copy_(block[order])
+        mask = create_block_mask(is_open, None, None, tokens, tokens, device=device)
+        kept = order_of.clone(), block_of.clone()
 
         def call():
-            with torch.no_grad():
-                return compiled(q, k, v, block_mask=mask)
+            order_of.copy_(kept[0])  # the mask of single pairs reads them
+            block_of.copy_(kept[1])
+            with torch.set_grad_enabled(gradient):
+                out = compiled(q, k, v, block_mask=mask)
+                return (out, *torch.autograd.grad(out, (q, k, v), w)) if gradient else out
 
-        return call
+        return _finished(torch, device, call)
 
     ways = {
-        "in order": arranged(torch.arange(tokens)),
+        "in order": arranged(torch.arange(tokens, device=device)),
         "by block": arranged(torch.argsort(block, stable=True)),
     }
     seconds = {}
@@ -195,6 +229,20 @@ def _flex(torch, *, heads: int, size: int, tokens: int, blocks: int, window: int
         seconds[name] = min(_seconds(call) for _ in range(2))
     best = min(ways, key=lambda name: seconds[name])
     return ways[best], {"positions": best}
+
+
+@functools.cache
+def _flex_program(torch, tokens: int, window: int, device: str):
+    """FlexAttention, compiled once for all blocks: which pairs are open it reads from two tensors."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    position, block = (torch.zeros(tokens, dtype=torch.int32, device=device) for _ in range(2))
+
+    def is_open(_batch, _head, i, j):
+        gap = position[i] - position[j]
+        return (gap >= 0) & ((block[i] == block[j]) | (block[j] == 0) | (gap < window))
+
+    return torch.compile(flex_attention, dynamic=False), is_open, position, block
 
 
 def _llama(torch, *, part: str, sizes: dict[str, Any]):

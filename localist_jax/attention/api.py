@@ -100,13 +100,19 @@ def implementations() -> dict[str, Callable]:
     from localist_jax.attention.reference import reference
     from localist_jax.attention.sparse import sparse
 
-    return {"sparse": sparse, "reference": reference, "tpu": _tpu}
+    return {"sparse": sparse, "reference": reference, "tpu": _tpu, "gpu": _gpu}
 
 
 def _tpu(q, k, v, **call):
     from localist_jax.attention.tpu import tpu  # here, since Pallas takes a while to import
 
     return tpu(q, k, v, **call)
+
+
+def _gpu(q, k, v, **call):
+    from localist_jax.attention.gpu import gpu
+
+    return gpu(q, k, v, **call)
 
 
 def _implementation(name: str | None, queries: int, keys: int, platform: str) -> Callable:

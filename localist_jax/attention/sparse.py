@@ -39,6 +39,7 @@ class Engine:
       lanes: queries side by side in that pass.
       pure_cost: time of a pair in small tiles over that in wide ones.
       whole: whether tiles keep their size where there are fewer positions.
+      in_place: whether it takes tiles whose heads lie where they were, [B, tiles, C, heads, H], and gives them back so.
     """
 
     forward: Callable = flash.forward
@@ -49,6 +50,7 @@ class Engine:
     lanes: int = 2048
     pure_cost: float = 1.7
     whole: bool = False
+    in_place: bool = False
 
     def fit(self, size: int, length: int) -> int:
         """The size of tiles of so many positions."""
@@ -129,10 +131,10 @@ def _log(odds):
 def _backward(how, saved, cotangents):
     q, k, v, odds, route, q_at, k_at, out, lse, entropy, mass = saved
     dout, dlse, dentropy, dmass, dexpected = cotangents
-    B, wide = len(q), out.dtype
+    B, wide = len(q), jnp.promote_types(out.dtype, jnp.float32)
     seen = jnp.isfinite(lse)
     safe = jnp.where(seen, lse, 0.0)
-    c = jnp.einsum("BTNH,BTNH->BNT", out, dout.astype(wide)) - jnp.where(seen, dlse, 0.0)
+    c = jnp.einsum("BTNH,BTNH->BNT", out, dout, preferred_element_type=wide) - jnp.where(seen, dlse, 0.0)
     if how.stats == "none":
         dentropy = dmass = dexpected = None
     else:
@@ -220,8 +222,8 @@ class Section:
         queries = Queries(_per_head(self.q_at.pos, N), _per_head(self.q_at.seg, N), rows, own)
         return Pass(
             pairs=self.pairs, window=how.window, scale=scale, work=tiles.work_list(self.visit, self.lanes),
-            heads=B * N, first=kv_row * J, first_of_head=row * J, queries=queries, keys=Keys(pos, seg, block, odds.shape[3]),
-            measured=how.stats != "none",
+            heads=B * N, first=kv_row * J, first_of_head=row * J, queries=queries,
+            keys=Keys(pos, seg, block, odds.shape[3]), measured=how.stats != "none",
         )  # fmt: skip
 
 
@@ -284,10 +286,14 @@ def _attend_forward(how: How, plan: Plan, q, k, v, odds):
         p = section.prepare(how, odds, G, H**-0.5, keyed=False)
         ql, kl = section.q_layout, section.k_layout
         with jax.named_scope(f"attend_{section.pairs}"):
-            in_place = q.shape[1] < how.engine.small[0] and not how.engine.whole
-            cut = kl.cut if in_place else partial(_split, kl)
-            found = how.engine.forward(p, _split(ql, q), cut(k), cut(v))
-        parts.append([None if x is None else _merge(ql, x, B) for x in found])
+            in_place, decoding = (
+                how.engine.in_place,
+                q.shape[1] < how.engine.small[0] and not how.engine.whole,
+            )
+            cut = kl.cut if in_place or decoding else partial(_split, kl)
+            out, *figures = how.engine.forward(p, ql.cut(q) if in_place else _split(ql, q), cut(k), cut(v))
+        out = ql.join(out) if in_place else _merge(ql, out, B)
+        parts.append([out, *(None if x is None else _merge(ql, x, B) for x in figures)])
     lse = parts[0][1] if len(parts) == 1 else jnp.logaddexp(parts[0][1], parts[1][1])
     out: Any = None
     entropy: Any = None
@@ -320,10 +326,13 @@ def _attend_backward(
         rows = {name: None if x is None else _split(ql, jnp.moveaxis(x, 1, 2)) for name, x in by_row.items()}
         columns = B * N * section.visit.shape[-1] if keyed else 0
         with jax.named_scope(f"attend_{section.pairs}_backward"):
-            found = how.engine.backward(
-                p, _split(ql, q), _split(kl, k), _split(kl, v), dout=_split(ql, dout), columns=columns, **rows
-            )
+            in_place = how.engine.in_place
+            cut = Layout.cut if in_place else _split
+            tiles_of_all = cut(ql, q), cut(kl, k), cut(kl, v)
+            found = how.engine.backward(p, *tiles_of_all, dout=cut(ql, dout), columns=columns, **rows)
         for at, (x, layout) in enumerate(zip(found, (ql, kl, kl, ql, kl), strict=True)):
-            totals[at] = _plus(totals[at], None if x is None else _merge(layout, x, B))
+            if x is not None:
+                whole = layout.join(x) if in_place and at < 3 else _merge(layout, x, B)
+                totals[at] = _plus(totals[at], whole)
     dq, dk, dv, *sums = totals
     return dq, dk, dv, *(None if x is None else jnp.moveaxis(x, 2, 1) for x in sums)

@@ -74,14 +74,25 @@ def test_a_worker_without_torch_refuses(tmp_path, monkeypatch):
     with Worker(sys.executable) as worker:
         assert worker.refusal == MISSING
         with pytest.raises(Refused, match="not installed"):
-            worker.make("sdpa", "sdpa", tokens=8, keys=8, gradient=False, heads=1, size=4)
+            worker.make(
+                "sdpa",
+                "sdpa",
+                tokens=8,
+                keys=8,
+                gradient=False,
+                batch=1,
+                heads=1,
+                size=4,
+                dtype="float32",
+                device="cpu",
+            )
 
 
 def found(**timings):
     dense = {name: {T: {"median": x} for T, x in by_size.items()} for name, by_size in timings.items()}
     return page.Found(
         backend="cpu", timings={"dense": dense}, refused={}, memory={}, flex={}, torch=None, limits=(20.0, 1),
-        blocks=16, density_tokens=8192,
+        blocks=16, density_tokens=8192, shape="batch 1",
     )  # fmt: skip
 
 
