@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,25 @@ class Bench:
             self.flex.setdefault(f"T={sizes['tokens']}", {})[str(sizes["blocks"])] = about["positions"]
         return Contender(lambda: self.worker.call(name))
 
+    def prepare(self) -> None:
+        """Compiles what takes long, all at once, for a machine with cores to spare; the rest finds it made."""
+        of, todo = self.sizes, []
+        lengths = {T: ("none", "open") if of.details >= T else ("none",) for T in of.dense}
+        for T, way in itertools.product({*lengths, of.density, of.long[0]}, WAYS):
+            for stats in lengths.get(T, ("none",)) if way == "fwd" else ("none",):
+                todo.append(functools.partial(ours, of, T, T, BLOCKS, (1.0,), way, stats))
+
+        def flex():  # one after the other: there is one worker
+            for T, way in itertools.product(
+                sorted({T for T in (*of.dense, of.density) if of.flex >= T}), WAYS
+            ):
+                self.peer("flex", "warm", tokens=T, blocks=BLOCKS, window=WINDOW, gradient=way != "fwd")
+            self.worker.drop()
+
+        with ThreadPoolExecutor(1 + len(todo)) as pool:
+            for future in [pool.submit(one) for one in (flex, *todo)]:
+                future.result()
+
     def race(self, part: str, contenders: Mapping[tuple[str, int], Contender | str], expect=None) -> None:
         """Times the contenders (by name and size) in turns; `expect` foresees seconds by name and size."""
         ready: dict[tuple[str, int], tuple[Contender, int]] = {}
@@ -373,7 +394,10 @@ def measure(sizes: Sizes, parts: Sequence[str], worker: Worker, longest: float =
     if "decode" in parts:
         for S in sizes.decode:
             jobs.append((f"decoding with {S} keys", 5, lambda S=S: bench.decode(S)))  # type: ignore[misc]
-    begun, done, whole = time.monotonic(), 0.0, sum(share for _, share, _ in jobs)
+    begun, done = time.monotonic(), 0.0
+    if jax.default_backend() == "gpu":
+        jobs.insert(0, ("compiling", 100, bench.prepare))
+    whole = sum(share for _, share, _ in jobs)
     for what, share, job in jobs:
         passed = time.monotonic() - begun
         left = f", about {passed * (whole - done) / done / 60:.1f} min left" if done else ""

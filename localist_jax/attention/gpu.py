@@ -579,7 +579,11 @@ class Call:
 
             r = SimpleNamespace(**own, **{name: ref.at[0] for name, ref in slot_at.items()})
             start = entries[row, 0], jnp.float32(0) if bias is None else bias[row, 0], self.begin(s, r)
+            pl.when(self.turns & (group == 1))(
+                take_turns
+            )  # half a visit behind; in step again when the row is done,
             *_, state = lax.fori_loop(0, count, visit, start)
+            pl.when(self.turns & (group == 0))(take_turns)  # lest one waits for the other's next row
             found = self.end(s, r, state)
             for name in self.wide:
                 out[name][row, group] = found[name]
@@ -624,14 +628,17 @@ class Call:
         @pl.when(group < GROUPS)
         def _():
             plgpu.set_max_registers(232, action="increase")
-            pl.when(self.turns & (group == 1))(take_turns)
             lax.fori_loop(0, mine, work, jnp.int32(0))
-            pl.when(self.turns & (group == 0))(take_turns)
 
         @pl.when(group == GROUPS)
         def _():
             plgpu.set_max_registers(40, action="decrease")
-            lax.fori_loop(0, mine, fetch, jnp.int32(0))
+            visits = lax.fori_loop(0, mine, fetch, jnp.int32(0))
+            for left, barrier, places in ((visits, freed, slots), (mine, released, buffers)):
+
+                @pl.loop(jnp.maximum(0, left - places), left)  # stays until all is read
+                def _(i, barrier=barrier, places=places):
+                    plgpu.barrier_wait(barrier.at[lax.rem(i, jnp.int32(places))])
 
     def _emulate(self, lists: Lists, per_row, per_visit):
         """The same without a GPU: its arithmetic, not its movements of data."""
