@@ -6,6 +6,7 @@ on the supporting lines at the moment of the answer is compared with what an eve
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,9 +32,8 @@ STORIES = {
     "accuracy": 400,
     "attention": 96,
 }  # of each task: learnt from, answered, looked into
-COPIES = (
-    5  # of each story that is learnt from, with words in other roles, so that none is worth learning by heart
-)
+# Of each story that is learnt from, with words in other roles, so that none is worth learning by heart.
+COPIES = 5
 
 
 def prepare(settings: Config) -> Prepared:
@@ -42,10 +42,14 @@ def prepare(settings: Config) -> Prepared:
     Raises:
       CorpusError: bAbI is not there.
     """
+    return _prepared(settings.data.vocab_size, settings.data.context)
+
+
+@functools.lru_cache(maxsize=1)  # the same for all seeds, and runs of a process follow one another
+def _prepared(vocab_size: int, context: int) -> Prepared:
     texts = (babi.plain(story) for t in TASKS for story in babi.lines(t, "train"))
-    tokenizer = Tokenizer.train(texts, settings.data.vocab_size)
-    context = settings.data.context
-    rng = np.random.default_rng(0)  # the same stories for all seeds, as with text
+    tokenizer = Tokenizer.train(texts, vocab_size)
+    rng = np.random.default_rng(0)
     told = [story for t in TASKS for story in itertools.islice(babi.lines(t, "train"), STORIES["train"])]
     copies = (
         babi.encode(babi.renamed(story, rng), tokenizer, context) for _ in range(COPIES) for story in told

@@ -115,8 +115,8 @@ def all_runs(
 ) -> tuple[Results, dict[int, Any]]:
     """Every result, and the samples by seed; trains what is not there.
 
-    Any-dial goes first, since controls wait for its open share; then seed by seed, so that what is interrupted has
-    whole seeds.
+    It goes seed by seed, so that what is interrupted has whole seeds; any-dial comes first, since controls wait for its
+    open share.
     """
     results: Results = {task: {} for task in tasks}
     texts: dict[int, Any] = {}
@@ -144,7 +144,7 @@ def all_runs(
     jobs = [
         job(task, name, seed) for seed in seeds for task in tasks for name in _conditions(task, fitted=False)
     ]
-    jobs.sort(key=lambda one: one[0][1] != "any")
+    jobs.sort(key=lambda one: (seeds.index(one[0][2]), one[0][1] != "any"))
     jobs += [job("wikitext2", variant, seeds[0]) for variant in variants if "wikitext2" in tasks]
     with Pool(workers, own_cores) as pool:
         for _ in pool.results(jobs, "dial_sweep", then):
