@@ -102,7 +102,12 @@ def _in_cache(settings: Config, folder: Path) -> Prepared:
 
 
 _PROBE = {"eval_every": 10_000, "save_every": 500, "log_every": 50, "keep": 1}
-_ONCE = {**_PROBE, "save_every": 100_000, "log_every": 100}  # runs of seconds: saved when they are done
+_ONCE = {
+    "eval_every": 0,
+    "save_every": 100_000,
+    "log_every": 100,
+    "keep": 1,
+}  # runs of seconds: saved when done
 _SMALL = {
     "layers": 3, "width": 64, "heads": 4, "kv_heads": 4, "head_size": 16, "feed_forward": 192, "block_units": 16,
     "window": 1,
