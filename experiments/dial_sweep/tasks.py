@@ -118,7 +118,7 @@ _TEXT = {
     "perception_window": 2,
 }  # fmt: skip
 _TEXT_MINUTES = {
-    "layers": 4, "width": 256, "heads": 8, "kv_heads": 8, "head_size": 32, "feed_forward": 704, "block_units": 16,
+    "layers": 4, "width": 256, "heads": 4, "kv_heads": 4, "head_size": 64, "feed_forward": 704, "block_units": 16,
     "perception_window": 2, "dtype": "bfloat16",
 }  # fmt: skip
 _TEXT_GPU = {

@@ -318,7 +318,7 @@ def test_the_page_has_every_table_picture_and_named_figure(tmp_path):
     assert (
         "119 runs were trained and measured on H and 16 cores, jax 0, 2000-01-01. 1 runs do not say" in text
     )
-    assert "4 layers of width 256, 8 heads, 16 blocks, bfloat16; 800 steps of 32 rows of 256 tokens." in text
+    assert "4 layers of width 256, 4 heads, 16 blocks, bfloat16; 800 steps of 32 rows of 256 tokens." in text
     for picture in ("main", "babi"):
         assert (tmp_path / f"dial_sweep_{picture}.svg").is_file()
         assert f"dial_sweep_{picture}.svg" in text
