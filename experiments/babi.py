@@ -7,6 +7,7 @@ learning to look. `renamed` makes new stories out of old ones: names, places, th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,8 +103,8 @@ def encode(story: Sequence[Line], tokenizer: Tokenizer, context: int) -> Story:
     spans: dict[int, slice] = {}
     support, questions, length = {}, {}, 0
     for number, text, answer, supporting in story:
-        said = tokenizer.encode(" " + text)
-        reply = tokenizer.encode(" " + answer)[:1] if answer else said[:0]
+        said = _encoded(tokenizer, text)
+        reply = _encoded(tokenizer, answer)[:1] if answer else said[:0]
         if length + len(said) + len(reply) > context:
             break
         spans[number] = slice(length, length + len(said))
@@ -116,3 +117,8 @@ def encode(story: Sequence[Line], tokenizer: Tokenizer, context: int) -> Story:
             support[length - 1], questions[length - 1] = mask, number
     ids = np.concatenate(parts)
     return Story(ids, np.isin(np.arange(len(ids)), list(support)), support, spans, questions)
+
+
+@functools.lru_cache(maxsize=1 << 16)  # bAbI says the same few sentences over and over
+def _encoded(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    return tokenizer.encode(" " + text)

@@ -317,14 +317,15 @@ class Train:
     steps: int = 1000
     seed: int = 0
     log_every: int = 20
-    eval_every: int = 250
+    eval_every: int = 250  # and at the end; 0: never
     save_every: int = 250
     keep: int = 2  # checkpoints kept
 
     def __post_init__(self):
         _require(self.steps >= 1, "train.steps", "at least 1", self.steps)
-        for name in ("log_every", "eval_every", "save_every", "keep"):
+        for name in ("log_every", "save_every", "keep"):
             _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+        _require(self.eval_every >= 0, "train.eval_every", "0 (never) or more", self.eval_every)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,9 @@ on the supporting lines at the moment of the answer is compared with what an eve
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -31,19 +32,30 @@ STORIES = {
     "accuracy": 400,
     "attention": 96,
 }  # of each task: learnt from, answered, looked into
+# Of each story that is learnt from, with words in other roles, so that none is worth learning by heart.
+COPIES = 5
 
 
 def prepare(settings: Config) -> Prepared:
-    """`STORIES` of each task: to train on from its training file, as validation from its test file.
+    """`STORIES` of each task: to train on `COPIES` of them from its training file, as validation from its test file.
 
     Raises:
       CorpusError: bAbI is not there.
     """
+    return _prepared(settings.data.vocab_size, settings.data.context)
+
+
+@functools.lru_cache(maxsize=1)  # the same for all seeds, and runs of a process follow one another
+def _prepared(vocab_size: int, context: int) -> Prepared:
     texts = (babi.plain(story) for t in TASKS for story in babi.lines(t, "train"))
-    tokenizer = Tokenizer.train(texts, settings.data.vocab_size)
-    context = settings.data.context
-    train = [s for t in TASKS for s in _answered(t, "train", tokenizer, context, "train")]
-    valid = [s for t in TASKS for s in _answered(t, "test", tokenizer, context, "accuracy")]
+    tokenizer = Tokenizer.train(texts, vocab_size)
+    rng = np.random.default_rng(0)
+    told = [story for t in TASKS for story in itertools.islice(babi.lines(t, "train"), STORIES["train"])]
+    copies = (
+        babi.encode(babi.renamed(story, rng), tokenizer, context) for _ in range(COPIES) for story in told
+    )
+    train = [s for s in copies if s.answers.any()]
+    valid = [s for t in TASKS for s in _answered(t, context, tokenizer, "accuracy")]
     rows = [
         pack([s.ids for s in stories], context, Tokenizer.BOS, [s.answers for s in stories])
         for stories in (train, valid)
@@ -56,32 +68,37 @@ def prepare(settings: Config) -> Prepared:
     return Prepared("babi", tokenizer, rows[0], rows[1], documents=sizes, bytes=text)
 
 
-def _answered(task: int, split: str, tokenizer: Tokenizer, context: int, purpose: str) -> list[Story]:
-    """The first stories that have an answer within the context, as many as the purpose wants."""
-    stories = (babi.encode(lines, tokenizer, context) for lines in babi.lines(task, split))
+def _answered(task: int, context: int, tokenizer: Tokenizer, purpose: str) -> list[Story]:
+    """The first test stories that have an answer within the context, as many as the purpose wants."""
+    stories = (babi.encode(lines, tokenizer, context) for lines in babi.lines(task, "test"))
     return list(itertools.islice((s for s in stories if s.answers.any()), STORIES[purpose]))
 
 
-def measure(run: Run, locality: float) -> dict[str, Any]:
-    """By task: accuracy, and attention on the supporting lines at the moment of the answer.
+def reader(run: Run) -> Callable[[float], dict[str, Any]]:
+    """λ → by task: accuracy, and attention on the supporting lines at the moment of the answer.
 
     `labelled` is the mass on supporting tokens, mean over layers and heads, `labelled_best` that of the best
     head, `labelled_even` what an even spread over the visible tokens would give; `gated_mass` the mass that
     came through gates.
     """
     c, context = run.settings.model, run.settings.data.context
-    dial = Dial(locality).broadcast(BATCH, c.layers, c.heads)
     weights = (run.state.params, run.state.blocks)
     read, look = (jax.jit(partial(f, run.model)) for f in (_right, _attention))
-    figures = {}
-    for task in TASKS:
-        right = asked = 0
-        for batch in _alone(_answered(task, "test", run.tokenizer, context, "accuracy"), context):
-            right += int(read(*weights, batch, dial))
-            asked += int(batch.scored.sum())
-        stories = _answered(task, "test", run.tokenizer, context, "attention")
-        seen = [look(*weights, batch, dial) for batch in _alone(stories, context)]
-        figures[f"babi_{task}"] = {"accuracy": right / asked, "questions": asked, **_labelled(stories, seen)}
+    asked = {task: _answered(task, context, run.tokenizer, "accuracy") for task in TASKS}
+    batches = {task: list(_alone(stories, context)) for task, stories in asked.items()}
+
+    def figures(locality: float) -> dict[str, Any]:
+        dial = Dial(locality).broadcast(BATCH, c.layers, c.heads)
+        found = {}
+        for task in TASKS:
+            right = sum(int(read(*weights, batch, dial)) for batch in batches[task])
+            questions = sum(int(batch.scored.sum()) for batch in batches[task])
+            stories = asked[task][: STORIES["attention"]]
+            seen = [look(*weights, batch, dial) for batch in _alone(stories, context)]
+            accuracy = {"accuracy": right / questions, "questions": questions}
+            found[f"babi_{task}"] = accuracy | _labelled(stories, seen)
+        return found
+
     return figures
 
 

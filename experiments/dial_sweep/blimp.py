@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -19,7 +20,7 @@ from localist_jax.model import Transformer, forward
 from localist_jax.training.run import Run
 
 OF_EACH = 30  # pairs of each of the 67 paradigms
-BATCH, BUCKET = 128, 16  # sentences at a time, padded to a multiple of so many tokens
+BATCH, MULTIPLE = 128, 16  # sentences at a time, padded to a multiple of so many tokens
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -42,21 +43,26 @@ def _spaced(sentence: str) -> str:
     return " " + re.sub(r"(?<=\w)([.,?!;]|'\w+)", r" \1", sentence)
 
 
-def accuracy(run: Run, locality: float) -> float:
-    """Share of the pairs whose grammatical sentence has the shorter code, whole sentences in bits."""
+def reader(run: Run) -> Callable[[float], float]:
+    """λ → share of the pairs whose grammatical sentence has the shorter code, whole sentences in bits.
+
+    Raises:
+      CorpusError: BLiMP is not there.
+    """
     c = run.settings.model
-    dial = Dial(locality).broadcast(BATCH, c.layers, c.heads)
     read = jax.jit(partial(_code, run.model))
     sentences = [run.tokenizer.encode(s) for pair in pairs() for s in pair]
-    lengths = np.array([-(-len(ids) // BUCKET) * BUCKET for ids in sentences])
-    codes = np.zeros(len(sentences))
-    for length in np.unique(lengths):
-        alike = np.flatnonzero(lengths == length)
-        for part in np.array_split(alike, -(-len(alike) // BATCH)):
-            batch = one_each([sentences[i] for i in part], int(length), BATCH)
-            codes[part] = np.asarray(read(run.state.params, run.state.blocks, batch, dial))[: len(part)]
-    good, bad = codes.reshape(-1, 2).T
-    return float((good < bad).mean())
+    length = -(-max(map(len, sentences)) // MULTIPLE) * MULTIPLE
+    parts = (sentences[first : first + BATCH] for first in range(0, len(sentences), BATCH))
+    batches = [one_each(part, length, BATCH) for part in parts]
+
+    def accuracy(locality: float) -> float:
+        dial = Dial(locality).broadcast(BATCH, c.layers, c.heads)
+        codes = [read(run.state.params, run.state.blocks, batch, dial) for batch in batches]
+        good, bad = np.concatenate(codes)[: len(sentences)].reshape(-1, 2).T
+        return float((good < bad).mean())
+
+    return accuracy
 
 
 def _code(model: Transformer, params, blocks, batch: Batch, dial: Dial):

@@ -11,6 +11,7 @@ from experiments.dial_sweep import pictures
 from experiments.dial_sweep.babi import TASKS as BABI_TASKS
 from experiments.dial_sweep.conditions import ALL, CONDITIONS, VARIANTS
 from experiments.dial_sweep.tasks import TASKS
+from localist_jax.config import Config
 from localist_jax.report import study
 
 RESOLVED = (
@@ -145,18 +146,30 @@ def _babi(table: Table) -> dict[str, Any]:
     }
 
 
-def write(results: dict[str, Any], texts: dict[int, dict], seeds: list[int], out: Path, command: str) -> Path:
-    """Writes `dial_sweep.md`, `dial_sweep.json` and the pictures; returns the page's path."""
+def write(
+    results: dict[str, Any], texts: dict[int, dict], settings: dict[str, Config], out: Path, command: str
+) -> Path:
+    """Writes `dial_sweep.md`, `dial_sweep.json` and the pictures; returns the page's path.
+
+    Args:
+      results: figures by task, condition and seed.
+      texts: samples by seed.
+      settings: of any-dial, by task.
+      out, command: where to, and what makes it again.
+    """
     named = figures_of(results)
+    seeds = sorted({seed for by_condition in results.values() for seed in by_condition["any"]})
     tables = {task: Table(by_condition) for task, by_condition in results.items()}
     shown: dict[str, Any] = {"main": pictures.main(tables)}
     body = [_introduction(seeds), "{main}\n"]
     for task, table in tables.items():
         body.append(f"## {TASKS[task].title}\n\n{TASKS[task].what[:1].upper() + TASKS[task].what[1:]}.\n")
+        body.append(_size(settings[task], sorted(results[task]["any"]), seeds))
         section = {"recall": _answer_section, "babi": _babi_section}.get(task, _text_section)
         body.append(section(table))
     if "babi" in tables:
         shown["babi"] = pictures.babi(tables["babi"])
+    body.append(_makers(results))
     if texts:
         body.append(_samples_section(texts))
         named["samples"] = {
@@ -182,6 +195,32 @@ def _introduction(seeds: list[int]) -> str:
         "window and sink included; for a model trained at λ=0 it is what unused gates would leave.\n\n"
         + study.table(["condition", "training"], rows).replace("--:", "---")
     )
+
+
+def _size(settings: Config, seeds: list[int], all_seeds: list[int]) -> str:
+    """What was trained on what, and with which seeds if not with all."""
+    model, data, train = settings.model, settings.data, settings.train
+    fewer = "" if seeds == all_seeds else f" Seeds {', '.join(map(str, seeds))} alone."
+    return (
+        f"{model.layers} layers of width {model.width}, {model.heads} heads, {model.blocks} blocks, {model.dtype}; "
+        f"{train.steps} steps of {data.batch} rows of {data.context} tokens.{fewer}\n"
+    )
+
+
+def _makers(results: dict[str, Any]) -> str:
+    """The machines that trained; older results do not say."""
+    runs = [figures for c in results.values() for by_seed in c.values() for figures in by_seed.values()]
+    made = [figures["made_on"] for figures in runs if "made_on" in figures]
+    kinds = sorted(
+        {
+            f"{'/'.join(sorted(set(m['machine']['devices'])))} and {m['machine']['cores']} cores, "
+            f"jax {m['versions']['jax']}, {m['date']}"
+            for m in made
+        }
+    )
+    unknown = f" {len(runs) - len(made)} runs do not say what trained them." if len(made) < len(runs) else ""
+    trained = f"{len(made)} runs were trained and measured on {'; '.join(kinds)}." if made else ""
+    return f"{trained}{unknown}\n"
 
 
 def _rows(table: Table, columns, extra=()) -> str:

@@ -15,6 +15,7 @@ from localist_jax.config import Config
 from localist_jax.data import Prepared, corpora, valid_batches
 from localist_jax.training.run import write_json
 
+SAMPLES = "samples"  # in the place of a condition: what any-dial writes, scored by dense
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]  # by task, condition, seed
 
 
@@ -69,51 +70,131 @@ def run(study: Study, task: str, condition: str, seed: int) -> dict[str, Any]:
     )
 
 
+def kept_samples(study: Study, seed: int) -> dict[str, dict[str, Any]] | None:
+    """What `compare` found earlier with these two runs; None if there is nothing."""
+    path = _samples_path(study, seed)
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return stored["samples"] if stored["from"] == _made_from(study, seed) else None
+
+
+def _samples_path(study: Study, seed: int) -> Path:
+    return study.folder_of("wikitext2", "any", seed) / "samples.json"
+
+
+def _made_from(study: Study, seed: int) -> list[str]:
+    folders = (study.folder_of("wikitext2", name, seed) for name in ("any", "dense"))
+    return [(folder / RESULT).read_text(encoding="utf-8") for folder in folders]
+
+
 def compare(study: Study, seed: int) -> dict[str, dict[str, Any]]:
     """What any-dial writes at each λ, scored by the dense model of the same seed; kept like a run's figures."""
     from experiments.dial_sweep import samples
     from localist_jax.training.run import Run
 
-    folders = [study.folder_of("wikitext2", name, seed) for name in ("any", "dense")]
-    path = folders[0] / "samples.json"
-    made_from = [(folder / RESULT).read_text(encoding="utf-8") for folder in folders]
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["from"] == made_from:
-            return stored["samples"]
+    if (found := kept_samples(study, seed)) is not None:
+        return found
+    opened = (Run.open(study.folder_of("wikitext2", name, seed)) for name in ("any", "dense"))
     writer, judge = (
-        dataclasses.replace(run, prepared=study.prepared("wikitext2", run.settings))
-        for run in map(Run.open, folders)
+        dataclasses.replace(run, prepared=study.prepared("wikitext2", run.settings)) for run in opened
     )
     found = samples.written(writer, judge, CONDITIONS["any"].localities)
     found["dense"] = samples.written(judge, judge, (0.0,))["0"]
-    write_json(path, {"from": made_from, "samples": found})
+    write_json(_samples_path(study, seed), {"from": _made_from(study, seed), "samples": found})
     return found
 
 
 def all_runs(
-    study: Study, tasks: list[str], seeds: list[int], variants: list[str], workers: int
+    study: Study,
+    tasks: list[str],
+    seeds: list[int],
+    variants: list[str],
+    workers: int,
+    own_cores: bool = True,
 ) -> tuple[Results, dict[int, Any]]:
-    """Every result, and the samples by seed."""
+    """Every result, and the samples by seed; trains what is not there.
+
+    It goes seed by seed, so that what is interrupted has whole seeds; any-dial comes first, since controls wait for its
+    open share.
+    """
     results: Results = {task: {} for task in tasks}
-    free, fitted_ones = (
-        [name for name, condition in CONDITIONS.items() if bool(condition.matches) is matches]
-        for matches in (False, True)
-    )
-    everywhere = [(task, seed) for seed in seeds for task in tasks]
-    stages: list[list[tuple[str, str, int]]] = [
-        [(task, name, seed) for task, seed in everywhere for name in group if name in TASKS[task].conditions]
-        for group in (free, fitted_ones)
+    texts: dict[int, Any] = {}
+
+    def job(task: str, condition: str, seed: int) -> Job:
+        return (task, condition, seed), run, (study, task, condition, seed)
+
+    def then(at: tuple[str, str, int], found: Any) -> list[Job]:
+        """The controls that were waiting for any-dial, and what is written once both writer and judge are there."""
+        task, condition, seed = at
+        if condition == SAMPLES:
+            texts[seed] = found
+            return []
+        results[task].setdefault(condition, {})[seed] = found
+        jobs = [job(task, name, seed) for name in _conditions(task, fitted=True) if condition == "any"]
+        ends = {"any", "dense"}
+        if (
+            task == "wikitext2"
+            and condition in ends
+            and all(seed in results[task].get(end, {}) for end in ends)
+        ):
+            jobs.append(((task, SAMPLES, seed), compare, (study, seed)))
+        return jobs
+
+    jobs = [
+        job(task, name, seed) for seed in seeds for task in tasks for name in _conditions(task, fitted=False)
     ]
-    text = "wikitext2" in tasks
-    stages.append([("wikitext2", variant, seeds[0]) for variant in variants if text])
-    with Pool(workers) as pool:
-        for stage in stages:
-            jobs: list[Job] = [(at, run, (study, *at)) for at in stage]
-            for (task, condition, seed), figures in pool.results(jobs, "dial_sweep"):
-                results[task].setdefault(condition, {})[seed] = figures
-        jobs = [(seed, compare, (study, seed)) for seed in seeds if text]
-        return results, dict(pool.results(jobs, "dial_sweep: samples"))
+    jobs.sort(key=lambda one: (seeds.index(one[0][2]), one[0][1] != "any"))
+    jobs += [job("wikitext2", variant, seeds[0]) for variant in variants if "wikitext2" in tasks]
+    with Pool(workers, own_cores) as pool:
+        for _ in pool.results(jobs, "dial_sweep", then):
+            pass  # `then` has taken it
+    return results, dict(sorted(texts.items()))
+
+
+def _conditions(task: str, fitted: bool) -> list[str]:
+    """Of a task: the controls that are fitted to any-dial, or the other conditions."""
+    return [name for name in TASKS[task].conditions if bool(CONDITIONS[name].matches) is fitted]
+
+
+def kept_runs(
+    study: Study, tasks: list[str], seeds: list[int], variants: list[str]
+) -> tuple[Results, dict[int, Any]]:
+    """As `all_runs`, of what earlier calls measured; seeds of a task that are not whole are left out, and named.
+
+    Raises:
+      ValueError: no seed of any task is whole.
+    """
+    results: Results = {}
+    texts: dict[int, Any] = {}
+    for task in tasks:
+        for seed in seeds:
+            found = {name: _found(study, task, name, seed) for name in TASKS[task].conditions}
+            whole = {name: figures for name, figures in found.items() if figures is not None}
+            if missing := ", ".join(name for name in found if name not in whole):
+                print(
+                    f"dial_sweep: leaves out {task}, seed {seed}: no {missing}", file=sys.stderr, flush=True
+                )
+                continue
+            for name, figures in whole.items():
+                results.setdefault(task, {}).setdefault(name, {})[seed] = figures
+            if task == "wikitext2" and (samples := kept_samples(study, seed)):
+                texts[seed] = samples
+    if "wikitext2" in results and seeds[0] in results["wikitext2"]["any"]:
+        for name in variants:
+            if one := _found(study, "wikitext2", name, seeds[0]):
+                results["wikitext2"][name] = {seeds[0]: one}
+    if not results:
+        raise ValueError(f"dial_sweep: nothing whole is kept in {study.folder / study.scale}")
+    return results, texts
+
+
+def _found(study: Study, task: str, condition: str, seed: int) -> dict[str, Any] | None:
+    """What is kept of a run; of a control only where the run that it is fitted to is kept."""
+    control = bool(ALL[condition].matches)
+    if control and _found(study, task, "any", seed) is None:
+        return None
+    return kept(study.folder_of(task, condition, seed), study.settings(task, condition, seed))
 
 
 def available(study: Study, tasks: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -13,8 +14,11 @@ from localist_jax.parallel.mesh import platform
 from localist_jax.types import struct
 
 Stats = Literal["none", "open", "dense"]
-# Queries × keys of a row, and keys: with fewer of both, a call is compiled and run faster in one piece.
+# Queries × keys of a row, and keys: with fewer of both, a call is compiled and run faster in one piece (seen on CPU).
 FEW_PAIRS, FEW_KEYS = 1 << 14, 1 << 10
+# Logits of a call, B·N·T·S: a GPU pays a few kernel launches for every turn of a loop over tiles, and takes fewer in
+# one piece while such float32 arrays are modest, here 256 MiB each (by reasoning, not measured).
+FEW_LOGITS_ON_GPU = 1 << 26
 
 
 @struct
@@ -87,7 +91,8 @@ def attend(
         q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg,
         odds=odds, relevant=relevant, route=route, window=window, stats=stats,
     )  # fmt: skip
-    chosen = _implementation(implementation, q.shape[1], k.shape[1], platform(mesh))
+    logits = (*(q.shape[i] for i in (0, 2, 1)), k.shape[1])
+    chosen = _implementation(implementation, logits, platform(mesh))
     if mesh is None or mesh.size == 1:
         return chosen(q, k, v, **call)
     from localist_jax.attention.sharded import over
@@ -115,12 +120,15 @@ def _gpu(q, k, v, **call):
     return gpu(q, k, v, **call)
 
 
-def _implementation(name: str | None, queries: int, keys: int, platform: str) -> Callable:
+def _implementation(name: str | None, logits: tuple[int, ...], platform: str) -> Callable:
+    """The one of this name, or the fastest for logits of shape [B, N, T, S]."""
     known = implementations()
     if name is None:
+        queries, keys = logits[-2:]
+        few = queries * keys < FEW_PAIRS and keys < FEW_KEYS
+        few = few or (platform == "gpu" and math.prod(logits) <= FEW_LOGITS_ON_GPU)
         fast = "tpu" if platform == "tpu" else "sparse"
-        small = queries * keys < FEW_PAIRS and keys < FEW_KEYS
-        return known["reference" if small else fast]
+        return known["reference" if few else fast]
     if name not in known:
         raise ValueError(f"attend: unknown implementation {name!r}; choose one of {', '.join(known)}")
     return known[name]

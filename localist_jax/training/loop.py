@@ -178,8 +178,8 @@ class _Loop:
                 progress.started(step)
             last = step == t.steps
             stop = self.preemption.due(step)
-            save, measure = (last or step % every == 0 for every in (t.save_every, t.eval_every))
-            save, measure = save or stop, measure and (last or not stop)
+            save = stop or last or step % t.save_every == 0
+            measure = t.eval_every and (last or (step % t.eval_every == 0 and not stop))
             if save or measure or step % t.log_every == 0:
                 figures = self._flush(pending, step)
                 progress.update(step, _line(figures))

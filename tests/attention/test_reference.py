@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attend_suite import CASES, STATISTICS, AttendSuite, Case, arrays, oracle
 
-from localist_jax.attention import attend
+from localist_jax.attention import api, attend
 
 
 class TestReference(AttendSuite):
@@ -25,8 +25,18 @@ class TestReference(AttendSuite):
                 np.testing.assert_allclose(getattr(stats, field), figures[field], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("length", "name"), [(12, "reference"), (256, "sparse")])
-def test_the_default_depends_on_the_size(length, name):
+@pytest.mark.parametrize(
+    ("length", "platform", "few", "name"),
+    [
+        (12, "cpu", api.FEW_LOGITS_ON_GPU, "reference"),
+        (256, "cpu", api.FEW_LOGITS_ON_GPU, "sparse"),
+        (256, "gpu", api.FEW_LOGITS_ON_GPU, "reference"),
+        (256, "gpu", 256 * 256 - 1, "sparse"),
+    ],
+)
+def test_the_default_depends_on_size_and_platform(length, platform, few, name, monkeypatch):
+    monkeypatch.setattr(api, "platform", lambda mesh: platform)
+    monkeypatch.setattr(api, "FEW_LOGITS_ON_GPU", few)
     qkv, call = Case(T=length, H=4, K=3, dial="one").make()
 
     def program(implementation):

@@ -12,7 +12,7 @@ from experiments import pool
 from experiments.dial_sweep import babi, blimp, page, recall
 from experiments.dial_sweep.conditions import CONDITIONS, fitted
 from experiments.dial_sweep.rows import one_each
-from experiments.dial_sweep.study import Study, available, run
+from experiments.dial_sweep.study import Study, available, kept_runs, run
 from experiments.dial_sweep.tasks import TASKS
 from localist_jax import config
 from localist_jax.data import corpora, valid_batches
@@ -87,19 +87,21 @@ def test_babi_scores_answers_and_labels_their_support(corpus_root):
     settings = config.resolve({"data": {"context": 64, "batch": 2, "vocab_size": 400}})
     prepared = babi.prepare(settings)
     said = prepared.tokenizer.decode
-    first = babi._answered(1, "test", prepared.tokenizer, 64, "accuracy")[0]
+    first = babi._answered(1, 64, prepared.tokenizer, "accuracy")[0]
     assert [said([i]) for i in first.ids[first.answers]] == [" bathroom", " garden"]
     lines = [said(first.ids[mask[: len(first.ids)]]) for mask in first.support.values()]
     assert lines == [" Mary moved to the bathroom.", " Mary went to the garden."]
     scored = prepared.valid.targets[prepared.valid.targets > 0]
     assert sorted(said([i]) for i in scored) == [" bathroom"] * 3 + [" garden"] * 3 + [" office"] * 3
+    learnt = said(prepared.train.tokens[prepared.train.segments > 0].tolist())
+    assert all(word in learnt for word in (" Daniel", " Sandra", " kitchen"))  # which no story says
 
 
 def test_babi_leaves_out_what_does_not_fit_the_context(corpus_root):
     tokenizer = babi.prepare(
         config.resolve({"data": {"context": 64, "batch": 2, "vocab_size": 400}})
     ).tokenizer
-    short = babi._answered(1, "test", tokenizer, 22, "accuracy")[0]
+    short = babi._answered(1, 22, tokenizer, "accuracy")[0]
     assert len(short.ids) <= 22
     assert short.answers.sum() == 1
 
@@ -192,7 +194,7 @@ def study(tmp_path_factory):
     return Study(tmp_path_factory.mktemp("study"), "cpu", steps=2)
 
 
-def test_a_run_is_measured_once_and_kept(study, monkeypatch):
+def test_a_run_is_measured_once_and_kept(study, monkeypatch, capsys):
     small_settings = {"cpu": small()}
     monkeypatch.setitem(TASKS, "recall", dataclasses.replace(TASKS["recall"], settings=small_settings))
     figures = run(study, "recall", "any", 0)
@@ -202,6 +204,13 @@ def test_a_run_is_measured_once_and_kept(study, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("localist_jax.training.loop.train", _refuse)
         assert run(study, "recall", "any", 0) == figures
+
+    with pytest.raises(ValueError, match="nothing whole is kept"):
+        kept_runs(study, ["recall"], [0], [])
+    assert "recall, seed 0: no dense, dense_above" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setitem(TASKS, "recall", dataclasses.replace(TASKS["recall"], conditions=("any",)))
+        assert kept_runs(study, ["recall"], [0], []) == ({"recall": {"any": {0: figures}}}, {})
 
     control = run(study, "recall", "window", 0)  # fitted to the open share of the run above
     matched = next(row["open_share"] for row in figures["rows"] if row["locality"] == 1)
@@ -235,10 +244,17 @@ def _record(settings, folder) -> Run:
     return None  # type: ignore[return-value]
 
 
-def test_workers_return_every_result(tmp_path):
+def test_workers_return_every_result_before_they_tell_of_a_failure(capsys):
+    def then(name, result):
+        return [("after " + name, divmod, (result[0], 2))] if name == "1" else []
+
+    found = {}
     with pool.Pool(2) as workers:
-        jobs = [(str(i), divmod, (7, i)) for i in (1, 2, 3)]
-        assert dict(workers.results(jobs, "test")) == {"1": (7, 0), "2": (3, 1), "3": (2, 1)}
+        jobs = [(str(i), divmod, (7, i)) for i in (0, 1, 2, 3)]
+        with pytest.raises(ZeroDivisionError):
+            found.update(workers.results(jobs, "test", then))
+    assert found == {"1": (7, 0), "after 1": (3, 1), "2": (3, 1), "3": (2, 1)}
+    assert "failed  0" in capsys.readouterr().err
 
 
 # --- the page --------------------------------------------------------------------------------------
@@ -273,7 +289,12 @@ def invented(task):
                     names = ("accuracy", "labelled", "labelled_best", "labelled_even", "gated_mass")
                     row |= {f"babi_{t}": dict.fromkeys(names, 0.3) for t in babi.TASKS}
                 rows.append(row)
-            results[name][seed] = {"rows": rows, "certified_share": 0.1}
+            made_on = {
+                "machine": {"devices": ["H"], "cores": 16},
+                "versions": {"jax": "0"},
+                "date": "2000-01-01",
+            }
+            results[name][seed] = {"rows": rows, "certified_share": 0.1, "made_on": made_on}
     return results
 
 
@@ -289,9 +310,15 @@ def test_the_page_has_every_table_picture_and_named_figure(tmp_path):
     results = {task: invented(task) for task in TASKS}
     said = {"bits_per_token": 4.0, "repeats": 0.1, "prompt": "a", "text": "b"}
     texts = {seed: {**{f"{x:g}": said for x in SWEEP}, "dense": said} for seed in (0, 1, 2)}
-    path = page.write(results, texts, [0, 1, 2], tmp_path, "the command")
+    del results["babi"]["window"][2]["made_on"]
+    settings = {task: TASKS[task].at("gpu-minutes") for task in TASKS}
+    path = page.write(results, texts, settings, tmp_path, "the command")
     text = path.read_text()
     assert "{" not in text.replace("{main}", "{")  # every picture found its place
+    assert (
+        "119 runs were trained and measured on H and 16 cores, jax 0, 2000-01-01. 1 runs do not say" in text
+    )
+    assert "4 layers of width 256, 4 heads, 16 blocks, bfloat16; 800 steps of 32 rows of 256 tokens." in text
     for picture in ("main", "babi"):
         assert (tmp_path / f"dial_sweep_{picture}.svg").is_file()
         assert f"dial_sweep_{picture}.svg" in text
