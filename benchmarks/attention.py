@@ -247,16 +247,15 @@ class Bench:
 
     def prepare(self) -> None:
         """Compiles what takes long, all at once, for a machine with cores to spare; the rest finds it made."""
-        of, todo = self.sizes, []
+        of, todo = self.sizes, list[Callable[[], Any]]()
         lengths = {T: ("none", "open") if of.details >= T else ("none",) for T in of.dense}
         for T, way in itertools.product({*lengths, of.density, of.long[0]}, WAYS):
             for stats in lengths.get(T, ("none",)) if way == "fwd" else ("none",):
                 todo.append(functools.partial(ours, of, T, T, BLOCKS, (1.0,), way, stats))
 
         def flex():  # one after the other: there is one worker
-            for T, way in itertools.product(
-                sorted({T for T in (*of.dense, of.density) if of.flex >= T}), WAYS
-            ):
+            lengths = sorted(T for T in {*of.dense, of.density} if of.flex >= T)
+            for T, way in itertools.product(lengths, WAYS):
                 self.peer("flex", "warm", tokens=T, blocks=BLOCKS, window=WINDOW, gradient=way != "fwd")
             self.worker.drop()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -91,8 +90,7 @@ def attend(
         q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg,
         odds=odds, relevant=relevant, route=route, window=window, stats=stats,
     )  # fmt: skip
-    logits = (*(q.shape[i] for i in (0, 2, 1)), k.shape[1])
-    chosen = _implementation(implementation, logits, platform(mesh))
+    chosen = _implementation(implementation, q, k, v, odds, platform(mesh))
     if mesh is None or mesh.size == 1:
         return chosen(q, k, v, **call)
     from localist_jax.attention.sharded import over
@@ -120,18 +118,25 @@ def _gpu(q, k, v, **call):
     return gpu(q, k, v, **call)
 
 
-def _implementation(name: str | None, logits: tuple[int, ...], platform: str) -> Callable:
-    """The one of this name, or the fastest for logits of shape [B, N, T, S]."""
+def _implementation(name: str | None, q, k, v, odds, platform: str) -> Callable:
+    """The one of this name, or the fastest for these inputs."""
     known = implementations()
     if name is None:
-        queries, keys = logits[-2:]
+        (B, queries, N, _), keys = q.shape, k.shape[1]
         few = queries * keys < FEW_PAIRS and keys < FEW_KEYS
-        few = few or (platform == "gpu" and math.prod(logits) <= FEW_LOGITS_ON_GPU)
-        fast = "tpu" if platform == "tpu" else "sparse"
-        return known["reference" if few else fast]
+        few = few or (platform == "gpu" and B * N * queries * keys <= FEW_LOGITS_ON_GPU)
+        return known["reference" if few else _fast(q, v, odds, platform)]
     if name not in known:
         raise ValueError(f"attend: unknown implementation {name!r}; choose one of {', '.join(known)}")
     return known[name]
+
+
+def _fast(q, v, odds, platform: str) -> str:
+    if platform == "gpu":
+        from localist_jax.attention import gpu
+
+        return "gpu" if gpu.on_hopper() and gpu.suits(q, v, odds) else "sparse"
+    return "tpu" if platform == "tpu" else "sparse"
 
 
 def _check(q, k, odds, route, window, stats) -> None:

@@ -1,4 +1,4 @@
-"""`flash.forward` and `flash.backward` as kernels for Hopper GPUs (Pallas on Mosaic), over the same passes and lists.
+"""`flash.forward` and `flash.backward` as kernels for Hopper GPUs (Pallas on Mosaic), over the same work lists.
 
 A program works through rows of a work list. One of its warpgroups fetches the tiles on their lists into a ring of
 slots, running ahead into the next row; two others compute, 64 of a row's 128 positions each, and take turns at the
@@ -58,6 +58,14 @@ def suits(q, v, odds) -> bool:
     return q.dtype == jnp.bfloat16 and max(q.shape[-1], v.shape[-1]) <= 128 and max(odds.shape[2:]) <= 64
 
 
+def on_hopper() -> bool:
+    """Whether the GPU, or the one that is compiled for, has the instructions of compute capability 9."""
+    target = jax.sharding.get_abstract_mesh().abstract_device
+    if target is not None:
+        return any(name in target.device_kind for name in ("H100", "H200", "H800", "H20"))
+    return getattr(jax.devices()[0], "compute_capability", "") == "9.0"
+
+
 def forward(p: Pass, q, k, v):
     """See `flash.forward`; q, k, v and out are [B, tiles, C, heads, H]."""
     return _as_it_needs(p, partial(_forward, q=q, k=k, v=v))
@@ -98,9 +106,9 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
 
     Where statistics have cotangents it is that one which runs.
     """
-    if not all(x is None for x in (dentropy, dmass, dexpected)):
-        tiles = [_cut(x) for x in (q, k, v)]
-        found = flash.backward(p, *tiles, lse, c, _cut(dout), dentropy, dmass, dexpected, columns)
+    statistics = dentropy, dmass, dexpected
+    if not all(x is None for x in statistics):
+        found = flash.backward(p, _cut(q), _cut(k), _cut(v), lse, c, _cut(dout), *statistics, columns)
         return *(_joined(x, like) for x, like in zip(found[:3], (q, k, v), strict=True)), *found[3:]
     keyed = p.pairs != "near" and columns > 0
     return _as_it_needs(p, partial(_backward, q=q, k=k, v=v, lse=lse, c=c, dout=dout, keyed=keyed))

@@ -280,20 +280,17 @@ def _merge(layout: Layout, x, B: int):
 
 def _attend_forward(how: How, plan: Plan, q, k, v, odds):
     """Unmerged passes are merged by their log-sum-exp: w = e^{lse_a − lse}, H = Σ w (H_a − ln w)."""
-    B, (G, H) = q.shape[0], k.shape[2:]
+    B, (G, H), in_place = q.shape[0], k.shape[2:], how.engine.in_place
+    decoding = q.shape[1] < how.engine.small[0] and not how.engine.whole
+    cut_q, cut_k = (Layout.cut if here else _split for here in (in_place, in_place or decoding))
     parts: list[Any] = []
     for section in plan.sections:
         p = section.prepare(how, odds, G, H**-0.5, keyed=False)
         ql, kl = section.q_layout, section.k_layout
         with jax.named_scope(f"attend_{section.pairs}"):
-            in_place, decoding = (
-                how.engine.in_place,
-                q.shape[1] < how.engine.small[0] and not how.engine.whole,
-            )
-            cut = kl.cut if in_place or decoding else partial(_split, kl)
-            out, *figures = how.engine.forward(p, ql.cut(q) if in_place else _split(ql, q), cut(k), cut(v))
-        out = ql.join(out) if in_place else _merge(ql, out, B)
-        parts.append([out, *(None if x is None else _merge(ql, x, B) for x in figures)])
+            values, *figures = how.engine.forward(p, cut_q(ql, q), cut_k(kl, k), cut_k(kl, v))
+        whole = ql.join(values) if in_place else _merge(ql, values, B)
+        parts.append([whole, *(None if x is None else _merge(ql, x, B) for x in figures)])
     lse = parts[0][1] if len(parts) == 1 else jnp.logaddexp(parts[0][1], parts[1][1])
     out: Any = None
     entropy: Any = None
@@ -317,7 +314,8 @@ def _attend_backward(
     how: How, plan: Plan, q, k, v, odds, lse, c, dout, dentropy, dmass, dexpected, *, keyed: bool
 ):
     """dq, dk, dv; Σ_j ∂/∂ln ω by key block [B, N, T, K]; Σ_i of it by query block [B, N, S, Kq] if `keyed`."""
-    B, N, (G, H) = q.shape[0], q.shape[2], k.shape[2:]
+    B, N, (G, H), in_place = q.shape[0], q.shape[2], k.shape[2:], how.engine.in_place
+    cut = Layout.cut if in_place else _split
     by_row = dict(lse=lse, c=c, dentropy=dentropy, dmass=dmass, dexpected=dexpected)
     totals: list[Any] = [None] * 5
     for section in plan.sections:
@@ -326,8 +324,6 @@ def _attend_backward(
         rows = {name: None if x is None else _split(ql, jnp.moveaxis(x, 1, 2)) for name, x in by_row.items()}
         columns = B * N * section.visit.shape[-1] if keyed else 0
         with jax.named_scope(f"attend_{section.pairs}_backward"):
-            in_place = how.engine.in_place
-            cut = Layout.cut if in_place else _split
             tiles_of_all = cut(ql, q), cut(kl, k), cut(kl, v)
             found = how.engine.backward(p, *tiles_of_all, dout=cut(ql, dout), columns=columns, **rows)
         for at, (x, layout) in enumerate(zip(found, (ql, kl, kl, ql, kl), strict=True)):
