@@ -162,7 +162,7 @@ TASKS: dict[str, Task] = {
                 train={"steps": 600, **_PROBE},
             ),
             "gpu-minutes": _settings(
-                data={"corpus": "recall", "context": 64, "batch": 128, "valid_rows": 512},
+                data={"corpus": "recall", "context": 64, "batch": 256, "valid_rows": 512},
                 model={**_MEDIUM, "perception_window": 2},
                 train={"steps": 1500, **_ONCE},
             ),

@@ -132,10 +132,11 @@ def test_another_topology_in_the_folder_is_refused_and_nothing_is_lost(tiny_sett
 
 def test_a_longer_run_goes_on_from_the_last_checkpoint(tiny_settings, tiny_run, tmp_path):
     shutil.copytree(tiny_run.workdir, tmp_path / "run")
-    longer = train(tiny_settings.replace(train={"steps": 14}), tmp_path / "run")
+    longer = train(tiny_settings.replace(train={"steps": 14, "eval_every": 0}), tmp_path / "run")
     assert int(longer.state.step) == 14
     assert [r["step"] for r in curve(tmp_path / "run") if r["kind"] == "train"] == list(range(1, 15))
     assert curve(tmp_path / "run")[:12] == curve(tiny_run.workdir)[:12]
+    assert max(r["step"] for r in curve(tmp_path / "run") if r["kind"] == "eval") == 12  # none since
 
 
 def test_the_folder_says_what_the_run_was_made_of(tiny_run, tiny_settings):
