@@ -113,9 +113,9 @@ def _tpu(q, k, v, **call):
 
 
 def _gpu(q, k, v, **call):
-    from localist_jax.attention.gpu import gpu
+    from localist_jax.attention import hopper
 
-    return gpu(q, k, v, **call)
+    return hopper.gpu(q, k, v, **call)
 
 
 def _implementation(name: str | None, q, k, v, odds, platform: str) -> Callable:
@@ -133,9 +133,9 @@ def _implementation(name: str | None, q, k, v, odds, platform: str) -> Callable:
 
 def _fast(q, v, odds, platform: str) -> str:
     if platform == "gpu":
-        from localist_jax.attention import gpu
+        from localist_jax.attention import hopper
 
-        return "gpu" if gpu.on_hopper() and gpu.suits(q, v, odds) else "sparse"
+        return "gpu" if hopper.on_hopper() and hopper.suits(q, v, odds) else "sparse"
     return "tpu" if platform == "tpu" else "sparse"
 
 

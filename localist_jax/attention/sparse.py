@@ -24,7 +24,9 @@ from localist_jax.attention.api import AttentionStats, Stats
 from localist_jax.attention.flash import MASKED, Keys, Pass, Queries
 from localist_jax.attention.tiles import Layout, Marks
 
-WIDE, SMALL = (256, 512, 4), (64, 64, 32)  # queries and keys of a tile, and lanes, that are fast on CPU
+# Queries and keys of a tile, and lanes, that are fast on CPU.
+WIDE, MIDDLE, SMALL = (256, 512, 4), (128, 128, 16), (64, 64, 32)
+LONG_BLOCKS = 256  # positions, on average, from which tiles of one block are of the middle size
 SMALLEST = 1 << 17  # pairs of a row below which positions always stay in order
 
 
@@ -34,7 +36,7 @@ class Engine:
 
     Attributes:
       forward, backward: as those of `flash`.
-      wide, small: queries and keys of a tile, and lanes; small ones are also the pure ones.
+      wide, middle, small: queries and keys of a tile, and lanes; middle and small ones are also the pure ones.
       band: the smallest and largest tile of the pass over the window.
       lanes: queries side by side in that pass.
       pure_cost: time of a pair in small tiles over that in wide ones.
@@ -45,6 +47,7 @@ class Engine:
     forward: Callable = flash.forward
     backward: Callable = flash.backward
     wide: tuple[int, int, int] = WIDE
+    middle: tuple[int, int, int] = MIDDLE
     small: tuple[int, int, int] = SMALL
     band: tuple[int, int] = (32, 128)
     lanes: int = 2048
@@ -59,7 +62,7 @@ class Engine:
 
 CPU = Engine()
 # A GPU runs its lanes side by side and pays for each step of a loop. Sizes by reasoning: not yet measured on one.
-GPU = Engine(wide=(128, 128, 256), small=(64, 64, 512), lanes=16384, pure_cost=1.2)
+GPU = Engine(wide=(128, 128, 256), middle=(128, 128, 256), small=(64, 64, 512), lanes=16384, pure_cost=1.2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +251,7 @@ def _in_order(how, q, k, odds, q_at, k_at) -> Plan:
 def _by_block(how, q, k, odds, q_at, k_at) -> Plan:
     (B, T), S = q.shape[:2], k.shape[1]
     engine = how.engine
-    size, _, lanes = engine.small
+    size, _, lanes = engine.middle if min(T, S) >= LONG_BLOCKS * odds.shape[3] else engine.small
     layouts = tiles.by_block(q_at.block, odds.shape[2], size), tiles.by_block(k_at.block, odds.shape[3], size)
     far = Section.make("far", layouts, q_at, k_at, odds > 0, how.window, lanes)
     smallest, largest = engine.band

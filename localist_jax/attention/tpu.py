@@ -407,6 +407,7 @@ ENGINE = Engine(
     forward,
     backward,
     wide=(256, 512, 1),
+    middle=(128, 128, 1),
     small=(128, 128, 1),
     band=(128, 128),
     lanes=1,

@@ -14,7 +14,10 @@ from attend_suite import Case, arrays, one_hot
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from localist_jax.attention import attend, gpu
+from localist_jax.attention import attend
+from localist_jax.attention.hopper import lists as hopper
+from localist_jax.attention.hopper import program
+from localist_jax.attention.hopper.steps import Settings
 
 CASES = {
     "localist, grouped queries": Case(B=1, T=260, N=4, G=2, H=8, Hv=8, dial="one"),
@@ -22,6 +25,7 @@ CASES = {
     "localist, packed, with a window": Case(B=1, T=300, H=8, Hv=8, window=5, packed=True, dial="one"),
     "distributed": Case(B=1, T=256, H=8, Hv=8, dial="zero"),
 }
+CHANNELS = 64  # a row of shared memory
 ROUNDED = 7e-3  # what bfloat16 makes of a result, as a share of its norm
 
 
@@ -52,6 +56,23 @@ def test_values_statistics_and_gradients_are_those_of_the_definition(name):
         assert np.linalg.norm(x[seen] - true[seen]) <= ROUNDED * np.linalg.norm(true[seen]) + 1e-3, path
 
 
+def test_statistics_have_gradients_too():
+    qkv, call = Case(B=1, T=140, H=8, Hv=8, dial="one").make()
+    (q, k, v), call = arrays(qkv, jnp.bfloat16), arrays(call)
+
+    @partial(jax.jit, static_argnames="implementation")
+    def gradient(q, k, v, implementation):
+        def entropy(q, k):
+            _, stats = attend(q, k, v, **call, stats="open", implementation=implementation)
+            return stats.entropy_bits.sum()
+
+        return jax.grad(entropy, (0, 1))(q, k)
+
+    exact = gradient(*(x.astype(jnp.float32) for x in (q, k, v)), "reference")
+    for x, true in zip(gradient(q, k, v, "gpu"), exact, strict=True):
+        assert np.linalg.norm(np.asarray(x, np.float64) - true) <= ROUNDED * np.linalg.norm(true)
+
+
 def interpreter():
     if hasattr(plgpu, "InterpretGPUParams"):
         return plgpu.InterpretGPUParams(detect_races=True)
@@ -63,25 +84,25 @@ def interpreter():
 @pytest.mark.parametrize(("rows", "programs"), [(9, 1), (14, 2)])
 def test_tiles_reach_the_rows_that_list_them(rows, programs, monkeypatch):
     """With a step that needs no tensor core: several rows a program, rings that go round, rows with nothing to do."""
-    monkeypatch.setattr(gpu.plgpu, "kernel", partial(plgpu.kernel, interpret=interpreter()))
-    monkeypatch.setattr(gpu, "_processors", lambda: programs)
+    monkeypatch.setattr(program.plgpu, "kernel", partial(plgpu.kernel, interpret=interpreter()))
+    monkeypatch.setattr(program, "_processors", lambda: programs)
     rng = np.random.default_rng(0)
     counts = np.sort(rng.integers(0, 7, rows))[::-1].astype(np.int32)
     counts[-3:] = 0
     entries = rng.integers(0, rows, (rows, 6)).astype(np.int32)
-    q, k = rng.integers(-3, 4, (2, 1, rows, gpu.TILE, 1, gpu.CHANNELS))
-    pos = rng.integers(0, 99, (rows, gpu.TILE)).astype(np.float32)
+    q, k = rng.integers(-3, 4, (2, 1, rows, hopper.TILE, 1, CHANNELS))
+    pos = rng.integers(0, 99, (rows, hopper.TILE)).astype(np.float32)
 
     def step(s, r, at, state):
         at.take_turns()
         at.take_turns()
-        return state + r.k[...][: gpu.ROWS].astype(jnp.float32) * r.q[...].astype(jnp.float32)
+        return state + r.k[...][: hopper.ROWS].astype(jnp.float32) * r.q[...].astype(jnp.float32)
 
     order = np.arange(rows, dtype=np.int32)
-    lists = gpu.Lists(*map(jnp.asarray, (order, counts, order, entries)), bias=None)
-    call = gpu.Call(
-        "sum", gpu._Settings("far", 1, 1.0, False, False, False, emulated=False),
-        lambda s, r: jnp.zeros((gpu.ROWS, gpu.CHANNELS), jnp.float32), step,
+    lists = hopper.Lists(*map(jnp.asarray, (order, counts, order, entries)), bias=None)
+    call = program.Call(
+        "sum", Settings("far", 1, 1.0, False, False, False, emulated=False),
+        lambda s, r: jnp.zeros((hopper.ROWS, CHANNELS), jnp.float32), step,
         lambda s, r, state: {"out": state, "pos": r.pos[...]},
         {"out": "q"}, {"pos": ()}, (1, 1, rows), (1, 1, rows), turns=True,
     )  # fmt: skip
@@ -90,7 +111,7 @@ def test_tiles_reach_the_rows_that_list_them(rows, programs, monkeypatch):
         {"q": jnp.asarray(q, jnp.bfloat16), "pos": jnp.asarray(pos)},
         {"k": jnp.asarray(k, jnp.bfloat16)},
     )
-    upper = np.tile(k[0, :, : gpu.ROWS, 0], (1, gpu.GROUPS, 1))
+    upper = np.tile(k[0, :, : hopper.ROWS, 0], (1, hopper.GROUPS, 1))
     listed = np.arange(6) < counts[:, None]
     sums = (upper[entries] * listed[..., None, None]).sum(1) * q[0, :, :, 0]
     np.testing.assert_array_equal(np.asarray(found["out"], np.float64)[0, :, :, 0], sums)

@@ -1,0 +1,208 @@
+"""`flash.forward` and `flash.backward` as kernels for Hopper GPUs (Pallas on Mosaic), over the same work lists.
+
+A program works through rows of a work list. One of its warpgroups fetches the tiles on their lists into a ring of
+slots, running ahead into the next row; two others compute, 64 of a row's 128 positions each, and take turns at the
+tensor cores. Three kernels: forward and dq take query tiles as rows and visit key tiles; dk and dv take key tiles as
+rows and visit the query tiles of one head. An entry of a list says whether every pair of the two tiles is seen and
+lies beyond the window: only the others are masked. Heads stay where they lie in memory: nothing is copied to be cut.
+
+Blocks are channels: in tiles of mixed blocks, ln ω of a query with each block, cut into two bfloat16 that add up to it
+(to 2⁻¹⁷ of it), times the one-hot blocks of the keys is a matrix product, as are sums by block. In pure tiles ln ω is
+a number per entry. Logits are kept to base 2 within.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from localist_jax.attention import flash
+from localist_jax.attention.flash import Pass
+from localist_jax.attention.hopper import steps
+from localist_jax.attention.hopper.lists import TILE, Lists, Side, is_mixed
+from localist_jax.attention.hopper.program import Call
+from localist_jax.attention.hopper.steps import LOG2E, Settings
+from localist_jax.attention.sparse import Engine, sparse
+
+CHANNELS = 64  # of bfloat16 in a swizzled row of shared memory, to which head sizes are padded
+MOST_BLOCKS, LARGEST_HEAD = 64, 128
+
+
+def gpu(q, k, v, **call):
+    """See `attend`: `sparse` with these kernels; elsewhere than on a GPU their arithmetic is emulated, slowly.
+
+    Raises:
+      ValueError: for other inputs than bfloat16, for heads over 128, or over 64 blocks.
+    """
+    if not suits(q, v, call["odds"]):
+        raise ValueError(
+            "attend: the GPU kernel takes bfloat16, heads of at most 128 and at most 64 blocks, "
+            f"got {q.dtype}, {max(q.shape[-1], v.shape[-1])} and {max(call['odds'].shape[2:])}"
+        )
+    return sparse(q, k, v, engine=ENGINE, **call)
+
+
+def suits(q, v, odds) -> bool:
+    """Whether the kernels take these inputs."""
+    return (
+        q.dtype == jnp.bfloat16
+        and max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD
+        and max(odds.shape[2:]) <= MOST_BLOCKS
+    )
+
+
+def on_hopper() -> bool:
+    """Whether the GPU, or the one that is compiled for, has the instructions of compute capability 9."""
+    target = jax.sharding.get_abstract_mesh().abstract_device
+    if target is not None:
+        return any(name in target.device_kind for name in ("H100", "H200", "H800", "H20"))
+    return getattr(jax.devices()[0], "compute_capability", "") == "9.0"
+
+
+def forward(p: Pass, q, k, v):
+    """See `flash.forward`; q, k, v and out are [B, tiles, C, heads, H]."""
+    return _as_it_needs(p, partial(_forward, q=q, k=k, v=v))
+
+
+def _as_it_needs(p: Pass, run: Callable):
+    """Runs a pass without ln ω where all of it is 0, as at λ=0."""
+    if not is_mixed(p):
+        return run(p)
+    plain = dataclasses.replace(p, queries=dataclasses.replace(p.queries, rows=None))
+    return lax.cond((p.queries.rows == 0).all(), lambda: run(plain), lambda: run(p))
+
+
+def _forward(p: Pass, q, k, v):
+    K, value, sides = p.keys.blocks if p.measured and p.pairs != "near" else 0, v.shape[-1], _sides(q, k)
+    s = Settings.of(p, by_block=K > 0)
+    q, k, v = _alike(q, k, v)
+    queries = {"q": q, "pos": p.queries.pos, "seg": p.queries.seg, **_log_odds(p)}
+    keys = {"k": k, "v": v, "k_pos": p.keys.pos, "k_seg": p.keys.seg}
+    if K or s.mixed:
+        keys["e"] = _one_hot(p.keys.block, p.keys.blocks, sides[1])
+    results: dict[str, tuple[int, ...]] = {"lse": ()}
+    if p.measured:
+        results["zsum"] = ()
+    if K:
+        results["mass"] = keys["e"].shape[-1:]
+    call = Call(
+        "attend", s, steps.forward_begin, steps.forward_step, steps.forward_end, {"out": "q"}, results, *sides,
+        turns=True,
+    )  # fmt: skip
+    found = call(Lists.of_queries(p), queries, keys)
+    lse = found["lse"]
+    entropy = jnp.where(jnp.isfinite(lse), lse - found["zsum"], 0.0) if p.measured else None
+    return found["out"][..., :value], lse, entropy, found["mass"][..., :K] if K else None
+
+
+def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns: int):
+    """See `flash.backward`; q, k, v, dout and gradients in them are [B, tiles, C, heads, H].
+
+    Where statistics have cotangents it is that one which runs.
+    """
+    statistics = dentropy, dmass, dexpected
+    if not all(x is None for x in statistics):
+        found = flash.backward(p, _cut(q), _cut(k), _cut(v), lse, c, _cut(dout), *statistics, columns)
+        return *(_joined(x, like) for x, like in zip(found[:3], (q, k, v), strict=True)), *found[3:]
+    keyed = p.pairs != "near" and columns > 0
+    return _as_it_needs(p, partial(_backward, q=q, k=k, v=v, lse=lse, c=c, dout=dout, keyed=keyed))
+
+
+def _backward(p: Pass, q, k, v, lse, c, dout, keyed: bool):
+    size, value, blocked = q.shape[-1], v.shape[-1], p.pairs != "near"
+    (_, heads, _), (_, groups, _) = queries_side, keys_side = _sides(q, k)
+    q, k, v, dout = _alike(q, k, v, dout.astype(q.dtype))
+    queries = {"q": q, "dout": dout, "pos": p.queries.pos, "seg": p.queries.seg, "lse": lse * LOG2E, "c": c}
+    queries |= _log_odds(p)
+    keys = {"k": k, "v": v, "k_pos": p.keys.pos, "k_seg": p.keys.seg}
+    by_key = {"e": _one_hot(p.keys.block, p.keys.blocks, keys_side)} if blocked else {}
+    by_query = {}
+    if keyed:
+        by_query["own"] = _one_hot(jnp.argmax(p.queries.own, -1), p.queries.own.shape[-1], queries_side)
+    lists = Lists.of_queries(p)
+
+    sums = {"sums": by_key["e"].shape[-1:]} if blocked else {}
+    call = Call(
+        "attend_dq", Settings.of(p, by_block=blocked), steps.dq_begin, steps.dq_step, steps.as_it_is, {"dq": "q"}, sums,
+        queries_side, keys_side,
+    )  # fmt: skip
+    dq = call(lists, queries, keys | by_key)
+    sums = {"by_query": by_query["own"].shape[-1:]} if keyed else {}
+    call = Call(
+        "attend_dk", Settings.of(p, by_block=keyed), steps.dk_begin, steps.dk_step, steps.as_it_is,
+        {"dk": "k", "dv": "v"}, sums, keys_side, queries_side,
+    )  # fmt: skip
+    dk = call(lists.of_keys(p), keys | (by_key if is_mixed(p) else {}), queries | by_query)
+
+    def of_group(x):
+        """Sums the query heads that share a head of keys."""
+        return x.reshape(*x.shape[:3], groups, heads // groups, -1).sum(4, dtype=jnp.float32)
+
+    return (
+        dq["dq"][..., :size] * p.scale,
+        of_group(dk["dk"])[..., :size] * p.scale,
+        of_group(dk["dv"])[..., :value],
+        dq["sums"][..., : p.keys.blocks] if blocked else None,
+        dk["by_query"][..., : p.queries.own.shape[-1]] if keyed else None,
+    )
+
+
+# Arrays as the kernels want them.
+
+
+def _sides(q, k) -> tuple[Side, Side]:
+    return (q.shape[0], q.shape[3], q.shape[1]), (k.shape[0], k.shape[3], k.shape[1])
+
+
+def _padded(x, channels: int):
+    short = channels - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, short)]) if short else x
+
+
+def _alike(*arrays):
+    """Pads heads to whole rows of shared memory, all to the same size."""
+    channels = -(-max(x.shape[-1] for x in arrays) // CHANNELS) * CHANNELS
+    return [_padded(x, channels) for x in arrays]
+
+
+def _channels(blocks: int) -> int:
+    """Columns that hold so many blocks, and fill a row of shared memory."""
+    return next(size for size in (16, 32, 64) if size >= blocks)
+
+
+def _one_hot(block, blocks: int, side: Side):
+    """Blocks [R, C | 1] as bfloat16 [B, tiles, C, K]: the same for all heads."""
+    batch, heads, tiles = side
+    of_one = block.reshape(batch, heads, tiles, -1)[:, 0]
+    found = jax.nn.one_hot(of_one, _channels(blocks), dtype=jnp.bfloat16)
+    return jnp.broadcast_to(found, (batch, tiles, TILE, found.shape[-1]))
+
+
+def _cut(x):
+    """[B, tiles, C, heads, H] → [B·heads·tiles, C, H]."""
+    return jnp.moveaxis(x, 3, 1).reshape(-1, x.shape[2], x.shape[4])
+
+
+def _joined(x, like):
+    """The inverse of `_cut`."""
+    batch, tiles, C, heads, _ = like.shape
+    return jnp.moveaxis(x.reshape(batch, heads, tiles, C, -1), 1, 3)
+
+
+def _log_odds(p: Pass):
+    """ln ω of each query with each block to base 2, in tiles of mixed blocks: two bfloat16 [R, C, K]."""
+    if not is_mixed(p):
+        return {}
+    rows = _padded(p.queries.rows * LOG2E, _channels(p.queries.rows.shape[-1]))
+    cut = lax.bitcast_convert_type(rows, jnp.int32) & jnp.int32(-(1 << 16))
+    high = lax.bitcast_convert_type(cut, jnp.float32)
+    return {"high": high.astype(jnp.bfloat16), "low": (rows - high).astype(jnp.bfloat16)}
+
+
+ENGINE = Engine(forward=forward, backward=backward, wide=(TILE, TILE, 1), middle=(TILE, TILE, 1), small=(TILE, TILE, 1),
+                band=(TILE, TILE), lanes=TILE, pure_cost=1.2, whole=True, in_place=True)  # fmt: skip
