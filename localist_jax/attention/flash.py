@@ -133,12 +133,15 @@ def _exact(spec, a, b):
     return jnp.einsum(spec, a, b, precision=lax.Precision.HIGHEST)
 
 
-def _fetch(x, tile):
-    """The tiles at `tile` [P] of [R, C, H], or of [B, J, C, G, H] where heads still lie in place."""
-    if x.ndim == 3:
-        return x[tile]
+def _place(x, tile):
+    """Where in [B, J, C, G, H] the tiles `tile` [P] lie: their numbers count through rows, heads and tiles."""
     _, J, _, G, _ = x.shape
-    return x[tile // (G * J), tile % J, :, tile // J % G]
+    return tile // (G * J), tile % J, slice(None), tile // J % G
+
+
+def _fetch(x, tile):
+    """The tiles at `tile`, [P, C, H]."""
+    return x[_place(x, tile)]
 
 
 def _entry(lists, counts, j):
@@ -158,20 +161,20 @@ def forward(p: Pass, q, k, v):
 
     Args:
       p: the pass.
-      q: [R, C, H]; k: [S, C', H]; v: [S, C', Hv], in tiles; or k: [B, J, C', G, H] and v alike, heads in place: nothing
-        is copied but the tiles that are visited.
+      q: [B, I, C, N, H]; k: [B, J, C', G, H]; v: [B, J, C', G, Hv], in tiles whose heads lie in place: nothing is copied
+        but the tiles that are visited.
 
     Returns:
-      out [R, C, Hv]; lse [R, C] (−∞ where nothing was visible); H [R, C] in nats and mass [R, C, K], or None.
+      out [B, I, C, N, Hv]; lse [R, C] (−∞ where nothing was visible); H [R, C] in nats and mass [R, C, K], or None.
     """
-    C, wide = q.shape[1], _wide(q)
+    C, wide = q.shape[2], _wide(q)
     groups, lanes = p.work.order.shape
     K = p.keys.blocks if p.measured and p.pairs != "near" else 0
 
     def group(g, outs):
         index = p.work.order[g]
         at, counts, first, lists = (x[index] for x in (p.queries, p.work.counts, p.first, p.work.lists))
-        qt = q[index]
+        qt = _fetch(q, index)
 
         def step(j, state):
             top, total, acc, zsum, mass = state
@@ -203,13 +206,17 @@ def forward(p: Pass, q, k, v):
         safe = jnp.where(some, total, 1.0)
         lse = jnp.where(some, top + jnp.log(safe), -jnp.inf)
         entropy = jnp.where(some, lse - zsum / safe, 0.0)
-        found = (acc / safe[..., None], lse, entropy, mass / safe[..., None])
-        return tuple(lax.dynamic_update_index_in_dim(a, x, g, 0) for a, x in zip(outs, found, strict=True))
+        out, *figures = outs
+        out = out.at[_place(out, index)].set(acc / safe[..., None], mode="drop", unique_indices=True)
+        found = (lse, entropy, mass / safe[..., None])
+        return out, *(
+            lax.dynamic_update_index_in_dim(a, x, g, 0) for a, x in zip(figures, found, strict=True)
+        )
 
-    shapes = ((C, v.shape[-1]), (C,), (C,), (C, K))
-    outs = tuple(jnp.zeros((groups, lanes, *shape), wide) for shape in shapes)
-    outs = lax.fori_loop(0, groups, group, outs)
-    out, lse, entropy, mass = (x.reshape(groups * lanes, *x.shape[2:])[p.work.place] for x in outs)
+    figures = (jnp.zeros((groups, lanes, *shape), wide) for shape in ((C,), (C,), (C, K)))
+    outs = (jnp.zeros((*q.shape[:4], v.shape[-1]), wide), *figures)
+    out, *figures = lax.fori_loop(0, groups, group, outs)
+    lse, entropy, mass = (x.reshape(groups * lanes, *x.shape[2:])[p.work.place] for x in figures)
     return out, lse, entropy if p.measured else None, mass if K else None
 
 
@@ -219,7 +226,7 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
     Args:
       p, q, k, v: as in `forward`.
       lse, c: [R, C]; lse finite.
-      dout: [R, C, Hv]; dentropy: [R, C] per nat, or None; dmass: [R, C, K], or None.
+      dout: [B, I, C, N, Hv]; dentropy: [R, C] per nat, or None; dmass: [R, C, K], or None.
       dexpected: [R, C] of Σ α ln ω, or None: what it adds to ∂/∂ln ω besides dz.
       columns: key tiles of all query heads, B·N·J, if the keys' block sums are wanted (for the router); else 0.
 
@@ -227,21 +234,22 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
       dq, dk, dv as their inputs; Σ_j ∂/∂ln ω by the key's block [R, C, K], or None; and, if wanted,
       Σ_i ∂/∂ln ω of each query head by the query's block [B·N·J, C', Kq].
     """
-    (C, H), wide = q.shape[1:], _wide(q)
+    (C, _, H), wide = q.shape[2:], _wide(q)
     groups, lanes = p.work.order.shape
     blocked = p.pairs != "near"
     keyed = blocked and columns > 0
     K = p.keys.blocks if blocked else 0
     own: Any = p.queries.own
     Kq = own.shape[-1] if keyed else 0
-    k_turned = k.swapaxes(1, 2)
+    k_turned = k.swapaxes(2, 4)
 
     def group(g, outs):
         dq, sums, dk, dv, by_query = outs
         index = p.work.order[g]
         at, counts, first, lists = (x[index] for x in (p.queries, p.work.counts, p.first, p.work.lists))
         first_of_head = p.first_of_head[index]
-        qt, lse_t, c_t, dout_t = (x[index] for x in (q, lse, c, dout))
+        qt, dout_t = (_fetch(x, index) for x in (q, dout))
+        lse_t, c_t = lse[index], c[index]
         dh_t, dm_t, dx_t = (None if x is None else x[index] for x in (dentropy, dmass, dexpected))
 
         def step(j, state):
@@ -250,9 +258,9 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
             local = _entry(lists, counts, j)
             tile = first + local
             to = p.keys[tile]
-            z, far = p.logits(qt, k[tile], at, to, live, keys_first=True)
+            z, far = p.logits(qt, _fetch(k, tile), at, to, live, keys_first=True)
             alpha = jnp.exp(z - lse_t[:, None])
-            push = _matmul("pkh,pqh->pkq", v[tile], dout_t) - c_t[:, None]
+            push = _matmul("pkh,pqh->pkq", _fetch(v, tile), dout_t) - c_t[:, None]
             if dm_t is not None and blocked:
                 by_key = _exact("pkn,pqn->pkq", to.rows, dm_t)
                 push = push + (by_key if far is None else jnp.where(far, by_key, 0.0))
@@ -260,9 +268,9 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
                 push = push - dh_t[:, None] * z
             dz = alpha * push
             narrow = dz.astype(k.dtype)
-            dqt = dqt + _matmul("phk,pkq->phq", k_turned[tile], narrow)
-            dk = dk.at[tile].add(_matmul("pkq,pqh->pkh", narrow, qt))
-            dv = dv.at[tile].add(_matmul("pkq,pqh->pkh", alpha.astype(v.dtype), dout_t))
+            dqt = dqt + _matmul("phk,pkq->phq", _fetch(k_turned, tile), narrow)
+            dk = dk.at[_place(dk, tile)].add(_matmul("pkq,pqh->pkh", narrow, qt))
+            dv = dv.at[_place(dv, tile)].add(_matmul("pkq,pqh->pkh", alpha.astype(v.dtype), dout_t))
             if blocked:
                 dbias = dz if dx_t is None else dz + dx_t[:, None] * alpha
                 beyond = dbias if far is None else jnp.where(far, dbias, 0.0)
@@ -273,16 +281,17 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
 
         state = (jnp.zeros((lanes, H, C), wide), jnp.zeros((lanes, C, K), wide), dk, dv, by_query)
         dqt, row, *rest = lax.fori_loop(0, counts.max(), step, state)
-        return (*(lax.dynamic_update_index_in_dim(a, x, g, 0) for a, x in ((dq, dqt), (sums, row))), *rest)
+        dqt = dqt.swapaxes(1, 2) * p.scale
+        dq = dq.at[_place(dq, index)].set(dqt, mode="drop", unique_indices=True)
+        return dq, lax.dynamic_update_index_in_dim(sums, row, g, 0), *rest
 
     outs = (
-        jnp.zeros((groups, lanes, H, C), wide),
+        jnp.zeros(q.shape, wide),
         jnp.zeros((groups, lanes, C, K), wide),
         jnp.zeros(k.shape, wide),
         jnp.zeros(v.shape, wide),
-        jnp.zeros((columns, k.shape[1], Kq), wide),
+        jnp.zeros((columns, k.shape[2], Kq), wide),
     )
     dq, sums, dk, dv, by_query = lax.fori_loop(0, groups, group, outs)
-    dq, sums = (x.reshape(groups * lanes, *x.shape[2:])[p.work.place] for x in (dq, sums))
-    dq = dq.swapaxes(1, 2) * p.scale
+    sums = sums.reshape(groups * lanes, C, K)[p.work.place]
     return dq, dk * p.scale, dv, sums if blocked else None, by_query if keyed else None

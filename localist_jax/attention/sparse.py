@@ -41,7 +41,6 @@ class Engine:
       lanes: queries side by side in that pass.
       pure_cost: time of a pair in small tiles over that in wide ones.
       whole: whether tiles keep their size where there are fewer positions.
-      in_place: whether it takes tiles whose heads lie where they were, [B, tiles, C, heads, H], and gives them back so.
     """
 
     forward: Callable = flash.forward
@@ -53,7 +52,6 @@ class Engine:
     lanes: int = 2048
     pure_cost: float = 1.7
     whole: bool = False
-    in_place: bool = False
 
     def fit(self, size: int, length: int) -> int:
         """The size of tiles of so many positions."""
@@ -283,17 +281,14 @@ def _merge(layout: Layout, x, B: int):
 
 def _attend_forward(how: How, plan: Plan, q, k, v, odds):
     """Unmerged passes are merged by their log-sum-exp: w = e^{lse_a − lse}, H = Σ w (H_a − ln w)."""
-    B, (G, H), in_place = q.shape[0], k.shape[2:], how.engine.in_place
-    decoding = q.shape[1] < how.engine.small[0] and not how.engine.whole
-    cut_q, cut_k = (Layout.cut if here else _split for here in (in_place, in_place or decoding))
+    B, (G, H) = q.shape[0], k.shape[2:]
     parts: list[Any] = []
     for section in plan.sections:
         p = section.prepare(how, odds, G, H**-0.5, keyed=False)
         ql, kl = section.q_layout, section.k_layout
         with jax.named_scope(f"attend_{section.pairs}"):
-            values, *figures = how.engine.forward(p, cut_q(ql, q), cut_k(kl, k), cut_k(kl, v))
-        whole = ql.join(values) if in_place else _merge(ql, values, B)
-        parts.append([whole, *(None if x is None else _merge(ql, x, B) for x in figures)])
+            values, *figures = how.engine.forward(p, ql.cut(q), kl.cut(k), kl.cut(v))
+        parts.append([ql.join(values), *(None if x is None else _merge(ql, x, B) for x in figures)])
     lse = parts[0][1] if len(parts) == 1 else jnp.logaddexp(parts[0][1], parts[1][1])
     out: Any = None
     entropy: Any = None
@@ -317,8 +312,7 @@ def _attend_backward(
     how: How, plan: Plan, q, k, v, odds, lse, c, dout, dentropy, dmass, dexpected, *, keyed: bool
 ):
     """dq, dk, dv; Σ_j ∂/∂ln ω by key block [B, N, T, K]; Σ_i of it by query block [B, N, S, Kq] if `keyed`."""
-    B, N, (G, H), in_place = q.shape[0], q.shape[2], k.shape[2:], how.engine.in_place
-    cut = Layout.cut if in_place else _split
+    B, N, (G, H) = q.shape[0], q.shape[2], k.shape[2:]
     by_row = dict(lse=lse, c=c, dentropy=dentropy, dmass=dmass, dexpected=dexpected)
     totals: list[Any] = [None] * 5
     for section in plan.sections:
@@ -327,11 +321,11 @@ def _attend_backward(
         rows = {name: None if x is None else _split(ql, jnp.moveaxis(x, 1, 2)) for name, x in by_row.items()}
         columns = B * N * section.visit.shape[-1] if keyed else 0
         with jax.named_scope(f"attend_{section.pairs}_backward"):
-            tiles_of_all = cut(ql, q), cut(kl, k), cut(kl, v)
-            found = how.engine.backward(p, *tiles_of_all, dout=cut(ql, dout), columns=columns, **rows)
+            tiles_of_all = ql.cut(q), kl.cut(k), kl.cut(v)
+            found = how.engine.backward(p, *tiles_of_all, dout=ql.cut(dout), columns=columns, **rows)
         for at, (x, layout) in enumerate(zip(found, (ql, kl, kl, ql, kl), strict=True)):
             if x is not None:
-                whole = layout.join(x) if in_place and at < 3 else _merge(layout, x, B)
+                whole = layout.join(x) if at < 3 else _merge(layout, x, B)
                 totals[at] = _plus(totals[at], whole)
     dq, dk, dv, *sums = totals
     return dq, dk, dv, *(None if x is None else jnp.moveaxis(x, 2, 1) for x in sums)

@@ -51,6 +51,8 @@ def tpu(q, k, v, **call):
 
 def forward(p: Pass, q, k, v):
     """See `flash.forward`."""
+    places = q.shape
+    q, k, v = (_per_head(x) for x in (q, k, v))
     (R, C, _), Hv = q.shape, v.shape[-1]
     K = p.keys.blocks if p.measured and p.pairs != "near" else 0
     per_query = {"at": _marks(p.queries), "q": _lanes(q).swapaxes(1, 2), **_bias(p)}
@@ -65,12 +67,15 @@ def forward(p: Pass, q, k, v):
     call = Call("attend", _Settings.of(p), _forward_step, _forward_end, results, state)
     found = call(p.work.lists, p.work.counts[:R], p.first, per_query, per_key)
     out, (lse, entropy) = found["out"].swapaxes(1, 2)[..., :Hv], found["found"].swapaxes(0, 1)
+    out = _in_place(out, places)
     mass = found["mass"].swapaxes(1, 2)[..., :K] if K else None
     return out, lse, entropy if p.measured else None, mass
 
 
 def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns: int):
     """See `flash.backward`."""
+    q_places, k_places = q.shape, k.shape
+    q, k, v, dout = (_per_head(x) for x in (q, k, v, dout))
     (R, C, H), (S, C2, Hv) = q.shape, v.shape
     J, blocked = p.work.lists.shape[1], p.pairs != "near"
     K = p.keys.blocks if blocked else 0
@@ -112,7 +117,8 @@ def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns
     if keyed:
         by_group = found["by_query"][:, :, :Kq].reshape(-1, J, heads, Kq, C2)
         by_query = jnp.einsum("gjhkc->ghjck", by_group).reshape(columns, C2, Kq)
-    return dq, found["dk"][..., :H] * p.scale, found["dv"][..., :Hv], sums, by_query
+    dk, dv = found["dk"][..., :H] * p.scale, found["dv"][..., :Hv]
+    return _in_place(dq, q_places), _in_place(dk, k_places), _in_place(dv, k_places), sums, by_query
 
 
 def _turned(work: WorkList, R: int, S: int):
@@ -130,6 +136,17 @@ def _turned(work: WorkList, R: int, S: int):
 
 def _padded(size: int, to: int) -> int:
     return -(-size // to) * to
+
+
+def _per_head(x):
+    """[B, tiles, C, heads, H] → [B·heads·tiles, C, H]."""
+    return jnp.moveaxis(x, 3, 1).reshape(-1, x.shape[2], x.shape[4])
+
+
+def _in_place(x, places: tuple[int, ...]):
+    """The inverse of `_per_head`."""
+    B, tiles, C, heads, _ = places
+    return jnp.moveaxis(x.reshape(B, heads, tiles, C, -1), 1, 3)
 
 
 def _lanes(x):

@@ -65,7 +65,7 @@ def on_hopper() -> bool:
 
 
 def forward(p: Pass, q, k, v):
-    """See `flash.forward`; q, k, v and out are [B, tiles, C, heads, H]."""
+    """See `flash.forward`."""
     return _as_it_needs(p, partial(_forward, q=q, k=k, v=v))
 
 
@@ -101,14 +101,9 @@ def _forward(p: Pass, q, k, v):
 
 
 def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns: int):
-    """See `flash.backward`; q, k, v, dout and gradients in them are [B, tiles, C, heads, H].
-
-    Where statistics have cotangents it is that one which runs.
-    """
-    statistics = dentropy, dmass, dexpected
-    if not all(x is None for x in statistics):
-        found = flash.backward(p, _cut(q), _cut(k), _cut(v), lse, c, _cut(dout), *statistics, columns)
-        return *(_joined(x, like) for x, like in zip(found[:3], (q, k, v), strict=True)), *found[3:]
+    """See `flash.backward`; where statistics have cotangents it is that one which runs."""
+    if not all(x is None for x in (dentropy, dmass, dexpected)):
+        return flash.backward(p, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns)
     keyed = p.pairs != "near" and columns > 0
     return _as_it_needs(p, partial(_backward, q=q, k=k, v=v, lse=lse, c=c, dout=dout, keyed=keyed))
 
@@ -183,17 +178,6 @@ def _one_hot(block, blocks: int, side: Side):
     return jnp.broadcast_to(found, (batch, tiles, TILE, found.shape[-1]))
 
 
-def _cut(x):
-    """[B, tiles, C, heads, H] → [B·heads·tiles, C, H]."""
-    return jnp.moveaxis(x, 3, 1).reshape(-1, x.shape[2], x.shape[4])
-
-
-def _joined(x, like):
-    """The inverse of `_cut`."""
-    batch, tiles, C, heads, _ = like.shape
-    return jnp.moveaxis(x.reshape(batch, heads, tiles, C, -1), 1, 3)
-
-
 def _log_odds(p: Pass):
     """ln ω of each query with each block to base 2, in tiles of mixed blocks: two bfloat16 [R, C, K]."""
     if not is_mixed(p):
@@ -205,4 +189,4 @@ def _log_odds(p: Pass):
 
 
 ENGINE = Engine(forward=forward, backward=backward, wide=(TILE, TILE, 1), middle=(TILE, TILE, 1), small=(TILE, TILE, 1),
-                band=(TILE, TILE), lanes=TILE, pure_cost=1.2, whole=True, in_place=True)  # fmt: skip
+                band=(TILE, TILE), lanes=TILE, pure_cost=1.2, whole=True)  # fmt: skip
