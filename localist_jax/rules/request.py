@@ -40,7 +40,7 @@ class Request:
         self.due: dict[tuple[str, str], Due] = {}
         self.stop = ""  # why it ends
         self.formats: tuple[Format, patterns.Matcher] | None = None
-        self._without: dict[str, patterns.Matcher] = {}
+        self._without: dict[str, patterns.Absence] = {}
         self._forced: tuple[tuple[str, str], bytes] | None = (
             None  # what is being written for which requirement
         )
@@ -52,7 +52,7 @@ class Request:
 
     def adopt(self, program: Program, engine: Any) -> None:
         """From now on these rules: phrases are looked up in the whole text again."""
-        self.program, self._engine = program, engine
+        self.program = program
         self._ends: dict[str, list[int]] = {name: [] for name in program.anchors}
         self._spans: dict[str, list[tuple[int, int]]] = {name: [] for name in program.anchors}
         self._met: dict[int, list[tuple[int, int]]] = {}
@@ -76,8 +76,7 @@ class Request:
         self._without = {regex: m for regex, m in self._without.items() if regex in kept}
         for regex in kept - set(self._without):
             self._without[regex] = engine.without(regex)
-            for token in self.text.tokens[self.prompt :]:
-                self._take_without(regex, token)
+            self._without[regex].read(b"".join(self.text.pieces[token] for token in self.text.tokens))
         self._evaluate()
 
     def add(self, token: int) -> None:
@@ -90,14 +89,10 @@ class Request:
             self._forced = (key, rest) if rest else None
         if self.formats and not self.formats[1].take(token):
             self.stop = self.stop or "rules: the output left its format"
-        for regex in self._without:
-            self._take_without(regex, token)
+        for absence in self._without.values():
+            absence.read(self.text.pieces[token])
         self._look(start)
         self._evaluate()
-
-    def _take_without(self, regex: str, token: int) -> None:
-        if not self._without[regex].take(token):  # it matched while its rule did not hold, or is no text
-            self._without[regex] = self._engine.without(regex)
 
     def _look(self, start: int) -> None:
         """Finds phrases in what is new; those that stood at the very end are looked at again."""
@@ -187,10 +182,10 @@ class Request:
             allowed = allowed & following
         for i, regex in self.program.regexes:
             if i in self._sticky:
-                matcher = self._without[regex]
-                allowed = allowed & matcher.allowed()
-                if matcher.failed:
-                    self.stop = f"rules: {matcher.failed}"
+                absence = self._without[regex]
+                allowed = allowed & absence.allowed()
+                if absence.failed:
+                    self.stop = f"rules: {absence.failed}"
         forced = self._force(allowed)
         if forced is not None:
             allowed = forced
