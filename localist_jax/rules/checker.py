@@ -89,7 +89,11 @@ class _Page:
         return bisect.bisect_left(self.source, self.prompt + output_length)
 
     def find(self, phrase: str) -> list[tuple[int, int]]:
-        """Spans at which a phrase stands as a phrase."""
+        """Spans at which a phrase stands as a phrase, in whatever case."""
+        ways = {phrase} if phrase.isascii() else {phrase, phrase.lower(), phrase.upper(), phrase.title()}
+        return sorted({span for way in ways for span in self._find(way)})
+
+    def _find(self, phrase: str) -> list[tuple[int, int]]:
         bare = phrase.strip()
         core = " ".join("".join(map(_normal, bare.strip("*"))).split())
         if not core:
@@ -237,7 +241,8 @@ def _normal(character: str) -> str:
     bare = [
         c for c in unicodedata.normalize("NFKD", character) if unicodedata.category(c) not in ("Mn", "Me")
     ]
-    for part in unicodedata.normalize("NFKD", "".join(bare).casefold()):
+    small = "".join(disguises.CAPITALS.get(c) or c.casefold() for c in bare)
+    for part in unicodedata.normalize("NFKD", small):
         if part.isspace():
             out += " "
         elif part in "\u115f\u1160" or unicodedata.category(part) in ("Mn", "Me", "Cf", "Cc", "Cs"):

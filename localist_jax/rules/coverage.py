@@ -61,7 +61,7 @@ def _marked(
     rules: RuleSet, tokenizer: Any, rows: Iterable[Row]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
     """Each row, and for every concept where its anchors stand (0 or 1 by token)."""
-    anchors = {name: [Pattern.of(a) for a in rules.anchors(name)] for name in rules.concepts}
+    anchors = {name: [p for a in rules.anchors(name) for p in Pattern.all_of(a)] for name in rules.concepts}
     places = Places([p for ps in anchors.values() for p in ps])
     pieces = tokenizer.token_bytes
     for tokens, block in rows:

@@ -67,7 +67,10 @@ class Program:
 
         concepts = [atom.concept for atom in self.atoms]
         concepts += [name for rule in self.active if rule.attend for name in rule.attend.to]
-        anchors = {name: [Pattern.of(a) for a in rules.anchors(name)] for name in dict.fromkeys(concepts)}
+        anchors = {
+            name: [p for a in rules.anchors(name) for p in Pattern.all_of(a)]
+            for name in dict.fromkeys(concepts)
+        }
         wanted = [pattern for one in effects for pattern in one.demanded]
         self.places = Places([*(p for ps in anchors.values() for p in ps), *wanted])
         number = {pattern: i for i, pattern in enumerate(self.places.patterns)}

@@ -19,7 +19,7 @@ def test_two_ways_of_folding_agree_but_for_what_unicodes_table_alone_knows():
         for i in [*range(0x32400), *range(0xE0000, 0xE0200)]
         if " ".join(fold_character(chr(i)).split(" ")) != checker._normal(chr(i))
     }
-    table = lookalikes()
+    table, _ = lookalikes()
     unexplained = [c for c in differing if not {*_parts(c)} & ({*table} | {x.casefold() for x in table})]
     assert not unexplained
     assert not differing & {*disguises.TABLE, *disguises.CAPITALS}
@@ -39,6 +39,20 @@ def _parts(character):
 )  # fmt: skip
 def test_disguises_fold_to_the_word(disguise):
     assert fold(disguise) == "password"
+
+
+def test_greek_capitals_disguise_latin_ones_and_greek_phrases_are_found_in_capitals(vocabulary, tokenizer):
+    assert fold("ΝΟ ΙΝΤΕRΑCΤΙΟΝ ΥΕΤ") == "no interaction yet"
+    rules = parse("rules: [{id: r, then: {forbid: [no, νερό, Νίκη υγρή]}}]")
+    for said in ("Νο", "ΝO", "νερό", "ΝΕΡΟ", "Νερο", "ΝΙΚΗ ΥΓΡΗ", "Νίκη Υγρή", "νίκη υγρή"):
+        assert checker.check("", said, [(0, rules)]).violations, said
+        request = Request([], 100, vocabulary.bytes)
+        request.adopt(Program(rules, vocabulary), None)
+        *begun, last = tokenizer.encode(said).tolist()
+        for token in begun:
+            assert request.allowed()[token], said
+            request.add(token)
+        assert not request.allowed()[last], said
 
 
 BANS = [
