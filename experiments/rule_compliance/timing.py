@@ -96,11 +96,6 @@ class _Clocked(Enforcer):
         self.in_the_way += time.thread_time() - begun
         return found
 
-    def measured(self, by_layer):
-        begun = time.thread_time()
-        super().measured(by_layer)
-        self.in_the_way += time.thread_time() - begun
-
 
 def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
     """Milliseconds at the size of wikitext2_small (untrained: times do not depend on the weights).

@@ -7,7 +7,7 @@ functions, so nothing is recompiled and no request is dropped.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ from localist_jax.rules.request import Request
 from localist_jax.rules.verification import verify
 from localist_jax.rules.vocabulary import Vocabulary
 from localist_jax.types import PyTree
+
+KEPT = 16  # masks of a batch that stay on the device
 
 
 class Enforcer(Constraint):
@@ -67,6 +69,7 @@ class Enforcer(Constraint):
         self._lock = threading.Lock()
         self._waiting: Program | None = None
         self._requests: list[Request] = []
+        self._cost: jax.Array | None = None
         self.trail: list[dict[str, Any]] = []
         self.program = self.prepare(rules or RuleSet())
 
@@ -130,9 +133,9 @@ class Enforcer(Constraint):
         self._steered: Steering = self._idle
         self._situations: list[tuple[Any, ...]] = [()] * B
         self._promises: list[list[dict[str, Any]]] = [[] for _ in prompts]
-        self._all = np.ones((B, self.vocabulary.size), bool)
-        self._all[:, :2] = False  # specials are never sampled
-        self._zero = jnp.zeros(self._all.shape)
+        self._anything = np.arange(self.vocabulary.size) >= 2  # specials are never sampled
+        self._zero, self._warm = jnp.zeros((B, self.vocabulary.size)), False
+        self._placed: dict[tuple[int, ...], tuple[list[np.ndarray], jax.Array]] = {}
 
     def steering(self, written: Tokens) -> Steering | None:
         """See `Constraint`; also where swapped rules come into force."""
@@ -162,45 +165,63 @@ class Enforcer(Constraint):
         """See `Constraint`."""
         if not self._output:
             return logits
-        allowed, bias = self._all.copy(), None
+        masks, bias = [self._anything] * len(self._requests), None
         for r, request in enumerate(self._requests):
             if request.stop:
                 continue
             mask, raised = request.allowed(), request.bias()
             if not request.stop:
-                allowed[r] &= mask
+                masks[r] = mask
                 if raised is not None:
-                    bias = np.zeros(allowed.shape, np.float32) if bias is None else bias
+                    bias = np.zeros(self._zero.shape, np.float32) if bias is None else bias
                     bias[r] = raised
-        free, *self._cost = _condition(logits, allowed, self._zero if bias is None else bias)
+        if self._warm and bias is None and all(mask is self._anything or mask.all() for mask in masks):
+            self._cost = None
+            return logits
+        self._warm = (
+            True  # the first step goes this way in any case, so that rules that come later compile nothing
+        )
+        bias_bits = self._zero if bias is None else bias
+        free, self._cost = _condition(logits, self._on_device(masks), bias_bits)
         return free
 
-    def wanted(self) -> PyTree:
-        """See `Constraint`: the step's price, and whether it is possible at all."""
-        return self._cost if self._output else None
+    def _on_device(self, masks: list[np.ndarray]) -> jax.Array:
+        """Masks of all requests as one array; mostly those of a step before, which lie there already."""
+        key = tuple(map(id, masks))
+        if key not in self._placed:
+            if len(self._placed) >= KEPT:
+                self._placed.clear()
+            self._placed[key] = masks, jax.device_put(np.stack(masks) & self._anything)
+        return self._placed[key][1]
+
+    def wanted(self, by_layer: jax.Array | None) -> PyTree:
+        """See `Constraint`: the step's price, and its attention where something was promised."""
+        return self._cost if self._output else None, by_layer if any(self._promises) else None
 
     def ended(self, fetched: PyTree) -> Sequence[str]:
         """See `Constraint`."""
-        if not self._output:
-            return ()
-        bits, possible = fetched
-        for request, trail, cost, can in zip(self._requests, self.trail, bits, possible, strict=True):
-            if not can and not request.stop:
-                request.stop = "rules: every allowed token has probability 0"
-            if not request.stop and request.left > 0:
-                trail["price_bits"].append(float(cost))
+        cost, by_layer = fetched
+        if self._output:
+            prices = [0.0] * len(self._requests) if cost is None else cost.tolist()
+            for request, trail, bits in zip(self._requests, self.trail, prices, strict=True):
+                if bits == np.inf and not request.stop:
+                    request.stop = "rules: every allowed token has probability 0"
+                if not request.stop and request.left > 0:
+                    trail["price_bits"].append(bits)
+        if by_layer is not None:
+            self._watch(*by_layer)
         return [request.stop for request in self._requests]
 
-    def measured(self, by_layer: Mapping[str, np.ndarray]) -> None:
-        """See `Constraint`."""
+    def _watch(self, anchor_mass: np.ndarray, fidelity: np.ndarray) -> None:
+        """Keeps what attention that was promised came to."""
         for r, (request, trail) in enumerate(zip(self._requests, self.trail, strict=True)):
             if self._promises[r] and not request.stop and request.left > 0:
                 trail["attention"].append(
                     {
                         "step": len(request.text.tokens) - request.prompt,
                         "rules": self._promises[r],
-                        "anchor_mass": by_layer["anchor_mass"][:, r],
-                        "fidelity": by_layer["fidelity"][:, r],
+                        "anchor_mass": anchor_mass[:, r],
+                        "fidelity": fidelity[:, r],
                     }
                 )
 
@@ -227,7 +248,7 @@ class Enforcer(Constraint):
 def _condition(logits, allowed, bias_bits):
     """`price.condition` of the distribution without the special tokens, so that no rule costs nothing."""
     plain = jnp.where(jnp.arange(logits.shape[-1]) < 2, -jnp.inf, logits)
-    return price.condition(plain, allowed, bias_bits)
+    return price.condition(plain, allowed, bias_bits)[:2]
 
 
 def logit_bound(model: config.Model, params: PyTree) -> np.ndarray:

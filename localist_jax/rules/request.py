@@ -11,7 +11,7 @@ import numpy as np
 
 from localist_jax.rules import patterns
 from localist_jax.rules.language import Format, Present
-from localist_jax.rules.program import Program
+from localist_jax.rules.program import Consequences, Program
 from localist_jax.rules.text import Text
 
 SPARE = 3  # tokens by which requirements are begun early: a character may have to be completed first
@@ -36,7 +36,7 @@ class Request:
             self.text.add(token)
         self.prompt, self.budget = len(prompt), budget
         self.border = len(self.text.folded)  # where the output begins
-        self.steps: dict[str, list[int]] = {}  # rule → steps at which it held
+        self._held: list[tuple[int, tuple[str, ...]]] = []  # at each step the rules that held
         self.due: dict[tuple[str, str], Due] = {}
         self.stop = ""  # why it ends
         self.formats: tuple[Format, patterns.Matcher] | None = None
@@ -44,6 +44,15 @@ class Request:
         self._forced: tuple[tuple[str, str], bytes] | None = (
             None  # what is being written for which requirement
         )
+
+    @property
+    def steps(self) -> dict[str, list[int]]:
+        """The steps at which each rule held."""
+        found: dict[str, list[int]] = {}
+        for step, names in self._held:
+            for name in names:
+                found.setdefault(name, []).append(step)
+        return found
 
     @property
     def left(self) -> int:
@@ -65,6 +74,7 @@ class Request:
         }:
             self._forced = None
         self._sticky: set[int] = set()
+        self._now: Consequences | None = None
         firing = program.consequences(tuple(self._truths())).firing
         wanted = [program.active[i] for i in firing if program.active[i].format]
         chosen = max(wanted, key=lambda rule: rule.priority).format if wanted else None
@@ -147,11 +157,11 @@ class Request:
         """Which rules hold now; what has come into force; what is met."""
         program = self.program
         now = program.consequences(tuple(self._truths()))
-        self.firing, self.bans = now.firing, now.bans
-        step = len(self.text.tokens) - self.prompt
-        for i in self.firing:
-            self.steps.setdefault(program.active[i].id, []).append(step)
-        self._sticky.update(self.firing)
+        if now is not self._now:  # mostly it is that of the step before
+            self._now, self.firing, self.bans = now, now.firing, now.bans
+            self._names = tuple(program.active[i].id for i in now.firing)
+            self._sticky.update(now.firing)
+        self._held.append((len(self.text.tokens) - self.prompt, self._names))
         for demand in program.demands:
             key = (program.active[demand.rule].id, demand.words)
             if key not in self.due and demand.rule in self.firing:

@@ -99,7 +99,9 @@ class Watch:
     ):
         self.path, self.enforcer, self.say, self.seconds = Path(path), enforcer, say, seconds
         self._done = threading.Event()
-        self._seen: tuple[int, int, int] | None = None  # it may have changed since the enforcer's rules were read
+        self._seen: tuple[int, int, int] | None = (
+            None  # it may have changed since the enforcer's rules were read
+        )
         self._version = enforcer.program.rules.version
         self._thread = threading.Thread(target=self._run, daemon=True)
 

@@ -71,7 +71,7 @@ class _Nothing(Enforcer):
     def __call__(self, logits, _):
         return logits
 
-    def wanted(self):
+    def wanted(self, _):
         return None
 
     def ended(self, _):
