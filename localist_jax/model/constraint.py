@@ -23,7 +23,11 @@ class Constraint:
         """Before the first step: prompts without BOS, the tokens that each can get at most, and the cache's size."""
 
     def steering(self, written: Tokens) -> Steering | None:
-        """What attention rules ask of the step that reads the last token; the same structure at every step."""
+        """What attention rules ask of the step that reads the last token; None: nothing.
+
+        Who ever steers must do so in the first two steps, if need be by a `Steering` of nothing: then the programs with
+        and without steering are both compiled, and neither is when rules come or go.
+        """
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
         """Logits [B, V] from which the next tokens are drawn; −∞ forbids. `written` are the new tokens so far."""

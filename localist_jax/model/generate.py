@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,8 +114,10 @@ def generate(
     at = lengths - 1
     for step in range(max_new):
         rules = guide.steering(written)
-        read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, rules, stats=stats)
-        logits, figures, by_layer, cache = read
+        read = partial(_read, model, params, blocks, stats=stats)
+        if step == 1 and rules is not None:
+            _run_once(read, cache, tokens, positions, segments, at, dial, None)
+        logits, figures, by_layer, cache = read(cache, tokens, positions, segments, at, dial, rules)
         chosen, code = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
         chosen, code, figures, fetched = jax.device_get((chosen, code, figures, guide.wanted(by_layer)))
         reasons = guide.ended(fetched) or [""] * B
@@ -138,6 +141,25 @@ def generate(
     for r in np.flatnonzero(open_ended).tolist():
         done[r].finish = "length" if budgets[r] == max_new else "context"
     return done
+
+
+_ran: set[Any] = set()
+
+
+def _run_once(read: partial, cache: Cache, *step: Any) -> None:
+    """Compiles a step for later, by running it on a copy of the cache; nothing if that was done before."""
+    if len(_ran) > _read._cache_size():  # type: ignore[attr-defined]
+        _ran.clear()  # compiled programs were let go
+    leaves, kind = jax.tree.flatten((read.args[1:], cache, step))
+    key = (
+        read.args[0],
+        *read.keywords.values(),
+        kind,
+        *((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves),
+    )
+    if key not in _ran:
+        read(jax.tree.map(jnp.copy, cache), *step)
+        _ran.add(key)
 
 
 def _unchanged(logits, written):

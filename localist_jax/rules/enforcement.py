@@ -129,8 +129,8 @@ class Enforcer(Constraint):
         for request in self._requests:
             request.adopt(self.program, self._engine)
         c, B = self.model, len(prompts)
-        self._idle = jax.device_put(Steering.none(B, c.layers, c.heads, context))
-        self._steered: Steering = self._idle
+        self._steered: Steering = jax.device_put(Steering.none(B, c.layers, c.heads, context))
+        self._steps = 0
         self._situations: list[tuple[Any, ...]] = [()] * B
         self._promises: list[list[dict[str, Any]]] = [[] for _ in prompts]
         self._anything = np.arange(self.vocabulary.size) >= 2  # specials are never sampled
@@ -147,19 +147,20 @@ class Enforcer(Constraint):
                 request.adopt(self.program, self._engine)
                 trail["since"].append((len(tokens), self.program))
         if not self._attention:
-            return self._idle
+            return None
+        self._steps += 1
         c, B = self.model, len(self._requests)
         situations = [attending.situation(q, c.window, self._context) for q in self._requests]
-        if situations == self._situations:
-            return self._steered
-        self._situations = situations
-        self._promises = [[] for _ in self._requests]
-        into = Steering.none(B, c.layers, c.heads, self._context)
-        for r, situation in enumerate(situations):
-            if situation:
-                self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound, situation[-1])
-        self._steered = jax.device_put(into) if any(situations) else self._idle
-        return self._steered
+        if situations != self._situations:
+            self._situations = situations
+            self._promises = [[] for _ in self._requests]
+            into = Steering.none(B, c.layers, c.heads, self._context)
+            for r, situation in enumerate(situations):
+                if situation:
+                    found = attending.steer(into, r, self._requests[r], c, self._bound, situation[-1])
+                    self._promises[r] = found
+            self._steered = jax.device_put(into)
+        return self._steered if any(situations) or self._steps <= 2 else None
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
         """See `Constraint`."""
