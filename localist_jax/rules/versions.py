@@ -125,7 +125,8 @@ class Watch:
                 return False
             self.enforcer.inject(rules)
         except ValueError as error:
-            self.say(f"{self.path}: refused, the rules in force stay: {error}")
+            why = str(error).removeprefix(str(self.path)).lstrip(",: ")
+            self.say(f"{self.path}: refused, the rules in force stay: {why}")
             return False
         self._version = rules.version
         self.say(f"{self.path}: version {rules.version} with {len(rules.rules)} rules is in force")

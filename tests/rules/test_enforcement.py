@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.monitoring
@@ -208,16 +209,27 @@ def test_a_watched_file_is_taken_up_and_a_bad_one_refused(network, tokenizer, tm
     watch = Watch(path, enforcer, said.append)
     assert not watch.look()
     path.write_text("rules: [{id: a, then: {forbid: [tea]}}]")
+    late = Watch(path, enforcer, said.append)  # it changed since the enforcer read it
+    assert late.look()
+    assert not late.look()
     assert watch.look()
     path.write_text("rules: [{id: a, then: {forbid: [tea], require: [tea]}}]")
     assert not watch.look()
     assert "refused" in said[-1]
     enforcer.start([[5]], [3], 16)
     assert [rule.id for rule in enforcer.program.active] == ["a"]
+    edits = iter(["rules: [{id:", "", "rules: [{id: b, then: {forbid: [tea]}}]"])  # an editor, writing
+    looks = iter(
+        [*(lambda: path.write_text(next(edits)) and False for _ in range(3)), lambda: False, lambda: True]
+    )
+    del said[:]
+    watch._done = SimpleNamespace(wait=lambda _: next(looks)())
+    watch._run()
+    assert [line.split("with")[-1] for line in said] == [" 1 rules is in force"]
     with Watch(path, enforcer, said.append, seconds=0.01):
         path.write_text("rules: [{id: b, then: {forbid: [milk]}}]")
         for _ in range(500):
-            if "is in force" in said[-1]:
+            if len(said) == 2:
                 break
             time.sleep(0.01)
     enforcer.start([[5]], [3], 16)
