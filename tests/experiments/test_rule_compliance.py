@@ -119,13 +119,19 @@ def test_the_page_says_what_was_counted(personal, tmp_path):
         "over_refusal": 0.0,
         "over_refusal_at_most": 0.5,
         "conditions": {"clinic": rows, "personal": rows if personal else {}},
-        "refused": {key: [{"harmless": 9, "changed": 1}] for key in ("clinic", "personal")},
+        "refused": {key: [{"harmless": 9, "changed": 1, "cut": 1}] for key in ("clinic", "personal")},
+        "made": {p: {"command": "again" if p == "time" else "once", "date": "today"} for p in study.PARTS},
     }
     said = page.body(figures)
     assert "| no rules | 160 | 56 | 35.00 ± 35.00 |" in said
     assert "| both | 160 | 0 | 0.00 ± 0.00 |" in said
     assert "160 generations under both of the 100,000" in said
     assert ("Not measured in this run" in said) != personal
+    assert (
+        "- rules about drugs, rules about personal data, damaged files: `once`, today\n- time: `again`"
+        in said
+    )
+    assert "Of these, 1 would violate" in said
     page.picture(figures).savefig(tmp_path / "picture.svg")
 
 
