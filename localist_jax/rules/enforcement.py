@@ -34,7 +34,6 @@ class Enforcer(Constraint):
 
     Attributes:
       program: the rules in force.
-      trail: for each request of the last generation what happened (`record.audit` makes a report of it).
     """
 
     def __init__(
@@ -70,7 +69,8 @@ class Enforcer(Constraint):
         self._waiting: Program | None = None
         self._requests: list[Request] = []
         self._cost: jax.Array | None = None
-        self.trail: list[dict[str, Any]] = []
+        self._trail: list[dict[str, Any]] = []
+        self._unwritten: tuple[Any, ...] | None = None
         self.program = self.prepare(rules or RuleSet())
 
     def prepare(self, rules: RuleSet) -> Program:
@@ -123,7 +123,8 @@ class Enforcer(Constraint):
             Request(prompt, budget, self.vocabulary.bytes)
             for prompt, budget in zip(prompts, budgets, strict=True)
         ]
-        self.trail = [
+        self._unwritten = None
+        self._trail = [
             {"price_bits": [], "attention": [], "since": [(0, self.program)]} for _ in self._requests
         ]
         for request in self._requests:
@@ -140,7 +141,7 @@ class Enforcer(Constraint):
     def steering(self, written: Tokens) -> Steering | None:
         """See `Constraint`; also where swapped rules come into force."""
         changed = self._take_over()
-        for request, trail, tokens in zip(self._requests, self.trail, written, strict=True):
+        for request, trail, tokens in zip(self._requests, self._trail, written, strict=True):
             for token in tokens[len(request.text.tokens) - request.prompt :]:
                 request.add(token)
             if changed:
@@ -163,7 +164,8 @@ class Enforcer(Constraint):
         return self._steered if any(situations) or self._steps <= 2 else None
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
-        """See `Constraint`."""
+        """See `Constraint`; what the last step left to be done is done here, while the device computes."""
+        self._write_down()
         if not self._output:
             return logits
         masks, bias = [self._anything] * len(self._requests), None
@@ -202,28 +204,34 @@ class Enforcer(Constraint):
     def ended(self, fetched: PyTree) -> Sequence[str]:
         """See `Constraint`."""
         cost, by_layer = fetched
-        if self._output:
-            prices = [0.0] * len(self._requests) if cost is None else cost.tolist()
-            for request, trail, bits in zip(self._requests, self.trail, prices, strict=True):
-                if bits == np.inf and not request.stop:
-                    request.stop = "rules: every allowed token has probability 0"
-                if not request.stop and request.left > 0:
-                    trail["price_bits"].append(bits)
-        if by_layer is not None:
-            self._watch(*by_layer)
-        return [request.stop for request in self._requests]
+        prices = [0.0] * len(self._requests) if cost is None else cost.tolist()
+        steps = []
+        for request, bits in zip(self._requests, prices, strict=True):
+            if bits == np.inf and not request.stop:
+                request.stop = "rules: every allowed token has probability 0"
+            running = not request.stop and request.left > 0
+            steps.append(len(request.text.tokens) - request.prompt if running else -1)
+        self._unwritten = steps, prices, self._promises, by_layer
+        return [request.stop for request in self._requests] if self._output else ()
 
-    def _watch(self, anchor_mass: np.ndarray, fidelity: np.ndarray) -> None:
-        """Keeps what attention that was promised came to."""
-        for r, (request, trail) in enumerate(zip(self._requests, self.trail, strict=True)):
-            if self._promises[r] and not request.stop and request.left > 0:
+    @property
+    def trail(self) -> list[dict[str, Any]]:
+        """For each request of the last generation what happened (`record.audit` makes a report of it)."""
+        self._write_down()
+        return self._trail
+
+    def _write_down(self) -> None:
+        """Keeps what the last step cost, and what attention that was promised came to."""
+        if self._unwritten is None:
+            return
+        (*by_request, by_layer), self._unwritten = self._unwritten, None
+        for r, (trail, step, bits, promises) in enumerate(zip(self._trail, *by_request, strict=True)):
+            if step >= 0 and self._output:
+                trail["price_bits"].append(bits)
+            if step >= 0 and promises and by_layer is not None:
+                mass, fidelity = by_layer[:, :, r]
                 trail["attention"].append(
-                    {
-                        "step": len(request.text.tokens) - request.prompt,
-                        "rules": self._promises[r],
-                        "anchor_mass": anchor_mass[:, r],
-                        "fidelity": fidelity[:, r],
-                    }
+                    {"step": step, "rules": promises, "anchor_mass": mass, "fidelity": fidelity}
                 )
 
     @property

@@ -63,6 +63,9 @@ class Program:
         self.atoms_of: dict[str, list[int]] = {}
         for atom, i in where.items():
             self.atoms_of.setdefault(atom.concept, []).append(i)
+        self.local = any(
+            atom.within or atom.sentence for atom in self.atoms
+        )  # a word more may change what holds
         self.conditions = [_compiled(rule.when, where) for rule in self.active]
 
         concepts = [atom.concept for atom in self.atoms]

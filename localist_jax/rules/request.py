@@ -66,6 +66,7 @@ class Request:
         self._spans: dict[str, list[tuple[int, int]]] = {name: [] for name in program.anchors}
         self._met: dict[int, list[tuple[int, int]]] = {}
         self._tentative: list[tuple[int, int, int]] = []
+        self._acting: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._look(0)
         names = {rule.id for rule in program.active}
         self.due = {key: due for key, due in self.due.items() if due.met or key[0] in names}
@@ -88,6 +89,7 @@ class Request:
             self._without[regex] = engine.without(regex)
             self._without[regex].read(b"".join(self.text.pieces[token] for token in self.text.tokens))
         self._evaluate()
+        self._held.append((len(self.text.tokens) - self.prompt, self._names))
 
     def add(self, token: int) -> None:
         """A token was written."""
@@ -101,11 +103,13 @@ class Request:
             self.stop = self.stop or "rules: the output left its format"
         for absence in self._without.values():
             absence.read(self.text.pieces[token])
-        self._look(start)
-        self._evaluate()
+        if self._look(start) or self.program.local:
+            self._evaluate()
+        self._held.append((len(self.text.tokens) - self.prompt, self._names))
 
-    def _look(self, start: int) -> None:
-        """Finds phrases in what is new; those that stood at the very end are looked at again."""
+    def _look(self, start: int) -> bool:
+        """Finds phrases in what is new; those that stood at the very end are looked at again. Whether there are any."""
+        before = self._tentative
         for place, begin, end in self._tentative:
             for name in self.program.concepts_of.get(place, ()):
                 self._spans[name].remove((begin, end))
@@ -120,6 +124,9 @@ class Request:
             for name in self.program.concepts_of.get(place, ()):
                 self._spans[name].append((begin, end))
                 self._ends[name].append(end)
+        if found or before:
+            self._acting = None
+        return bool(found or before)
 
     # Which rules hold
 
@@ -161,7 +168,6 @@ class Request:
             self._now, self.firing, self.bans = now, now.firing, now.bans
             self._names = tuple(program.active[i].id for i in now.firing)
             self._sticky.update(now.firing)
-        self._held.append((len(self.text.tokens) - self.prompt, self._names))
         for demand in program.demands:
             key = (program.active[demand.rule].id, demand.words)
             if key not in self.due and demand.rule in self.firing:
@@ -316,6 +322,14 @@ class Request:
                     bias = first.copy()
                 bias[token] = max(bias[token], amount)
         return bias
+
+    def acting_anchors(self, acting: tuple[int, ...]) -> tuple[int, ...]:
+        """`anchors` of all concepts that these rules point to, in order; looked up where a phrase came or went."""
+        if self._acting is None or self._acting[0] != acting:
+            rules = (self.program.active[i] for i in acting)
+            names = {name for rule in rules if rule.attend for name in rule.attend.to}
+            self._acting = acting, tuple(sorted(self.anchors(sorted(names))))
+        return self._acting[1]
 
     def anchors(self, concepts: Sequence[str]) -> set[int]:
         """Positions (BOS is 0) of the tokens that show anchors of these concepts."""
