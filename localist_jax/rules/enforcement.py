@@ -135,7 +135,7 @@ class Enforcer(Constraint):
         self._situations: list[tuple[Any, ...]] = [()] * B
         self._promises: list[list[dict[str, Any]]] = [[] for _ in prompts]
         self._anything = np.arange(self.vocabulary.size) >= 2  # specials are never sampled
-        self._zero, self._warm = jnp.zeros((B, self.vocabulary.size)), False
+        self._zero, self._warm = np.zeros((B, self.vocabulary.size), np.float32), False
         self._placed: dict[tuple[int, ...], tuple[list[np.ndarray], jax.Array]] = {}
 
     def steering(self, written: Tokens) -> Steering | None:
@@ -176,16 +176,17 @@ class Enforcer(Constraint):
             if not request.stop:
                 masks[r] = mask
                 if raised is not None:
-                    bias = np.zeros(self._zero.shape, np.float32) if bias is None else bias
+                    bias = self._zero.copy() if bias is None else bias
                     bias[r] = raised
         if self._warm and bias is None and all(mask is self._anything or mask.all() for mask in masks):
             self._cost = None
             return logits
-        self._warm = (
-            True  # the first step goes this way in any case, so that rules that come later compile nothing
-        )
-        bias_bits = self._zero if bias is None else bias
-        free, self._cost = _condition(logits, self._on_device(masks), bias_bits)
+        allowed = self._on_device(masks)
+        if not self._warm:  # the first step goes all ways, so that rules that come later compile nothing
+            for other in (None, self._zero):
+                _condition(logits, allowed, other)
+            self._warm = True
+        free, self._cost = _condition(logits, allowed, bias)
         return free
 
     def _on_device(self, masks: list[np.ndarray]) -> jax.Array:

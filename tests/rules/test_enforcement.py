@@ -31,6 +31,7 @@ def rules_of(*rules):
 
 BAN = "{id: ban, when: warfarin, then: {forbid: [a, the, 't*', {regex: '[0-9n]'}]}}"
 NEED = "{id: need, then: {require: [heart attack, {any: [bleeding, {concept: dog}]}]}}"
+PREFER = "{id: prefer, then: {prefer: {items: [mat], bits: 2}}}"
 POINT = "{id: point, when: warfarin, scope: {layers: [1]}, then: {attend: {to: [warfarin], fidelity: 0.9}}}"
 
 
@@ -147,7 +148,7 @@ def test_rules_come_and_go_between_steps_without_a_recompile(write, network, tok
         if step[0] == 5:
             enforcer.inject(rules_of(BAN, POINT))
         if step[0] == 10:
-            enforcer.inject(rules_of(BAN.replace("warfarin", "always"), NEED))
+            enforcer.inject(rules_of(BAN.replace("warfarin", "always"), NEED, PREFER))
         if step[0] == 15:
             enforcer.remove("ban")
         compiled.append(len(COMPILED))
