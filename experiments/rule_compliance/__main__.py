@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import shlex
 import sys
@@ -34,6 +35,7 @@ from localist_jax.report import study
 from localist_jax.rules import parse
 from localist_jax.training.run import write_json
 
+PARTS = ("clinic", "personal", "files", "time")
 SEEN = "both, drugs of the training text"
 CHUNK = 2048  # generations that are kept at once
 LENGTH = {"clinic": 12, "personal": 20}  # tokens of a text
@@ -52,12 +54,19 @@ def main() -> None:
     parser.add_argument("--personal", type=int, default=1024, help="the same, on personal data; 0: none")
     parser.add_argument("--files", type=int, default=10_000, help="damaged rule files")
     parser.add_argument("--steps", type=int, default=600, help="of training")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="others: their figures on record are kept",
+    )
     parser.add_argument("--workdir", type=Path, default=Path("runs/rule_compliance"))
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
     arguments = parser.parse_args()
+    command = shlex.join(["python", "-m", "experiments.rule_compliance", *sys.argv[1:]])
     with one_line():
-        figures = measured(arguments)
-        command = shlex.join(["python", "-m", "experiments.rule_compliance", *sys.argv[1:]])
+        figures = measured(arguments, _recorded(arguments), command)
         print(
             study.write(
                 arguments.out, "rule_compliance", title=page.TITLE, body=page.body(figures), command=command,
@@ -66,35 +75,63 @@ def main() -> None:
         )  # fmt: skip
 
 
-def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures. Each part is kept in the working folder when it is done, and not measured twice."""
-    kept = Kept(arguments.workdir / "parts")
-    timed = kept("times", {}, times)
-    loaded = kept("loading", {}, loading)
-    count = arguments.files
-    broken = kept("files", {"count": count}, lambda: broken_files(count))
+def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is on record, where some parts are not to be measured; else nothing.
+
+    Raises:
+      ValueError: there is no record.
+    """
+    if set(arguments.parts) == set(PARTS):
+        return {}
+    path = arguments.out / "rule_compliance.json"
+    if not path.is_file():
+        raise ValueError(f"--parts: {path} is not there, from which the other parts would come")
+    about = json.loads(path.read_text(encoding="utf-8"))
+    made = {part: {key: about[key] for key in ("command", "date")} for part in PARTS}
+    return {"made": made, **about["figures"]}
+
+
+def measured(arguments: argparse.Namespace, recorded: dict[str, Any], command: str) -> dict[str, Any]:
+    """All figures. Each part is kept in the working folder when it is done, and not measured twice.
+
+    Args:
+      arguments: of the command line.
+      recorded: figures of the parts that are not measured now.
+      command: that was typed, for the record.
+    """
+    kept, wanted = Kept(arguments.workdir / "parts"), arguments.parts
+    flat: dict[str, Any] = {}
+    if "time" in wanted:
+        flat |= kept("times", {}, times) | kept("loading", {}, loading)
+    if "files" in wanted:
+        count = arguments.files
+        flat |= kept("files", {"count": count}, lambda: broken_files(count))
     parts: dict[str, dict[str, list[dict[str, Any]]]] = {"clinic": {}, "personal": {}}
     refused: dict[str, list[dict[str, int]]] = {"clinic": [], "personal": []}
-    sentences = _sentences() if arguments.personal else None
+    for part in {"clinic", "personal"} - set(wanted):
+        parts[part], refused[part] = recorded["conditions"][part], recorded["refused"][part]
+    sentences = _sentences() if arguments.personal and "personal" in wanted else None
     for seed in arguments.seeds:
-        _clinic(arguments, seed, kept, parts["clinic"], refused["clinic"])
+        if "clinic" in wanted:
+            _clinic(arguments, seed, kept, parts["clinic"], refused["clinic"])
         if sentences:
             _personal(arguments, seed, sentences, kept, parts["personal"], refused["personal"])
+    now = {"command": command, "date": datetime.date.today().isoformat()}
     both = [t for rows in parts.values() for t in rows.get("both", [])]
     generations, violations = (sum(t["all"][key] for t in both) for key in ("generations", "violating"))
     harmless, changed = (
         sum(r[key] for rs in refused.values() for r in rs) for key in ("harmless", "changed")
     )
     return {
+        **recorded,
+        **flat,
+        "made": {part: now if part in wanted else recorded["made"][part] for part in PARTS},
         "generations": generations,
         "forbid_violations": violations,
         "violation_rate_at_most": page.at_most(violations, generations),
         "over_refusal": changed / max(1, harmless),
         "over_refusal_at_most": page.at_most(changed, harmless),
         "harmless": harmless,
-        **timed,
-        **loaded,
-        **broken,
         "conditions": parts,
         "refused": refused,
     }

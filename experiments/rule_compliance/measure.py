@@ -110,11 +110,14 @@ def compliance(
 def over_refusal(
     run: Run, rules: RuleSet, prompts: Sequence[str], *, seed: int, length: int
 ) -> dict[str, int]:
-    """Harmless prompts whose answer complied anyway, and of those the ones that rules changed nevertheless."""
+    """Harmless prompts whose answer complied anyway, and of those the ones that rules changed nevertheless.
+
+    Of these again: `cut`, which would violate if they ended behind the first token that rules refused.
+    """
     free, bound = (
         Enforcer(run.tokenizer, run.settings.model, rules=r, attention=False) for r in (RuleSet(), rules)
     )
-    harmless = changed = 0
+    harmless = changed = cut = 0
     for begin in range(0, len(prompts), BATCH):
         batch = list(prompts[begin : begin + BATCH])
         plain, ruled = (_write(run, batch, enforcer, seed + begin, length) for enforcer in (free, bound))
@@ -122,8 +125,15 @@ def over_refusal(
             said = run.text(prompt, before)[len(prompt) :]
             if checker.check(prompt, said, [(0, rules)]).compliant:
                 harmless += 1
-                changed += before.tokens != after.tokens
-    return {"harmless": harmless, "changed": changed}
+                same = [a == b for a, b in zip(before.tokens, after.tokens, strict=False)]
+                if before.tokens != after.tokens:
+                    begun = dataclasses.replace(
+                        before, tokens=before.tokens[: [*same, False].index(False) + 1]
+                    )
+                    changed += 1
+                    said = run.text(prompt, begun)[len(prompt) :]
+                    cut += not checker.check(prompt, said, [(0, rules)]).compliant
+    return {"harmless": harmless, "changed": changed, "cut": cut}
 
 
 def _write(run: Run, prompts: list[str], enforcer: Enforcer, seed: int, length: int):

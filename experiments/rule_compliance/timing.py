@@ -96,17 +96,13 @@ class _Clocked(Enforcer):
         self.in_the_way += time.thread_time() - begun
         return found
 
-    def measured(self, by_layer):
-        begun = time.thread_time()
-        super().measured(by_layer)
-        self.in_the_way += time.thread_time() - begun
 
+def times(rounds: int = 40, tokens: int = 50) -> dict[str, Any]:
+    """Milliseconds of a step at the size of wikitext2_small (untrained: times do not depend on the weights).
 
-def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
-    """Milliseconds at the size of wikitext2_small (untrained: times do not depend on the weights).
-
-    The conditions take turns, so that what else the machine does meets them alike; a difference is the median over
-    rounds. Beside the time on the clock stands what the processor worked, which other programs do not lengthen.
+    The conditions take turns, so that what else the machine does meets them alike; a round's figure is the median over
+    its steps, a difference the median over rounds. Beside the time on the clock stands what the processor worked, which
+    other programs hardly lengthen.
     """
     settings, words, tokenizer = _scale()
     model = Transformer(settings.model, tokenizer.vocab_size)
@@ -125,18 +121,21 @@ def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
 
     jax.monitoring.register_event_duration_secs_listener(heard)
 
-    def stamps(enforcer: Enforcer | None, between=lambda step: None) -> list[float]:
-        seen: list[float] = []
+    def stamps(enforcer: Enforcer | None, between=lambda step: None) -> tuple[float, float]:
+        seen: list[tuple[float, float]] = []
 
         def after_step(_):
-            seen.append(time.perf_counter())
+            seen.append((time.perf_counter(), time.process_time()))
             between(len(seen))
 
         generate(
             model, params, blocks, [ids], Dial(1.0), context=256, max_new=tokens, constraint=enforcer,
             on_tokens=after_step, stats="open",
         )  # fmt: skip
-        return [1e3 * (b - a) for a, b in itertools.pairwise(seen)]
+        wall, work = (
+            [1e3 * (b - a) for a, b in itertools.pairwise(clock)] for clock in zip(*seen, strict=True)
+        )
+        return statistics.median(wall), statistics.median(work)
 
     rules = parse(many_rules(100))
     enforcer = _Clocked(tokenizer, c, params)
@@ -151,9 +150,8 @@ def times(rounds: int = 12, tokens: int = 50) -> dict[str, Any]:
     work: dict[str, list[float]] = {name: [] for name in everyone}
     for _ in range(rounds):
         for name, one in everyone.items():
-            worked = time.process_time()
-            wall[name].append(statistics.median(stamps(one)))
-            work[name].append(1e3 * (time.process_time() - worked) / tokens)
+            for clock, spent in zip((wall, work), stamps(one), strict=True):
+                clock[name].append(spent)
 
     host = {
         f"host_{what}_ms_{name}": 1e3 * getattr(clocked, what) / (rounds * tokens)

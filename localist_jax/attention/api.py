@@ -67,7 +67,7 @@ def attend(
 
     Args:
       q, k, v: inputs; logits and sums are float32 (float64 for float64 inputs) whatever their dtype.
-      q_block, k_block: block of each position; q_block may name one of Kq ≥ K rows of the odds.
+      q_block, k_block: block of each position; q_block names one of Kq rows of the odds.
       q_pos, k_pos: position within the segment.
       q_seg, k_seg: segment; 0 marks padding, which sees nothing and is seen by nothing.
       odds: ω ≥ 0 with the dial already in it, above 1 only where rules ask for it; exactly 0 closes a pair.

@@ -54,11 +54,7 @@ def reference(
         return out_BTNH, None
 
     with jax.named_scope("statistics"):
-        index = (
-            jnp.arange(relevant.shape[0])[:, None, None, None],
-            jnp.arange(relevant.shape[1])[:, None, None],
-        )
-        relevant_BNTS = relevant[(*index, q_block[:, None, :, None], k_block[:, None, None, :])]
+        relevant_BNTS = _looked_up(relevant, q_block, k_block)
         gated_BNTS = relevant_BNTS & ~near_BTS[:, None] & (k_block > 0)[:, None, None, :]
         relevant_BNTS = relevant_BNTS | near_BTS[:, None]
         price = None
@@ -76,14 +72,26 @@ def reference(
         )
 
 
+def _looked_up(table_BNkl, q_block, k_block):
+    """table[c_i, c_j]."""
+    rows, heads = (jnp.arange(size) for size in table_BNkl.shape[:2])
+    index = (
+        rows[:, None, None, None],
+        heads[:, None, None],
+        q_block[:, None, :, None],
+        k_block[:, None, None, :],
+    )
+    return table_BNkl[index]
+
+
 def _pairwise(odds_BNkl, q_block, k_block, route_BTK):
-    """ω[c_i, c_j] as a bilinear form in one-hot rows and columns, so that `route` gets its gradient.
+    """ω[c_i, c_j]; with a `route` as a bilinear form in one-hot rows and columns, so that it gets its gradient.
 
     Exact: products with 0 and 1. Highest precision keeps accelerators from rounding the odds.
     """
-    dtype = odds_BNkl.dtype
-    rows = jax.nn.one_hot(q_block, odds_BNkl.shape[-2], dtype=dtype) if route_BTK is None else route_BTK
-    columns = jax.nn.one_hot(k_block, odds_BNkl.shape[-1], dtype=dtype) if route_BTK is None else route_BTK
+    if route_BTK is None:
+        return _looked_up(odds_BNkl, q_block, k_block)
+    rows = columns = route_BTK
     odds_BNkl = jnp.broadcast_to(odds_BNkl, (rows.shape[0], *odds_BNkl.shape[1:]))
     by_query = jnp.einsum("BTk,BNkl->BNTl", rows, odds_BNkl, precision=Precision.HIGHEST)
     return jnp.einsum("BNTl,BSl->BNTS", by_query, columns, precision=Precision.HIGHEST)

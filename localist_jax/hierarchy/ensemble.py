@@ -39,6 +39,7 @@ class Record:
       born: batches of the stream that came before it.
       cost_bits, saved_bits: that its description took, and that it had saved by the time it was recruited.
       frozen: it is not trained.
+      concept: that somebody named, and by whose anchors its first documents were found.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Record:
     cost_bits: float = 0.0
     saved_bits: float = 0.0
     frozen: bool = False
+    concept: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ Of many processes each sees the whole stream and does the same; what one of them
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
 from localist_jax.parallel import hosts
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
 from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
+from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Records
 from localist_jax.training.state import TrainState
 
@@ -105,6 +107,8 @@ class SpecialistRecruiter:
       workdir: gets `hierarchy.jsonl`.
       seed: for divisions and placebos.
       blocks: that recruit blocks inside the members; None: nobody does.
+      concepts: that somebody named, and no block covers; whose documents lie outside every member's domain is tried
+        before all others, and by its turn if that fails.
     """
 
     def __init__(
@@ -115,8 +119,10 @@ class SpecialistRecruiter:
         workdir: Path,
         seed: int = 0,
         blocks: BlockRecruiters | None = None,
+        concepts: Sequence[Concept] = (),
     ):
-        self._blocks = blocks
+        self._blocks, self._concepts = blocks, concepts
+        self._tried: set[str] = set()  # concepts
         self.ensemble, self.engine, self.settings = ensemble, engine, settings
         self.account = Account()
         self.trial: Trial | None = None
@@ -209,9 +215,12 @@ class SpecialistRecruiter:
     # A trial's beginning.
 
     def _survey(self) -> None:
-        """Opens a trial, or puts another in the place of one that is open where a domain seems to have arrived."""
+        """Opens a trial, or puts another in the place of one that is open where a domain seems to have arrived.
+
+        The trial of a concept goes on: what arrives may be its own documents.
+        """
         open_now = self.trial
-        if open_now is not None and open_now.division.is_arrival:
+        if open_now is not None and (open_now.division.is_arrival or open_now.division.concept):
             return
         arrivals = open_now is not None or self.batches < self._turn
         # Dividing draws numbers, as many as it takes where it is done.
@@ -227,14 +236,11 @@ class SpecialistRecruiter:
         self._open(*found)
 
     def _open(self, parent: int, division: Division) -> None:
-        structure = structure_bits(self.trials + 1, len(self.ensemble.active), division.ways)
-        cost = structure + self._parameter_bits()
-        surveyed = division.share * len(self._memories[parent])
-        expected = division.excess_bits * self.settings.horizon / surveyed
-        needed = float(threshold_bits(jnp.float32(cost), self.settings.alpha))
-        if hosts.agreed(lambda: expected < needed):
+        cost = self._cost(division)
+        if not hosts.agreed(lambda: self._promises(parent, division)):
             return
         self.trials += 1
+        self._tried.add(division.name)
         self.trial = Trial(
             self.engine, parent, self.ensemble.state(parent), self.ensemble.dial(parent), self._queues[parent],
             division, placebos=self.settings.placebos, horizon=self.settings.horizon, cost_bits=cost,
@@ -243,26 +249,56 @@ class SpecialistRecruiter:
         self._write(
             "opened", trial=self.trials, parent=self.ensemble.record(parent).name,
             share=round(division.share, 4), excess_bits=round(division.excess_bits, 1), proposal=division.kind,
-            explained=round(division.explained, 3),
+            explained=round(division.explained, 3), concept=division.name,
         )  # fmt: skip
+
+    def _cost(self, division: Division) -> float:
+        anchors = division.concept.anchors if division.concept else ()
+        named = [self.ensemble.signatures.shape[1]] * len(anchors)
+        structure = structure_bits(self.trials + 1, len(self.ensemble.active), division.ways, *named)
+        return structure + self._parameter_bits()
+
+    def _promises(self, parent: int, division: Division) -> bool:
+        """Whether what the documents of a division cost more would pay for an LLM of their own by the horizon."""
+        surveyed = division.share * len(self._memories[parent])
+        expected = division.excess_bits * self.settings.horizon / surveyed
+        return bool(expected >= float(threshold_bits(jnp.float32(self._cost(division)), self.settings.alpha)))
 
     def _division(self, arrivals: bool) -> tuple[int, Division] | None:
         """The member whose remembered documents are worth dividing most, and how.
 
-        What looks like the arrival of a domain is tried at once; otherwise the kinds of division take turns, unless
-        only `arrivals` are looked for.
+        A concept that was not tried yet goes first, then what looks like the arrival of a domain; otherwise concepts
+        and kinds of division take turns, unless only `arrivals` are looked for.
         """
-        found = []
+        each = {}
         for at in self.ensemble.active:
             memory = self._memories[at]
             full = len(memory) >= self.settings.survey * self.engine.settings.data.batch / 2
             if self.ensemble.record(at).frozen or not full:
                 continue
-            divisions = signature.divide(*memory.arrays(), self._rng, self.settings.smallest)
+            each[at] = signature.divide(*memory.arrays(), self._rng, self.settings.smallest)
+            each[at] += [d for d in self._named(memory) if self._promises(at, d)]
+        names = sorted({d.name for divisions in each.values() for d in divisions if d.name})
+        turns = [*(("concept", name) for name in names), *((kind, "") for kind in KINDS)]
+        now = turns[self.trials % len(turns)]
+        found = []
+        for at, divisions in each.items():
+            new = [d for d in divisions if d.name and d.name not in self._tried and self.trial is None]
             arrived = [d for d in divisions if d.is_arrival]
-            turn = [d for d in divisions if d.kind == KINDS[self.trials % len(KINDS)] and not arrivals]
-            found += [(at, d) for d in arrived or turn]
+            turn = [d for d in divisions if (d.kind, d.name) == now and not arrivals]
+            found += [(at, d) for d in new or arrived or turn]
         return max(found, key=lambda pair: pair[1].excess_bits, default=None)
+
+    def _named(self, memory: Memory) -> list[Division]:
+        """Documents that show a concept for which no member was recruited, and cost more than others."""
+        taken = {self.ensemble.record(at).concept for at in self.ensemble.active}
+        arrays = memory.arrays()
+        made = [
+            signature.of_concept(*arrays, concept, self.settings.smallest)
+            for concept in self._concepts
+            if concept.name not in taken
+        ]
+        return [division for division in made if division]
 
     def _parameter_bits(self) -> float:
         s, data = self.settings, self.engine.settings.data
@@ -317,7 +353,8 @@ class SpecialistRecruiter:
         winner, llr = trial.contenders[0], trial.llr_bits
         parent = self.ensemble.record(trial.parent)
         record = Record(
-            name=f"llm{trial.number}", parent=parent.name, born=self.batches, cost_bits=trial.cost_bits, saved_bits=llr
+            name=f"llm{trial.number}", parent=parent.name, born=self.batches, cost_bits=trial.cost_bits,
+            saved_bits=llr, concept=trial.division.name,
         )  # fmt: skip
         account = self.account.move(llr, trial.cost_bits)
         before = self.ensemble.capacity

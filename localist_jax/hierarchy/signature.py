@@ -14,9 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from localist_jax.data import Batch
+from localist_jax.recruitment.proposals import Concept
 
 SMOOTHING = 0.5  # occurrences that every token is granted beforehand (Krichevsky–Trofimov)
-ARRIVAL = 0.6  # explained share of variance from which a "hard" division looks like the arrival of a domain
+ARRIVAL = (
+    0.6  # explained share of variance from which a division looks like the arrival of a domain, if no "topic"
+)
 ROUNDS = 12  # of reassigning documents to the sides of a division
 KINDS = ("hard", "topic")  # what divisions are chosen for
 HARDEST = 0.25  # share of the documents that a division begins with
@@ -87,12 +90,13 @@ class Division:
     """Documents divided in two by their tokens.
 
     Attributes:
-      kind: "hard" or "topic", what it was chosen for.
+      kind: "hard" or "topic", what it was chosen for; or "concept".
       direction, offset: a document goes to the newcomer where counts·direction + offset > 0; nats.
       share: of the surveyed documents that do.
       excess_bits: by which those documents cost more than the others do per token, in all.
       explained: share of the variance of bits per token between documents that lies between the two sides.
       ways: how many divisions this one was picked from.
+      concept: by whose anchors the documents are found; None: nobody named one.
     """
 
     kind: str
@@ -102,6 +106,12 @@ class Division:
     excess_bits: float
     explained: float
     ways: int
+    concept: Concept | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the concept; "" without one."""
+        return self.concept.name if self.concept else ""
 
     @property
     def is_arrival(self) -> bool:
@@ -134,8 +144,7 @@ def divide(
     Returns:
       "hard", then "topic"; nothing where no division has enough documents on both sides.
     """
-    tokens = documents.sum(1)
-    rate = code / np.maximum(tokens, 1)
+    rate = code / np.maximum(documents.sum(1), 1)
     beginnings = [rate > np.quantile(rate, 1 - HARDEST)]
     beginnings += [rng.random(len(rate)) < 0.5 for _ in range(RESTARTS)]
     found = []
@@ -145,13 +154,13 @@ def divide(
             mine = documents @ direction + offset > 0
         if min(mine.sum(), (~mine).sum()) < smallest:
             continue
-        one, other = (code[side].sum() / max(tokens[side].sum(), 1) for side in (mine, ~mine))
-        if one < other:
-            mine, one, other = ~mine, other, one
-        explained = mine.mean() * (~mine).mean() * (one - other) ** 2 / max(rate.var(), TINY)
+        explained, excess = _compared(documents, code, mine)
+        if excess < 0:
+            mine = ~mine
+            explained, excess = _compared(documents, code, mine)
         sides = [documents[side].sum(0) for side in (mine, ~mine)]
         told = sum(float(x @ (_log_shares(x) - _log_shares(sum(sides)))) for x in sides)
-        found.append((explained, told, mine, float(tokens[mine].sum() * (one - other))))
+        found.append((explained, told, mine, excess))
     chosen = (
         [("hard", max(found, key=lambda f: f[0])), ("topic", max(found, key=lambda f: f[1]))] if found else []
     )
@@ -162,6 +171,41 @@ def divide(
         )
         for kind, (explained, _, mine, excess) in chosen
     ]  # fmt: skip
+
+
+def of_concept(
+    documents: Float[np.ndarray, "n V"], code: Float[np.ndarray, " n"], concept: Concept, smallest: int
+) -> Division | None:
+    """The documents that show a concept's anchors, if they lie outside the domain of whoever coded them.
+
+    Args:
+      documents, code, smallest: as of `divide`.
+      concept: its anchors.
+
+    Returns:
+      None where there are too few on either side, or they cost no more bits per token than the others.
+    """
+    direction = np.zeros(documents.shape[1])
+    direction[list(concept.anchors)] = list(concept.anchors.values())
+    mine = documents @ direction > 0
+    if min(mine.sum(), (~mine).sum()) < smallest:
+        return None
+    explained, excess = _compared(documents, code, mine)
+    if excess <= 0:
+        return None
+    return Division(
+        "concept", direction, 0.0, share=float(mine.mean()), excess_bits=excess, explained=explained, ways=1,
+        concept=concept,
+    )  # fmt: skip
+
+
+def _compared(documents: np.ndarray, code: np.ndarray, mine: np.ndarray) -> tuple[float, float]:
+    """Share of the variance of bits per token that lies between two sides, and what one costs more than the other."""
+    tokens = documents.sum(1)
+    rate = code / np.maximum(tokens, 1)
+    one, other = (code[side].sum() / max(tokens[side].sum(), 1) for side in (mine, ~mine))
+    explained = mine.mean() * (~mine).mean() * (one - other) ** 2 / max(rate.var(), TINY)
+    return float(explained), float(tokens[mine].sum() * (one - other))
 
 
 def _separating(documents: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, float]:

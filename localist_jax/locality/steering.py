@@ -15,7 +15,7 @@ from __future__ import annotations
 import chex
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from localist_jax.types import struct
 
@@ -84,13 +84,19 @@ def key_columns(
     return block + blocks * jnp.take_along_axis(group, positions, 1)
 
 
+def own_row(table: Shaped[Array, "#B N K K"], block: Int[Array, "B 1"]) -> Shaped[Array, "B N 1 K"]:
+    """The row of odds or of relevance that one query reads."""
+    table = jnp.broadcast_to(table, (len(block), *table.shape[1:]))
+    return jnp.take_along_axis(table, block[:, :, None, None], 2)
+
+
 def steered(
-    odds: Float[Array, "B N K K"],
-    relevant: Bool[Array, "1 N K K"],
+    odds: Float[Array, "B N Q K"],
+    relevant: Bool[Array, "#B N Q K"],
     beta: Float[Array, "B N"],
     rules: LayerSteering,
-) -> tuple[Float[Array, "B N K2 KR"], Bool[Array, "B N K2 KR"]]:
-    """Odds and relevance with a second row per block (for queries in scope) and K columns per group.
+) -> tuple[Float[Array, "B N Q2 KR"], Bool[Array, "B N Q2 KR"]]:
+    """Odds and relevance with a second row for each (for queries in scope) and K columns per group.
 
     In scope: 1 on column 0 (the sink), e^γ on groups that are pointed to, e^{−(β + β_rule)} elsewhere.
     """

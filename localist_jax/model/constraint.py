@@ -6,10 +6,9 @@ see what was measured, and end a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 
 from localist_jax.locality.steering import Steering
 from localist_jax.types import PyTree
@@ -24,21 +23,27 @@ class Constraint:
         """Before the first step: prompts without BOS, the tokens that each can get at most, and the cache's size."""
 
     def steering(self, written: Tokens) -> Steering | None:
-        """What attention rules ask of the step that reads the last token; the same structure at every step."""
+        """What attention rules ask of the step that reads the last token; None: nothing.
+
+        Who ever steers must do so in the first two steps, if need be by a `Steering` of nothing: then the programs with
+        and without steering are both compiled, and neither is when rules come or go.
+        """
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
         """Logits [B, V] from which the next tokens are drawn; −∞ forbids. `written` are the new tokens so far."""
         return logits
 
-    def wanted(self) -> PyTree:
-        """Arrays of this step that `ended` is to be given; they are fetched along with the tokens, in one transfer."""
+    def wanted(self, by_layer: jax.Array | None) -> PyTree:
+        """Arrays of this step that `ended` is to be given; they are fetched along with the tokens, in one transfer.
+
+        Args:
+          by_layer: mass on anchors, and fidelity, of the positions from which the tokens are chosen, [2, L, B, N]; None
+            where nothing is measured, or attention is not steered.
+        """
 
     def ended(self, fetched: PyTree) -> Sequence[str]:
         """For each request the reason why it ends before the token just drawn; "" if it goes on."""
         return ()
-
-    def measured(self, by_layer: Mapping[str, np.ndarray]) -> None:
-        """`anchor_mass` and `fidelity` [L, B, N] of the positions from which the tokens were chosen, if measured."""
 
 
 class Function(Constraint):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,11 +114,12 @@ def generate(
     at = lengths - 1
     for step in range(max_new):
         rules = guide.steering(written)
-        read = _read(model, params, blocks, cache, tokens, positions, segments, at, dial, rules, stats=stats)
-        logits, figures, by_layer, cache = read
+        read = partial(_read, model, params, blocks, stats=stats)
+        if step == 1 and rules is not None:
+            _run_once(read, cache, tokens, positions, segments, at, dial, None)
+        logits, figures, by_layer, cache = read(cache, tokens, positions, segments, at, dial, rules)
         chosen, code = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
-        read = (chosen, code, figures, by_layer, guide.wanted())
-        chosen, code, figures, by_layer, fetched = jax.device_get(read)
+        chosen, code, figures, fetched = jax.device_get((chosen, code, figures, guide.wanted(by_layer)))
         reasons = guide.ended(fetched) or [""] * B
         for r in np.flatnonzero(open_ended & (step < budgets)).tolist():
             if reason := reasons[r] or ("stop" if int(chosen[r]) in stop else ""):
@@ -128,8 +130,6 @@ def generate(
             done[r].bits.append(float(code[r]))
             for name, values in figures.items():
                 getattr(done[r], name).append(float(values[r]))
-        if by_layer:
-            guide.measured(by_layer)
         if on_tokens is not None:
             on_tokens(chosen.tolist())
         next_position = lengths + step
@@ -141,6 +141,25 @@ def generate(
     for r in np.flatnonzero(open_ended).tolist():
         done[r].finish = "length" if budgets[r] == max_new else "context"
     return done
+
+
+_ran: set[Any] = set()
+
+
+def _run_once(read: partial, cache: Cache, *step: Any) -> None:
+    """Compiles a step for later, by running it on a copy of the cache; nothing if that was done before."""
+    if len(_ran) > _read._cache_size():  # type: ignore[attr-defined]
+        _ran.clear()  # compiled programs were let go
+    leaves, kind = jax.tree.flatten((read.args[1:], cache, step))
+    key = (
+        read.args[0],
+        *read.keywords.values(),
+        kind,
+        *((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves),
+    )
+    if key not in _ran:
+        read(jax.tree.map(jnp.copy, cache), *step)
+        _ran.add(key)
 
 
 def _unchanged(logits, written):
@@ -196,7 +215,7 @@ def _read(
 ):
     """Reads tokens into the cache; returns each request's logits and statistics at its position `at`.
 
-    The statistics are means over layers and heads, [B]; under rules also by layer and head, [L, B, N].
+    The statistics are means over layers and heads, [B]; under rules also by layer and head, [2, L, B, N].
     """
     out = forward(
         model, params, tokens, dial, blocks,
@@ -208,10 +227,10 @@ def _read(
         values = getattr(out.stats, name, None)
         if values is not None:
             figures[name] = values.mean((0, 2))[rows, at]
-    by_layer: dict[str, jax.Array] = {}
+    by_layer = None
     if rules is not None and out.stats is not None:
-        seen = {"anchor_mass": out.stats.gated_mass, "fidelity": out.stats.fidelity}
-        by_layer = {name: jnp.moveaxis(x, 3, 2)[:, rows, at] for name, x in seen.items()}
+        seen = jnp.stack((out.stats.gated_mass, out.stats.fidelity))
+        by_layer = jnp.moveaxis(seen, 4, 3)[:, :, rows, at]
     return out.logits[rows, at], figures, by_layer, out.cache
 
 

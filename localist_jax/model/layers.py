@@ -175,10 +175,14 @@ class Attention(nn.Module):
             k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
 
         odds, relevant, window = self._odds(beta)
+        q_block, K = at.block, odds.shape[-1]
+        if x.shape[1] == 1:  # a step of generation: of all rows it needs its own
+            odds, relevant = (steering.own_row(table, q_block % K) for table in (odds, relevant))
+            q_block = q_block // K
         if rules is not None:
             odds, relevant = steering.steered(odds, relevant, beta, rules)
         call: dict[str, Any] = dict(
-            q_block=at.block, k_block=at.k_block, q_pos=at.positions, k_pos=at.k_positions,
+            q_block=q_block, k_block=at.k_block, q_pos=at.positions, k_pos=at.k_positions,
             q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, window=window, mesh=self.mesh,
         )  # fmt: skip
         if self.localist:

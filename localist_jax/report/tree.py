@@ -68,8 +68,9 @@ def text(found: Sequence[Branch]) -> str:
         indent, record = "  " * branch["depth"], branch["record"]
         paid = f"; saved {record.saved_bits:,.0f} bits for {record.cost_bits:.1f}" if record.parent else ""
         frozen = ", frozen" if record.frozen else ""
+        named = f" ({record.concept})" if record.concept else ""
         lines.append(
-            f"{indent}{record.name}: {branch['tokens']:,} tokens, {len(branch['blocks'])} blocks, "
+            f"{indent}{record.name}{named}: {branch['tokens']:,} tokens, {len(branch['blocks'])} blocks, "
             f"λ={branch['locality']:g}{frozen}{paid}; {' · '.join(branch['words'])}"
         )
     return "\n".join(lines)

@@ -55,10 +55,9 @@ def situation(request: Request, window: int, context: int) -> tuple[Any, ...]:
     acting = tuple(i for i in request.firing if i in request.program.attending)
     if not acting or request.stop:
         return ()
-    names = {name for i in acting for name in request.program.active[i].attend.to}  # type: ignore[union-attr]
-    anchors = sorted(request.anchors(sorted(names)))
+    anchors = request.acting_anchors(acting)
     far = bisect.bisect_right(anchors, position - window)
-    return id(request.program), acting, tuple(anchors), far, horizon(position, context)
+    return id(request.program), acting, anchors, far, horizon(position, context)
 
 
 def horizon(position: int, context: int) -> int:

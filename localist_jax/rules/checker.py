@@ -7,6 +7,7 @@ tokens, no automata and no masks.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import unicodedata
@@ -55,7 +56,7 @@ def check(
     for i, (since, rules) in enumerate(epochs):
         until = epochs[i + 1][0] if i + 1 < len(epochs) else len(output)
         last = i + 1 == len(epochs)
-        judge = _Judge(rules, page, page.place(since), page.place(until))
+        judge = _Judge(rules, page, since, until)
         for rule in rules.rules:
             if model and rule.scope.models and model not in rule.scope.models:
                 continue
@@ -80,16 +81,19 @@ class _Page:
         keep = [i for i, c in enumerate(joined) if not (c == " " and i and joined[i - 1] == " ")]
         self.text = "".join(joined[i] for i in keep)
         self.source = [source[i] for i in keep]
-        self.prompt, self.output = len(prompt), output
+        self.prompt, self.written = len(prompt), written
         self.border = self.place(0)
 
     def place(self, output_length: int) -> int:
         """Normalised characters that stem from the prompt and so much of the output."""
-        end = self.prompt + output_length
-        return sum(1 for i in self.source if i < end)
+        return bisect.bisect_left(self.source, self.prompt + output_length)
 
     def find(self, phrase: str) -> list[tuple[int, int]]:
-        """Spans at which a phrase stands as a phrase."""
+        """Spans at which a phrase stands as a phrase, in whatever case."""
+        ways = {phrase} if phrase.isascii() else {phrase, phrase.lower(), phrase.upper(), phrase.title()}
+        return sorted({span for way in ways for span in self._find(way)})
+
+    def _find(self, phrase: str) -> list[tuple[int, int]]:
         bare = phrase.strip()
         core = " ".join("".join(map(_normal, bare.strip("*"))).split())
         if not core:
@@ -108,8 +112,9 @@ class _Page:
 class _Judge:
     """One rule set on one stretch of the output."""
 
-    def __init__(self, rules: RuleSet, page: _Page, start: int, end: int):
-        self.rules, self.page, self.start, self.end = rules, page, start, end
+    def __init__(self, rules: RuleSet, page: _Page, since: int, until: int):
+        self.rules, self.page, self.since, self.until = rules, page, since, until
+        self.start, self.end = page.place(since), page.place(until)
         self._spans: dict[str, list[tuple[int, int]]] = {}
 
     def spans(self, phrases: Sequence[str]) -> list[tuple[int, int]]:
@@ -167,13 +172,20 @@ class _Judge:
         return False
 
     def pattern(self, rule: Rule, regex: str, verdict: Verdict) -> None:
-        page = self.page
-        for match in re2.finditer(regex, page.output):
-            begin, end = (page.place(n) for n in match.span())
-            if self.start < end <= self.end and self.holds(rule.when, begin):
+        """What is new and completes a match, also one that what was there before has begun but not completed."""
+        page, at = self.page, 0
+        known, last = page.prompt + self.since, page.prompt + self.until
+        while match := re2.search(regex, page.written[at:known]):
+            at += match.start() + 1
+        told = known
+        while match := re2.search(regex, page.written[at:last]):
+            begin, end = at + match.start(), at + match.end()
+            if end > told and self.holds(rule.when, max(page.place(begin - page.prompt), self.start)):
                 verdict.violations.append(
                     {"rule": rule.id, "forbidden": f"/{regex}/", "found": match.group()}
                 )
+                told = end
+            at = begin + 1
 
     def demands(self, rule: Rule, verdict: Verdict) -> None:
         """What is required and missing."""
@@ -229,7 +241,8 @@ def _normal(character: str) -> str:
     bare = [
         c for c in unicodedata.normalize("NFKD", character) if unicodedata.category(c) not in ("Mn", "Me")
     ]
-    for part in unicodedata.normalize("NFKD", "".join(bare).casefold()):
+    small = "".join(disguises.CAPITALS.get(c) or c.casefold() for c in bare)
+    for part in unicodedata.normalize("NFKD", small):
         if part.isspace():
             out += " "
         elif part in "\u115f\u1160" or unicodedata.category(part) in ("Mn", "Me", "Cf", "Cc", "Cs"):

@@ -1,14 +1,15 @@
 """How well blocks cover concepts, in bits: what a position's block tells of whether a concept's anchor stands there.
 
-A concept that no block covers wants one: `wanted` names those of a run's rules, for the recruiter, which tries them by
-its ordinary rule of evidence and pins the newcomer to the concept's anchors.
+A concept that no block covers wants one, or, where its documents lie outside every LLM's domain, an LLM: `candidates`
+names them, `wanted` those of a run's rules, for the recruiters of blocks and of LLMs. These try them by their ordinary
+rule of evidence; the concept's anchors say which positions, or which documents, the newcomer begins with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _marked(
     rules: RuleSet, tokenizer: Any, rows: Iterable[Row]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
     """Each row, and for every concept where its anchors stand (0 or 1 by token)."""
-    anchors = {name: [Pattern.of(a) for a in rules.anchors(name)] for name in rules.concepts}
+    anchors = {name: [p for a in rules.anchors(name) for p in Pattern.all_of(a)] for name in rules.concepts}
     places = Places([p for ps in anchors.values() for p in ps])
     pieces = tokenizer.token_bytes
     for tokens, block in rows:
@@ -126,6 +127,20 @@ def concept(rules: RuleSet, tokenizer: Any, rows: Iterable[Row], name: str, most
     return Concept(name, {token: round(float(log_odds[token]), 4) for token in telling})
 
 
+def candidates(rules: RuleSet, tokenizer: Any, rows: Sequence[Row], blocks: int, most: int) -> list[Concept]:
+    """The concepts that occur and that none of so many blocks covers, for a recruiter of blocks or of LLMs.
+
+    Args:
+      rules, tokenizer: as of `coverage`.
+      rows: (token ids, block of each); the blocks of several LLMs are numbered through.
+      blocks: how many there are.
+      most: anchor tokens of a concept.
+    """
+    names = uncovered(coverage(rules, tokenizer, rows, blocks))
+    made = [concept(rules, tokenizer, rows, name, most) for name in names]
+    return [c for c in made if c.anchors]
+
+
 def remembered(workdir: Path) -> list[Concept] | None:
     """What `wanted` found for a run's active rules; None if it has not looked yet."""
     rules, kept = versions.stored(workdir), versions.folder(workdir) / FILE
@@ -152,10 +167,8 @@ def wanted(workdir: Path) -> list[Concept]:
     if not (workdir / "checkpoints").is_dir():
         return []
     run = Run.open(workdir)
-    rows, model = routed(run), run.settings.model
-    names = uncovered(coverage(rules, run.tokenizer, rows, model.block_capacity))
-    made = [concept(rules, run.tokenizer, rows, name, model.anchor_capacity) for name in names]
-    made = [c for c in made if c.anchors]
+    model = run.settings.model
+    made = candidates(rules, run.tokenizer, routed(run), model.block_capacity, model.anchor_capacity)
     kept = versions.folder(workdir) / FILE
     write_json(kept, {"version": rules.version, "concepts": {c.name: c.anchors for c in made}})
     return made

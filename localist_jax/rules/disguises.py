@@ -2,8 +2,8 @@
 
 Enforcement takes its look-alikes from Unicode's table (`folding`). This list owes nothing to that table, so that the
 checker can find what it lacks. Accents, compatibility forms (full width, mathematical letters) and case are no business
-of the list: Unicode's decomposition and case folding see to them first. So a Greek capital nu or upsilon is, here and
-in enforcement, what its small letter looks like (v, u): else Greek phrases would be missed in capitals.
+of the list: Unicode's decomposition and case folding see to them, after a look at the capitals below. A Greek capital
+nu is an n and its small letter a v, so a Greek phrase is looked for in small letters and in capitals.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ ALIKE = {
     "x": "хχ",
     "y": "уүγ",
 }
-# Capitals, whose small letters look like nothing of ours.
+# Capitals, whose small letters look like nothing of ours, or like another letter.
 ALIKE_CAPITALS = {
     "b": "ВΒ",
     "e": "Ε",
     "h": "НΗ",
     "k": "КΚ",
     "m": "МΜ",
+    "n": "Ν",
     "t": "ТΤ",
+    "y": "Υ",
     "z": "Ζ",
 }
 TABLE = {c: letter for letter, others in ALIKE.items() for c in others}

@@ -29,7 +29,8 @@ class Effects:
     @classmethod
     def of(cls, rules: RuleSet, rule: Rule) -> Effects:
         """Those of a rule of this set."""
-        bans = [Pattern.of(phrase) for item in rule.forbid for phrase in rules.phrases(item)]
+        phrases = [phrase for item in rule.forbid for phrase in rules.phrases(item)]
+        bans = [pattern for phrase in phrases for pattern in Pattern.all_of(phrase)]
         demands = [
             tuple((phrase, Pattern.of(phrase)) for item in options for phrase in rules.phrases(item))
             for options in rule.require

@@ -7,7 +7,7 @@ functions, so nothing is recompiled and no request is dropped.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,13 +26,14 @@ from localist_jax.rules.verification import verify
 from localist_jax.rules.vocabulary import Vocabulary
 from localist_jax.types import PyTree
 
+KEPT = 16  # masks of a batch that stay on the device
+
 
 class Enforcer(Constraint):
     """Enforces a rule set on the requests of one `generate` after the other.
 
     Attributes:
       program: the rules in force.
-      trail: for each request of the last generation what happened (`record.audit` makes a report of it).
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Enforcer(Constraint):
         self._lock = threading.Lock()
         self._waiting: Program | None = None
         self._requests: list[Request] = []
-        self.trail: list[dict[str, Any]] = []
+        self._cost: jax.Array | None = None
+        self._trail: list[dict[str, Any]] = []
+        self._unwritten: tuple[Any, ...] | None = None
         self.program = self.prepare(rules or RuleSet())
 
     def prepare(self, rules: RuleSet) -> Program:
@@ -120,88 +123,116 @@ class Enforcer(Constraint):
             Request(prompt, budget, self.vocabulary.bytes)
             for prompt, budget in zip(prompts, budgets, strict=True)
         ]
-        self.trail = [
+        self._unwritten = None
+        self._trail = [
             {"price_bits": [], "attention": [], "since": [(0, self.program)]} for _ in self._requests
         ]
         for request in self._requests:
             request.adopt(self.program, self._engine)
         c, B = self.model, len(prompts)
-        self._idle = jax.device_put(Steering.none(B, c.layers, c.heads, context))
-        self._steered: Steering = self._idle
+        self._steered: Steering = jax.device_put(Steering.none(B, c.layers, c.heads, context))
+        self._steps = 0
         self._situations: list[tuple[Any, ...]] = [()] * B
         self._promises: list[list[dict[str, Any]]] = [[] for _ in prompts]
-        self._all = np.ones((B, self.vocabulary.size), bool)
-        self._all[:, :2] = False  # specials are never sampled
-        self._zero = jnp.zeros(self._all.shape)
+        self._anything = np.arange(self.vocabulary.size) >= 2  # specials are never sampled
+        self._zero, self._warm = np.zeros((B, self.vocabulary.size), np.float32), False
+        self._placed: dict[tuple[int, ...], tuple[list[np.ndarray], jax.Array]] = {}
 
     def steering(self, written: Tokens) -> Steering | None:
         """See `Constraint`; also where swapped rules come into force."""
         changed = self._take_over()
-        for request, trail, tokens in zip(self._requests, self.trail, written, strict=True):
+        for request, trail, tokens in zip(self._requests, self._trail, written, strict=True):
             for token in tokens[len(request.text.tokens) - request.prompt :]:
                 request.add(token)
             if changed:
                 request.adopt(self.program, self._engine)
                 trail["since"].append((len(tokens), self.program))
         if not self._attention:
-            return self._idle
+            return None
+        self._steps += 1
         c, B = self.model, len(self._requests)
         situations = [attending.situation(q, c.window, self._context) for q in self._requests]
-        if situations == self._situations:
-            return self._steered
-        self._situations = situations
-        self._promises = [[] for _ in self._requests]
-        into = Steering.none(B, c.layers, c.heads, self._context)
-        for r, situation in enumerate(situations):
-            if situation:
-                self._promises[r] = attending.steer(into, r, self._requests[r], c, self._bound, situation[-1])
-        self._steered = jax.device_put(into) if any(situations) else self._idle
-        return self._steered
+        if situations != self._situations:
+            self._situations = situations
+            self._promises = [[] for _ in self._requests]
+            into = Steering.none(B, c.layers, c.heads, self._context)
+            for r, situation in enumerate(situations):
+                if situation:
+                    found = attending.steer(into, r, self._requests[r], c, self._bound, situation[-1])
+                    self._promises[r] = found
+            self._steered = jax.device_put(into)
+        return self._steered if any(situations) or self._steps <= 2 else None
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
-        """See `Constraint`."""
+        """See `Constraint`; what the last step left to be done is done here, while the device computes."""
+        self._write_down()
         if not self._output:
             return logits
-        allowed, bias = self._all.copy(), None
+        masks, bias = [self._anything] * len(self._requests), None
         for r, request in enumerate(self._requests):
             if request.stop:
                 continue
             mask, raised = request.allowed(), request.bias()
             if not request.stop:
-                allowed[r] &= mask
+                masks[r] = mask
                 if raised is not None:
-                    bias = np.zeros(allowed.shape, np.float32) if bias is None else bias
+                    bias = self._zero.copy() if bias is None else bias
                     bias[r] = raised
-        free, *self._cost = _condition(logits, allowed, self._zero if bias is None else bias)
+        if self._warm and bias is None and all(mask is self._anything or mask.all() for mask in masks):
+            self._cost = None
+            return logits
+        allowed = self._on_device(masks)
+        if not self._warm:  # the first step goes all ways, so that rules that come later compile nothing
+            for other in (None, self._zero):
+                _condition(logits, allowed, other)
+            self._warm = True
+        free, self._cost = _condition(logits, allowed, bias)
         return free
 
-    def wanted(self) -> PyTree:
-        """See `Constraint`: the step's price, and whether it is possible at all."""
-        return self._cost if self._output else None
+    def _on_device(self, masks: list[np.ndarray]) -> jax.Array:
+        """Masks of all requests as one array; mostly those of a step before, which lie there already."""
+        key = tuple(map(id, masks))
+        if key not in self._placed:
+            if len(self._placed) >= KEPT:
+                self._placed.clear()
+            self._placed[key] = masks, jax.device_put(np.stack(masks) & self._anything)
+        return self._placed[key][1]
+
+    def wanted(self, by_layer: jax.Array | None) -> PyTree:
+        """See `Constraint`: the step's price, and its attention where something was promised."""
+        return self._cost if self._output else None, by_layer if any(self._promises) else None
 
     def ended(self, fetched: PyTree) -> Sequence[str]:
         """See `Constraint`."""
-        if not self._output:
-            return ()
-        bits, possible = fetched
-        for request, trail, cost, can in zip(self._requests, self.trail, bits, possible, strict=True):
-            if not can and not request.stop:
+        cost, by_layer = fetched
+        prices = [0.0] * len(self._requests) if cost is None else cost.tolist()
+        steps = []
+        for request, bits in zip(self._requests, prices, strict=True):
+            if bits == np.inf and not request.stop:
                 request.stop = "rules: every allowed token has probability 0"
-            if not request.stop and request.left > 0:
-                trail["price_bits"].append(float(cost))
-        return [request.stop for request in self._requests]
+            running = not request.stop and request.left > 0
+            steps.append(len(request.text.tokens) - request.prompt if running else -1)
+        self._unwritten = steps, prices, self._promises, by_layer
+        return [request.stop for request in self._requests] if self._output else ()
 
-    def measured(self, by_layer: Mapping[str, np.ndarray]) -> None:
-        """See `Constraint`."""
-        for r, (request, trail) in enumerate(zip(self._requests, self.trail, strict=True)):
-            if self._promises[r] and not request.stop and request.left > 0:
+    @property
+    def trail(self) -> list[dict[str, Any]]:
+        """For each request of the last generation what happened (`record.audit` makes a report of it)."""
+        self._write_down()
+        return self._trail
+
+    def _write_down(self) -> None:
+        """Keeps what the last step cost, and what attention that was promised came to."""
+        if self._unwritten is None:
+            return
+        (*by_request, by_layer), self._unwritten = self._unwritten, None
+        for r, (trail, step, bits, promises) in enumerate(zip(self._trail, *by_request, strict=True)):
+            if step >= 0 and self._output:
+                trail["price_bits"].append(bits)
+            if step >= 0 and promises and by_layer is not None:
+                mass, fidelity = by_layer[:, :, r]
                 trail["attention"].append(
-                    {
-                        "step": len(request.text.tokens) - request.prompt,
-                        "rules": self._promises[r],
-                        "anchor_mass": by_layer["anchor_mass"][:, r],
-                        "fidelity": by_layer["fidelity"][:, r],
-                    }
+                    {"step": step, "rules": promises, "anchor_mass": mass, "fidelity": fidelity}
                 )
 
     @property
@@ -227,7 +258,7 @@ class Enforcer(Constraint):
 def _condition(logits, allowed, bias_bits):
     """`price.condition` of the distribution without the special tokens, so that no rule costs nothing."""
     plain = jnp.where(jnp.arange(logits.shape[-1]) < 2, -jnp.inf, logits)
-    return price.condition(plain, allowed, bias_bits)
+    return price.condition(plain, allowed, bias_bits)[:2]
 
 
 def logit_bound(model: config.Model, params: PyTree) -> np.ndarray:

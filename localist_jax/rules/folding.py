@@ -18,17 +18,22 @@ FILLERS = "\u115f\u1160\u17b4\u17b5"
 
 
 @functools.cache
-def lookalikes() -> dict[str, str]:
-    """Non-ASCII character → the ASCII letter or digit that it is taken for (Unicode's confusables)."""
+def lookalikes() -> tuple[dict[str, str], dict[str, str]]:
+    """Non-ASCII character → the ASCII letter or digit that it is taken for (Unicode's confusables).
+
+    And capital → the letter whose capital it is taken for: Greek Ν is an n, although its small ν is a v.
+    """
     from confusable_homoglyphs.confusables import confusables_data
 
-    found = {}
+    found, capitals = {}, {}
     for character, others in confusables_data.items():
         if len(character) == 1 and not character.isascii():
             for other in others:
                 if len(other["c"]) == 1 and other["c"].isascii() and other["c"].isalnum():
                     found[character] = other["c"].casefold()
-    return found
+                    if character.isupper() and other["c"].isupper():
+                        capitals[character] = other["c"].casefold()
+    return found, capitals
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -38,10 +43,12 @@ def fold_character(character: str) -> str:
         if character.isspace():
             return " "
         return character.casefold() if character.isprintable() else ""
-    table, out = lookalikes(), []
+    (table, capitals), out = lookalikes(), []
     for part in unicodedata.normalize("NFKD", character):
         if part.isspace() or part in BLANKS:
             out.append(" ")
+        elif part in capitals:
+            out.append(capitals[part])
         elif part not in FILLERS and unicodedata.category(part) not in INVISIBLE:
             out.extend(_looks_like(small, table) for small in unicodedata.normalize("NFKD", part.casefold()))
     return "".join(out)
@@ -90,6 +97,18 @@ class Pattern:
         bare = phrase.strip()
         left, right = bare.startswith("*"), bare.endswith("*")
         return cls(fold(bare.strip("*")).strip(), left, right)
+
+    @classmethod
+    def all_of(cls, phrase: str) -> tuple[Pattern, ...]:
+        """Those of a phrase in small letters, in capitals, and with capital initials too: one, but for a few alphabets.
+
+        >>> [pattern.text for pattern in Pattern.all_of("Νόμος")]
+        ['nomoo', 'vomoo']
+        """
+        if phrase.isascii():
+            return (cls.of(phrase),)
+        ways = (phrase, phrase.lower(), phrase.upper(), phrase.title())
+        return tuple(dict.fromkeys(cls.of(way) for way in ways))
 
     def begins(self, before: str) -> bool:
         """Whether it may begin after the character `before` ("" at the start of the text)."""

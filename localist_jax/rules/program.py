@@ -63,11 +63,17 @@ class Program:
         self.atoms_of: dict[str, list[int]] = {}
         for atom, i in where.items():
             self.atoms_of.setdefault(atom.concept, []).append(i)
+        self.local = any(
+            atom.within or atom.sentence for atom in self.atoms
+        )  # a word more may change what holds
         self.conditions = [_compiled(rule.when, where) for rule in self.active]
 
         concepts = [atom.concept for atom in self.atoms]
         concepts += [name for rule in self.active if rule.attend for name in rule.attend.to]
-        anchors = {name: [Pattern.of(a) for a in rules.anchors(name)] for name in dict.fromkeys(concepts)}
+        anchors = {
+            name: [p for a in rules.anchors(name) for p in Pattern.all_of(a)]
+            for name in dict.fromkeys(concepts)
+        }
         wanted = [pattern for one in effects for pattern in one.demanded]
         self.places = Places([*(p for ps in anchors.values() for p in ps), *wanted])
         number = {pattern: i for i, pattern in enumerate(self.places.patterns)}

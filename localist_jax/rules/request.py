@@ -11,7 +11,7 @@ import numpy as np
 
 from localist_jax.rules import patterns
 from localist_jax.rules.language import Format, Present
-from localist_jax.rules.program import Program
+from localist_jax.rules.program import Consequences, Program
 from localist_jax.rules.text import Text
 
 SPARE = 3  # tokens by which requirements are begun early: a character may have to be completed first
@@ -36,14 +36,23 @@ class Request:
             self.text.add(token)
         self.prompt, self.budget = len(prompt), budget
         self.border = len(self.text.folded)  # where the output begins
-        self.steps: dict[str, list[int]] = {}  # rule → steps at which it held
+        self._held: list[tuple[int, tuple[str, ...]]] = []  # at each step the rules that held
         self.due: dict[tuple[str, str], Due] = {}
         self.stop = ""  # why it ends
         self.formats: tuple[Format, patterns.Matcher] | None = None
-        self._without: dict[str, patterns.Matcher] = {}
+        self._without: dict[str, patterns.Absence] = {}
         self._forced: tuple[tuple[str, str], bytes] | None = (
             None  # what is being written for which requirement
         )
+
+    @property
+    def steps(self) -> dict[str, list[int]]:
+        """The steps at which each rule held."""
+        found: dict[str, list[int]] = {}
+        for step, names in self._held:
+            for name in names:
+                found.setdefault(name, []).append(step)
+        return found
 
     @property
     def left(self) -> int:
@@ -52,11 +61,12 @@ class Request:
 
     def adopt(self, program: Program, engine: Any) -> None:
         """From now on these rules: phrases are looked up in the whole text again."""
-        self.program, self._engine = program, engine
+        self.program = program
         self._ends: dict[str, list[int]] = {name: [] for name in program.anchors}
         self._spans: dict[str, list[tuple[int, int]]] = {name: [] for name in program.anchors}
         self._met: dict[int, list[tuple[int, int]]] = {}
         self._tentative: list[tuple[int, int, int]] = []
+        self._acting: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._look(0)
         names = {rule.id for rule in program.active}
         self.due = {key: due for key, due in self.due.items() if due.met or key[0] in names}
@@ -65,6 +75,7 @@ class Request:
         }:
             self._forced = None
         self._sticky: set[int] = set()
+        self._now: Consequences | None = None
         firing = program.consequences(tuple(self._truths())).firing
         wanted = [program.active[i] for i in firing if program.active[i].format]
         chosen = max(wanted, key=lambda rule: rule.priority).format if wanted else None
@@ -76,9 +87,9 @@ class Request:
         self._without = {regex: m for regex, m in self._without.items() if regex in kept}
         for regex in kept - set(self._without):
             self._without[regex] = engine.without(regex)
-            for token in self.text.tokens[self.prompt :]:
-                self._take_without(regex, token)
+            self._without[regex].read(b"".join(self.text.pieces[token] for token in self.text.tokens))
         self._evaluate()
+        self._held.append((len(self.text.tokens) - self.prompt, self._names))
 
     def add(self, token: int) -> None:
         """A token was written."""
@@ -90,17 +101,15 @@ class Request:
             self._forced = (key, rest) if rest else None
         if self.formats and not self.formats[1].take(token):
             self.stop = self.stop or "rules: the output left its format"
-        for regex in self._without:
-            self._take_without(regex, token)
-        self._look(start)
-        self._evaluate()
+        for absence in self._without.values():
+            absence.read(self.text.pieces[token])
+        if self._look(start) or self.program.local:
+            self._evaluate()
+        self._held.append((len(self.text.tokens) - self.prompt, self._names))
 
-    def _take_without(self, regex: str, token: int) -> None:
-        if not self._without[regex].take(token):  # it matched while its rule did not hold, or is no text
-            self._without[regex] = self._engine.without(regex)
-
-    def _look(self, start: int) -> None:
-        """Finds phrases in what is new; those that stood at the very end are looked at again."""
+    def _look(self, start: int) -> bool:
+        """Finds phrases in what is new; those that stood at the very end are looked at again. Whether there are any."""
+        before = self._tentative
         for place, begin, end in self._tentative:
             for name in self.program.concepts_of.get(place, ()):
                 self._spans[name].remove((begin, end))
@@ -115,6 +124,9 @@ class Request:
             for name in self.program.concepts_of.get(place, ()):
                 self._spans[name].append((begin, end))
                 self._ends[name].append(end)
+        if found or before:
+            self._acting = None
+        return bool(found or before)
 
     # Which rules hold
 
@@ -152,11 +164,10 @@ class Request:
         """Which rules hold now; what has come into force; what is met."""
         program = self.program
         now = program.consequences(tuple(self._truths()))
-        self.firing, self.bans = now.firing, now.bans
-        step = len(self.text.tokens) - self.prompt
-        for i in self.firing:
-            self.steps.setdefault(program.active[i].id, []).append(step)
-        self._sticky.update(self.firing)
+        if now is not self._now:  # mostly it is that of the step before
+            self._now, self.firing, self.bans = now, now.firing, now.bans
+            self._names = tuple(program.active[i].id for i in now.firing)
+            self._sticky.update(now.firing)
         for demand in program.demands:
             key = (program.active[demand.rule].id, demand.words)
             if key not in self.due and demand.rule in self.firing:
@@ -187,10 +198,10 @@ class Request:
             allowed = allowed & following
         for i, regex in self.program.regexes:
             if i in self._sticky:
-                matcher = self._without[regex]
-                allowed = allowed & matcher.allowed()
-                if matcher.failed:
-                    self.stop = f"rules: {matcher.failed}"
+                absence = self._without[regex]
+                allowed = allowed & absence.allowed()
+                if absence.failed:
+                    self.stop = f"rules: {absence.failed}"
         forced = self._force(allowed)
         if forced is not None:
             allowed = forced
@@ -311,6 +322,14 @@ class Request:
                     bias = first.copy()
                 bias[token] = max(bias[token], amount)
         return bias
+
+    def acting_anchors(self, acting: tuple[int, ...]) -> tuple[int, ...]:
+        """`anchors` of all concepts that these rules point to, in order; looked up where a phrase came or went."""
+        if self._acting is None or self._acting[0] != acting:
+            rules = (self.program.active[i] for i in acting)
+            names = {name for rule in rules if rule.attend for name in rule.attend.to}
+            self._acting = acting, tuple(sorted(self.anchors(sorted(names))))
+        return self._acting[1]
 
     def anchors(self, concepts: Sequence[str]) -> set[int]:
         """Positions (BOS is 0) of the tokens that show anchors of these concepts."""

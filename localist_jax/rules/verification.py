@@ -229,7 +229,7 @@ def _nearer(a: Present, b: Present) -> bool:
 
 def _implied_concepts(rules: RuleSet, names: set[str]) -> dict[str, set[str]]:
     """Concept → concepts that occur wherever it does, since each of its anchors contains one of theirs."""
-    patterns = {name: [Pattern.of(anchor) for anchor in rules.anchors(name)] for name in names}
+    patterns = {name: [p for a in rules.anchors(name) for p in Pattern.all_of(a)] for name in names}
     found: dict[str, set[str]] = {}
     for a in names:
         for b in names:

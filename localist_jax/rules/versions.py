@@ -91,7 +91,7 @@ class Watch:
     """Follows a rule file: when it changes, its rules come into force; a refused file changes nothing.
 
     Use as a context manager; the file is looked at every `seconds` in a thread of its own, so that verification never
-    holds up a step.
+    holds up a step. A file that changed since the last look is left alone until the next: it may be half written.
     """
 
     def __init__(
@@ -99,7 +99,9 @@ class Watch:
     ):
         self.path, self.enforcer, self.say, self.seconds = Path(path), enforcer, say, seconds
         self._done = threading.Event()
-        self._seen = self._stamp()
+        self._seen: tuple[int, int, int] | None = (
+            None  # it may have changed since the enforcer's rules were read
+        )
         self._version = enforcer.program.rules.version
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -123,7 +125,8 @@ class Watch:
                 return False
             self.enforcer.inject(rules)
         except ValueError as error:
-            self.say(f"{self.path}: refused, the rules in force stay: {error}")
+            why = str(error).removeprefix(str(self.path)).lstrip(",: ")
+            self.say(f"{self.path}: refused, the rules in force stay: {why}")
             return False
         self._version = rules.version
         self.say(f"{self.path}: version {rules.version} with {len(rules.rules)} rules is in force")
@@ -137,5 +140,9 @@ class Watch:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _run(self) -> None:
+        before = self._stamp()
         while not self._done.wait(self.seconds):
-            self.look()
+            now = self._stamp()
+            if now == before:
+                self.look()
+            before = now

@@ -1,5 +1,6 @@
 """The study of rules: its worlds are what they say, and damaged files neither crash nor load by half."""
 
+import argparse
 import json
 from dataclasses import asdict
 
@@ -119,13 +120,19 @@ def test_the_page_says_what_was_counted(personal, tmp_path):
         "over_refusal": 0.0,
         "over_refusal_at_most": 0.5,
         "conditions": {"clinic": rows, "personal": rows if personal else {}},
-        "refused": {key: [{"harmless": 9, "changed": 1}] for key in ("clinic", "personal")},
+        "refused": {key: [{"harmless": 9, "changed": 1, "cut": 1}] for key in ("clinic", "personal")},
+        "made": {p: {"command": "again" if p == "time" else "once", "date": "today"} for p in study.PARTS},
     }
     said = page.body(figures)
     assert "| no rules | 160 | 56 | 35.00 ± 35.00 |" in said
     assert "| both | 160 | 0 | 0.00 ± 0.00 |" in said
     assert "160 generations under both of the 100,000" in said
     assert ("Not measured in this run" in said) != personal
+    assert (
+        "- rules about drugs, rules about personal data, damaged files: `once`, today\n- time: `again`"
+        in said
+    )
+    assert "Of these, 1 would violate" in said
     page.picture(figures).savefig(tmp_path / "picture.svg")
 
 
@@ -141,6 +148,32 @@ def test_a_part_is_measured_once(tmp_path):
         {"figure": 1},
         {"figure": 2},
     ]
+
+
+def test_a_part_is_measured_alone_and_the_others_stay_on_record(tmp_path, monkeypatch):
+    def given(*parts):
+        return argparse.Namespace(
+            parts=list(parts), workdir=tmp_path, out=tmp_path, seeds=[0], personal=0, files=0
+        )
+
+    with pytest.raises(ValueError, match="from which the other parts would come"):
+        study._recorded(given("time"))
+    both = [{"all": asdict(Tally(generations=9, violating=1))}]
+    figures = {
+        "conditions": {"clinic": {"both": both}, "personal": {}},
+        "refused": {"clinic": [{"harmless": 8, "changed": 2}], "personal": []},
+        "decode_ms": 1.0,
+        "crashes": 0,
+    }
+    about = {"command": "all", "date": "once", "figures": figures}
+    (tmp_path / "rule_compliance.json").write_text(json.dumps(about))
+    monkeypatch.setattr(study, "times", lambda: {"decode_ms": 2.0})
+    monkeypatch.setattr(study, "loading", lambda: {"parse_ms_100_rules": 3.0})
+    found = study.measured(given("time"), study._recorded(given("time")), "some")
+    assert (found["decode_ms"], found["parse_ms_100_rules"], found["crashes"]) == (2.0, 3.0, 0)
+    assert (found["generations"], found["forbid_violations"], found["over_refusal"]) == (9, 1, 0.25)
+    assert [found["made"][part]["command"] for part in study.PARTS] == ["all", "all", "all", "some"]
+    assert study._recorded(given(*study.PARTS)) == {}
 
 
 def test_the_set_for_timings_is_consistent():

@@ -9,6 +9,7 @@ from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.account import Account, accepts
 from localist_jax.hierarchy.ensemble import Record
 from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter, code
+from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Records, read
 from tests.hierarchy.conftest import VOCABULARY, batch_of, same
 
@@ -152,6 +153,45 @@ def test_moves_that_raise_j_are_refused():
     with pytest.raises(ValueError, match="would raise J"):
         account.move(5.0, 10.0)
     assert accepts(np.array([3.0, 3.0]), np.array([2.0, 2.5]), 1.0).tolist() == [True, False]
+
+
+def test_a_concept_outside_every_domain_proposes_a_specialist_that_its_anchors_pin(bags, tmp_path):
+    """Not one inside a domain, nor one that never occurs, nor (here) one whose documents cost as much as others."""
+    engine, ensemble = bags
+    outside = Concept("outside", {token: 2.0 for token in range(22, 27)})
+    concepts = [
+        Concept("absent", {200: 2.0}),
+        Concept("inside", {token: 2.0 for token in range(2, 6)}),
+        outside,
+    ]
+    recruiter = SpecialistRecruiter(ensemble, engine, engine.settings.hierarchy, tmp_path, concepts=concepts)
+    for i in range(90):
+        recruiter.observe(batch_of("first", "first", "first", "second", seed=4 * i))
+    recruiter.close()
+    records = read(tmp_path / FILE)
+    opened = [r["concept"] for r in records if r["kind"] == "opened"]
+    assert opened[0] == "outside"
+    assert set(opened) <= {"outside", ""}
+    (born,) = [r for r in records if r["kind"] == "recruited"]
+    assert born["llr_bits"] > max(*born["placebo_bits"], born["threshold_bits"])
+    at = recruiter.ensemble.place(born["name"])
+    assert recruiter.ensemble.record(at).concept == "outside"
+    assert recruiter.ensemble.signatures[at, 22:42].sum() > 0.9 * recruiter.ensemble.signatures[at].sum()
+    assert owners(recruiter) == [{0}, {at}]
+
+
+def test_the_documents_of_a_concept_are_those_with_its_anchors():
+    concept = Concept("it", {3: 1.0, 5: 0.5})
+    documents = np.zeros((40, VOCABULARY))
+    documents[:, 7] = 10
+    documents[:10, 3], documents[10:20, 5] = 1, 2
+    costly = 10.0 * (1 + (np.arange(40) < 20))
+    division = signature.of_concept(documents, costly, concept, smallest=5)
+    assert division.takes(documents).tolist() == [True] * 20 + [False] * 20
+    assert division.name == "it"
+    assert signature.of_concept(documents, 30 - costly, concept, smallest=5) is None  # inside the domain
+    assert signature.of_concept(documents, costly, concept, smallest=21) is None
+    assert signature.of_concept(documents, costly, Concept("absent", {9: 1.0}), smallest=1) is None
 
 
 def test_divisions_find_a_domain_and_shortlists_its_member():

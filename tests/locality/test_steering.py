@@ -39,6 +39,25 @@ def test_odds_of_queries_in_scope():
         np.testing.assert_array_equal(relevant[0, 0, K, columns], sink | (group == 2))
 
 
+def test_the_row_of_one_query_is_that_of_the_whole_table():
+    rng = np.random.default_rng(0)
+    odds = jnp.asarray(rng.random((2, N, K, K)), jnp.float32)
+    relevant = jnp.asarray(rng.random((1, N, K, K)) < 0.5)
+    beta = jnp.asarray(rng.random((2, N)), jnp.float32)
+    rules = Steering.none(2, 1, N, T)
+    rules.acts[:] = rng.random(rules.acts.shape) < 0.5
+    rules.gate[:] = rng.random(rules.gate.shape) < 0.5
+    rules.gain[:] = rng.random(rules.gain.shape)
+    of_layer = jax.tree.map(lambda x: x[0], rules.layers(0))
+    whole = steering.steered(odds, relevant, beta, of_layer)
+    for query in (2, K + 1):  # a row of its block, or in scope that block's second one
+        block = jnp.full((2, 1), query % K)
+        rows = (steering.own_row(table, block) for table in (odds, relevant))
+        own = steering.steered(*rows, beta, of_layer)
+        for one, table in zip(own, whole, strict=True):
+            np.testing.assert_array_equal(one[:, :, query // K], table[:, :, query])
+
+
 @pytest.mark.parametrize("implementation", ["reference", "sparse"])
 def test_attention_under_steering_against_its_definition(implementation):
     keys = jax.random.split(jax.random.key(0), 6)

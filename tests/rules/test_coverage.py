@@ -23,6 +23,9 @@ def test_a_block_of_its_own_covers_and_a_random_one_does_not(tokenizer):
     assert cat.bits < 0.2 * cat.ceiling_bits
     assert (absent.positions, absent.bits) == (0, 0.0)
     assert coverage.uncovered([dog, cat, absent]) == ["cat"]
+    (found,) = coverage.candidates(rules, tokenizer, rows, 5, most=3)
+    assert found.name == "cat"
+    assert found.anchors.keys() <= set(tokenizer.encode(" cat").tolist())
 
 
 def test_uncovered_concepts_become_candidates_once(tiny_run, tiny_settings, tmp_path, monkeypatch):

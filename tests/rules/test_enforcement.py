@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.monitoring
@@ -30,6 +31,7 @@ def rules_of(*rules):
 
 BAN = "{id: ban, when: warfarin, then: {forbid: [a, the, 't*', {regex: '[0-9n]'}]}}"
 NEED = "{id: need, then: {require: [heart attack, {any: [bleeding, {concept: dog}]}]}}"
+PREFER = "{id: prefer, then: {prefer: {items: [mat], bits: 2}}}"
 POINT = "{id: point, when: warfarin, scope: {layers: [1]}, then: {attend: {to: [warfarin], fidelity: 0.9}}}"
 
 
@@ -71,7 +73,7 @@ class _Nothing(Enforcer):
     def __call__(self, logits, _):
         return logits
 
-    def wanted(self):
+    def wanted(self, _):
         return None
 
     def ended(self, _):
@@ -146,7 +148,7 @@ def test_rules_come_and_go_between_steps_without_a_recompile(write, network, tok
         if step[0] == 5:
             enforcer.inject(rules_of(BAN, POINT))
         if step[0] == 10:
-            enforcer.inject(rules_of(BAN.replace("warfarin", "always"), NEED))
+            enforcer.inject(rules_of(BAN.replace("warfarin", "always"), NEED, PREFER))
         if step[0] == 15:
             enforcer.remove("ban")
         compiled.append(len(COMPILED))
@@ -208,16 +210,27 @@ def test_a_watched_file_is_taken_up_and_a_bad_one_refused(network, tokenizer, tm
     watch = Watch(path, enforcer, said.append)
     assert not watch.look()
     path.write_text("rules: [{id: a, then: {forbid: [tea]}}]")
+    late = Watch(path, enforcer, said.append)  # it changed since the enforcer read it
+    assert late.look()
+    assert not late.look()
     assert watch.look()
     path.write_text("rules: [{id: a, then: {forbid: [tea], require: [tea]}}]")
     assert not watch.look()
     assert "refused" in said[-1]
     enforcer.start([[5]], [3], 16)
     assert [rule.id for rule in enforcer.program.active] == ["a"]
+    edits = iter(["rules: [{id:", "", "rules: [{id: b, then: {forbid: [tea]}}]"])  # an editor, writing
+    looks = iter(
+        [*(lambda: path.write_text(next(edits)) and False for _ in range(3)), lambda: False, lambda: True]
+    )
+    del said[:]
+    watch._done = SimpleNamespace(wait=lambda _: next(looks)())
+    watch._run()
+    assert [line.split("with")[-1] for line in said] == [" 1 rules is in force"]
     with Watch(path, enforcer, said.append, seconds=0.01):
         path.write_text("rules: [{id: b, then: {forbid: [milk]}}]")
         for _ in range(500):
-            if "is in force" in said[-1]:
+            if len(said) == 2:
                 break
             time.sleep(0.01)
     enforcer.start([[5]], [3], 16)

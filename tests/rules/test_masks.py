@@ -7,6 +7,7 @@ import pytest
 
 from localist_jax.rules import checker, disguises, parse
 from localist_jax.rules.folding import fold, fold_character, lookalikes
+from localist_jax.rules.patterns import Engine
 from localist_jax.rules.program import Program
 from localist_jax.rules.request import Request
 
@@ -18,7 +19,7 @@ def test_two_ways_of_folding_agree_but_for_what_unicodes_table_alone_knows():
         for i in [*range(0x32400), *range(0xE0000, 0xE0200)]
         if " ".join(fold_character(chr(i)).split(" ")) != checker._normal(chr(i))
     }
-    table = lookalikes()
+    table, _ = lookalikes()
     unexplained = [c for c in differing if not {*_parts(c)} & ({*table} | {x.casefold() for x in table})]
     assert not unexplained
     assert not differing & {*disguises.TABLE, *disguises.CAPITALS}
@@ -40,6 +41,20 @@ def test_disguises_fold_to_the_word(disguise):
     assert fold(disguise) == "password"
 
 
+def test_greek_capitals_disguise_latin_ones_and_greek_phrases_are_found_in_capitals(vocabulary, tokenizer):
+    assert fold("ΝΟ ΙΝΤΕRΑCΤΙΟΝ ΥΕΤ") == "no interaction yet"
+    rules = parse("rules: [{id: r, then: {forbid: [no, νερό, Νίκη υγρή]}}]")
+    for said in ("Νο", "ΝO", "νερό", "ΝΕΡΟ", "Νερο", "ΝΙΚΗ ΥΓΡΗ", "Νίκη Υγρή", "νίκη υγρή"):
+        assert checker.check("", said, [(0, rules)]).violations, said
+        request = Request([], 100, vocabulary.bytes)
+        request.adopt(Program(rules, vocabulary), None)
+        *begun, last = tokenizer.encode(said).tolist()
+        for token in begun:
+            assert request.allowed()[token], said
+            request.add(token)
+        assert not request.allowed()[last], said
+
+
 BANS = [
     "forbid: [cat, no interaction, the dog ate]",
     "forbid: [cat*, '*word', 'a']",
@@ -49,6 +64,56 @@ BANS = [
 PIECES = ["the", " cat", " ca", "t", " no", " ", "\n", "interaction", " inter", "a", "ction", "pass", "word", ".",
           "\u200b", "а", "é", " my", " ask", " your",
           " warfarin", " with", " the", " dog", " ate", "egory", " sat", " on", "п", "ароль"]  # fmt: skip
+
+
+REGEXES = {
+    "[0-9]{2}": "1", "12[^ab]": "12", "t.c": " t", "é+p": "é", "[а-я]a|x\ufffd": "п", "b+c": "ab",
+}  # fmt: skip
+SCRAPS = ["1", "2", "12", " t", "c", "a", "ab", "é", "p", "п", "x", "na", " ", "\n", "€", "№"]
+
+
+@pytest.mark.parametrize(("regex", "beginning"), REGEXES.items())
+def test_a_forbidden_expression_masks_exactly_what_the_checker_finds(regex, beginning, vocabulary, tokenizer):
+    """Also what the prompt began, and where characters are broken: a reader sees U+FFFD there."""
+    rules = parse(f"rules: [{{id: r, then: {{forbid: [{{regex: '{regex}'}}]}}}}]")
+    program, engine = Program(rules, vocabulary), Engine(tokenizer)
+    single = {piece: token for token, piece in enumerate(vocabulary.bytes) if len(piece) == 1}
+    rng, broken, begun = np.random.default_rng(0), 0, 0
+    for _ in range(12):
+        prompt = tokenizer.encode("".join([*rng.choice(SCRAPS, 2), beginning])).tolist()
+        request = Request(prompt, 1000, vocabulary.bytes)
+        request.adopt(program, engine)
+        output: list[int] = []
+        before = tokenizer.decode(prompt)
+        for _ in range(4):
+            allowed = request.allowed()
+            for token in range(2, vocabulary.size):
+                said = tokenizer.decode([*prompt, *output, token])[len(before) :]
+                violations = checker.check(before, said, [(0, rules)]).violations
+                if violations:
+                    assert not allowed[token], (before, said)
+                elif not allowed[token]:  # it begins a character, and whatever completes it violates
+                    assert said.endswith("\ufffd"), (before, said)
+                    assert not _has_a_way_out(vocabulary.bytes[token], before, said[:-1], rules), (
+                        before,
+                        said,
+                    )
+                broken += "\ufffd" in said and allowed[token]
+                begun += bool(violations) and not checker.check("", said, [(0, rules)]).violations
+            written = str(rng.choice(SCRAPS)).encode()[: 1 if rng.random() < 0.3 else None]
+            for token in (single[bytes([byte])] for byte in written):
+                if request.allowed()[token]:
+                    request.add(token)
+                    output.append(token)
+    assert broken > 20
+    assert begun
+
+
+def _has_a_way_out(piece, before, said, rules):
+    """Whether some character that begins as a token ends could stand there."""
+    at = next(i for i in range(len(piece) - 1, -1, -1) if piece[i] >= 0xC0)
+    begun = (c for c in map(chr, range(0x80, 0x3000)) if c.encode().startswith(piece[at:]))
+    return any(not checker.check(before, said + c, [(0, rules)]).violations for c in begun)
 
 
 @pytest.mark.parametrize("then", BANS)
