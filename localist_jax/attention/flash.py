@@ -161,8 +161,8 @@ def forward(p: Pass, q, k, v):
 
     Args:
       p: the pass.
-      q: [B, I, C, N, H]; k: [B, J, C', G, H]; v: [B, J, C', G, Hv], in tiles whose heads lie in place: nothing is copied
-        but the tiles that are visited.
+      q: [B, I, C, N, H]; k: [B, J, C', G, H]; v: [B, J, C', G, Hv], in tiles whose heads lie in place: nothing is
+        copied but the tiles that are visited.
 
     Returns:
       out [B, I, C, N, Hv]; lse [R, C] (−∞ where nothing was visible); H [R, C] in nats and mass [R, C, K], or None.
