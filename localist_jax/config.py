@@ -78,6 +78,7 @@ class Model:
     blocks: int = 16  # blocks in use at the start, block 0 (sink and background) included
     block_capacity: int = 16  # K: blocks allocated
     block_units: int = 32  # U; 0: no localist units
+    generations: int = 1  # blocks in a line of descent whose units add up; recruited blocks need 2 or more
     dialled_units: bool = False  # units weigh λ of their layer, so that λ=0 is the model without them
     anchor_capacity: int = 16  # anchor tokens per block
     background: bool = False  # may the router send positions to block 0, which everyone sees?
@@ -114,6 +115,7 @@ class Model:
             f"{smallest} … block_capacity = {self.block_capacity}",
             self.blocks,
         )
+        _require(self.generations >= 1, "model.generations", "at least 1", self.generations)
         _require(self.neighbours >= 0, "model.neighbours", "0 (routed) or more", self.neighbours)
         _require(self.window >= 1, "model.window", "at least 1 (the position itself)", self.window)
         _require(
@@ -371,6 +373,12 @@ class Config:
             "model.block_units",
             "at least 1 where recruitment is on: a newcomer is told by its units",
             self.model.block_units,
+        )
+        _require(
+            not self.recruitment.every or self.model.generations > 1,
+            "model.generations",
+            "at least 2 where recruitment is on: a newcomer adds units to its parent's",
+            self.model.generations,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from experiments.recruitment_recovery.fields import Fields
 from experiments.recruitment_recovery.runs import settings_of, trained
 from experiments.words import one_token_each
 from localist_jax.data import Tokenizer, pack
-from localist_jax.recruitment.proposals import Proposal
+from localist_jax.recruitment.proposals import Proposal, Survey
 from localist_jax.recruitment.recruiter import FILE, Recruiter
 from localist_jax.training.journal import Journal, read
 from localist_jax.training.progress import human_time
@@ -39,7 +39,7 @@ class Eager(Recruiter):
 
     _compiled = False
 
-    def _worth_a_trial(self, proposal: Proposal) -> bool:
+    def _worth_a_trial(self, found: Survey, proposal: Proposal, directions: list[np.ndarray]) -> bool:
         return True
 
     def _compile(self) -> None:

@@ -29,7 +29,7 @@ CONDITIONS = ("recruits", "none", "oracle")  # one block that may grow, one that
 BASE: dict[str, Any] = {
     "data": {"corpus": "fields", "context": 64, "batch": 16, "vocab_size": 4096, "shuffle": False, "valid_rows": 0},
     "model": {
-        "layers": 3, "width": 32, "heads": 2, "kv_heads": 2, "head_size": 16, "feed_forward": 32, "block_units": 32,
+        "layers": 3, "width": 32, "heads": 2, "kv_heads": 2, "head_size": 16, "feed_forward": 32, "block_units": 32, "generations": 3,
         "window": 4, "perception_window": 8,
     },
     "dial": {"mode": "fixed", "locality": 1.0},

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-RESERVE = 1e-3  # nats by which a child must exceed its parent: a tie stays where it is
+RESERVE = 1.0  # nats by which a child must exceed its parent: what is in doubt stays where it is
 
 
 def ancestry(parent: Int[Array, " K"]) -> Bool[Array, "K K"]:
@@ -25,6 +25,26 @@ def ancestry(parent: Int[Array, " K"]) -> Bool[Array, "K K"]:
     for _ in range(max(1, (K - 1).bit_length())):  # each squaring doubles the generations covered
         up = (up.astype(jnp.int32) @ up.astype(jnp.int32)) > 0
     return up
+
+
+def line(parent: Int[Array, " K"], generations: int) -> tuple[Int[Array, "K G"], Bool[Array, "K G"]]:
+    """Each block, its parent, its parent's parent …: numbers, and whether there is one so far up.
+
+    >>> import jax.numpy as jnp
+    >>> [x.tolist() for x in line(jnp.array([0, 1, 1, 2]), 2)]
+    [[[0, 0], [1, 1], [2, 1], [3, 2]], [[True, False], [True, False], [True, True], [True, True]]]
+    """
+    steps = [jnp.arange(parent.size, dtype=jnp.int32)]
+    for _ in range(generations - 1):
+        steps.append(parent[steps[-1]])
+    up = jnp.stack(steps, -1)
+    return up, jnp.diff(up, axis=-1, prepend=-1) != 0
+
+
+def depth(parent: Int[Array, " K"]) -> Int[Array, " K"]:
+    """How many generations each block is below its root."""
+    block = jnp.arange(parent.size)
+    return (ancestry(parent) & (parent != block)).sum(-1)
 
 
 def nested(

@@ -38,7 +38,8 @@ class Placement:
       k_block, k_positions, k_segments: int32 [B, S] of the keys (the cache's, if there is one).
       slot: int32 [B, T], where the cache keeps the queries' own keys; None without a cache.
       route: float32 [B, T, K] straight-through one-hot, or None at inference.
-      units: the localist units' dispatch, or None.
+      units: where a position meets the localist units of its block and of that block's ancestors, or None.
+      kin: float32 [B, T, G], 1 where there is an ancestor so far up (with the router's gradient, if it has one).
     """
 
     block: chex.Array
@@ -50,6 +51,7 @@ class Placement:
     slot: chex.Array | None = None
     route: chex.Array | None = None
     units: units.Dispatch | None = None
+    kin: chex.Array | None = None
 
 
 Shape = tuple[int, ...]
@@ -228,8 +230,10 @@ class FeedForward(nn.Module):
 
 
 class LocalistUnits(nn.Module):
-    """Each block's own units, weighted by the straight-through route: their worth trains the router.
+    """Each block's own units and, where it was recruited, those of its ancestors.
 
+    What a block shares with its parent it need not learn again, and its own units say only what sets it apart. They
+    are weighted by the straight-through route into the block or below it: their worth trains the router.
     With `dialled_units` they weigh λ too (the mean over the layer's heads): at λ=0 they add exactly 0.
     """
 
@@ -245,14 +249,13 @@ class LocalistUnits(nn.Module):
         K, U = c.block_capacity, c.block_units
         w_in = weight(self, "in", (K, D, U), ("block", "embed", "unit"), D)
         w_out = weight(self, "out", (K, U, D), ("block", "unit", "embed"), U, (2 * c.layers) ** -0.5)
-        assert at.units is not None
-        y = units.apply_units(x, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units, self.mesh)
+        assert at.units is not None and at.kin is not None
+        kin = jnp.repeat(x, c.generations, axis=1)
+        y = units.apply_units(kin, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units, self.mesh)
+        y = (y.reshape(*x.shape[:2], c.generations, D) * at.kin[..., None].astype(y.dtype)).sum(2)
         if c.dialled_units:
             y = y * -jnp.expm1(-beta).mean(-1)[:, None, None].astype(y.dtype)
-        if at.route is None:
-            return y
-        chosen = jnp.take_along_axis(at.route, at.block[..., None], -1)  # 1, with the router's gradient
-        return y * chosen.astype(y.dtype)
+        return y
 
 
 class Layer(nn.Module):

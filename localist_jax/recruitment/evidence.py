@@ -33,6 +33,8 @@ class Evidence:
     Attributes:
       llr_bits: float32 [C], evidence so far.
       placebo_bits: float32 [C, m], that of each candidate's placebos on the same data.
+      estimate_bits: float32 [C, 1 + m], of candidate and placebos: what each division could save, estimated on data
+        that came after the trial had opened; all 0 where nobody estimated.
       cost_bits: float32 [C], ℓ(c).
       opened_at, horizon: int32 [C], the step at which the trial opened, and the one at which placebos are compared.
       open: bool [C].
@@ -40,6 +42,7 @@ class Evidence:
 
     llr_bits: chex.Array
     placebo_bits: chex.Array
+    estimate_bits: chex.Array
     cost_bits: chex.Array
     opened_at: chex.Array
     horizon: chex.Array
@@ -51,6 +54,7 @@ class Evidence:
         return cls(
             llr_bits=jnp.zeros(candidates),
             placebo_bits=jnp.zeros((candidates, placebos)),
+            estimate_bits=jnp.zeros((candidates, 1 + placebos)),
             cost_bits=jnp.zeros(candidates),
             opened_at=jnp.zeros(candidates, jnp.int32),
             horizon=jnp.zeros(candidates, jnp.int32),
@@ -63,6 +67,7 @@ class Evidence:
             self,
             llr_bits=self.llr_bits.at[at].set(0.0),
             placebo_bits=self.placebo_bits.at[at].set(0.0),
+            estimate_bits=self.estimate_bits.at[at].set(0.0),
             cost_bits=self.cost_bits.at[at].set(cost_bits),
             opened_at=self.opened_at.at[at].set(step),
             horizon=self.horizon.at[at].set(step + horizon),
@@ -130,13 +135,28 @@ def surprise_bits(llr_bits: Float[Array, " C"], placebo_bits: Float[Array, "C m"
     return jnp.where(spread > 0, -jnp.log2(jnp.maximum(probability, TINY)), 0.0)
 
 
+def standing(evidence: Evidence) -> tuple[Float[Array, " C"], Float[Array, "C m"]]:
+    """Where candidates and their placebos stand in evidence and estimate together, in the placebos' own spreads.
+
+    The sum of (x − mean)/s over x = LLR and x = √estimate, an amplitude, since estimates are quadratic forms. A figure
+    in which all placebos are alike counts nothing.
+    """
+    gathered = jnp.concatenate([evidence.llr_bits[:, None], evidence.placebo_bits], -1)
+    total = jnp.zeros_like(gathered)
+    for x in (gathered, jnp.sqrt(jnp.maximum(evidence.estimate_bits, 0.0))):
+        spread = x[:, 1:].std(-1, ddof=1, keepdims=True)
+        scale = jnp.where(spread > 0, spread, 1.0)
+        total += jnp.where(spread > 0, (x - x[:, 1:].mean(-1, keepdims=True)) / scale, 0.0)
+    return total[:, 0], total[:, 1:]
+
+
 def verdicts(
     evidence: Evidence, step: Numeric, alpha: Numeric, placebo_cost_bits: Numeric = 0.0
 ) -> Int[Array, " C"]:
     """A `Verdict` for each trial, given once, at its horizon.
 
-    Recruited is what then has evidence beyond its threshold, more than every placebo, and a surprise of at least
-    `placebo_cost_bits` + log₂(1/α). Closed trials wait.
+    Recruited is what then has evidence beyond its threshold, more than every placebo, and a standing among them that
+    surprises by at least `placebo_cost_bits` + log₂(1/α). Closed trials wait.
 
     Args:
       evidence: of the trials.
@@ -149,7 +169,7 @@ def verdicts(
     best = evidence.llr_bits > evidence.placebo_bits.max(-1, initial=-jnp.inf)
     if evidence.placebo_bits.shape[-1] > 1:
         cost = jnp.broadcast_to(jnp.asarray(placebo_cost_bits, jnp.float32), evidence.llr_bits.shape)
-        best &= sufficient(surprise_bits(evidence.llr_bits, evidence.placebo_bits), cost, alpha)
+        best &= sufficient(surprise_bits(*standing(evidence)), cost, alpha)
     decided = jnp.where(enough & best, Verdict.RECRUIT, Verdict.REJECT)
     return jnp.where(due, decided, Verdict.WAIT)
 
@@ -159,7 +179,7 @@ class Judgement:
     """What evidence says of each candidate, as numbers of the host.
 
     Attributes:
-      llr_bits, cost_bits, threshold_bits, placebo_bits, surprise_bits: of each.
+      llr_bits, cost_bits, threshold_bits, placebo_bits, estimate_bits, surprise_bits: of each.
       surprise_threshold_bits: that a recruited one had to reach.
       chosen: which is recruited, the one with the most evidence; −1: none.
     """
@@ -168,6 +188,7 @@ class Judgement:
     cost_bits: list[float]
     threshold_bits: list[float]
     placebo_bits: list[list[float]]
+    estimate_bits: list[list[float]]
     surprise_bits: list[float]
     surprise_threshold_bits: float
     chosen: int
@@ -192,7 +213,8 @@ def judged(
         cost_bits=evidence.cost_bits.tolist(),
         threshold_bits=threshold_bits(evidence.cost_bits, alpha).tolist(),
         placebo_bits=evidence.placebo_bits.tolist(),
-        surprise_bits=surprise_bits(evidence.llr_bits, evidence.placebo_bits).tolist(),
+        estimate_bits=evidence.estimate_bits.tolist(),
+        surprise_bits=surprise_bits(*standing(evidence)).tolist(),
         surprise_threshold_bits=placebo_cost_bits - math.log2(alpha),
         chosen=max(worthy, key=lambda at: llr[at], default=-1),
     )

@@ -1,10 +1,11 @@
 """Growth: a state takes on a block (or, by the same code, a whole specialist), and nothing changes at birth.
 
-A newcomer is a copy. Along every axis that counts blocks, in parameters, optimizer moments and running means, its
-place is filled with its parent's, found by the leaf's path and the names of its axes. It then codes every text as its
-parent did (T15), and its first optimizer steps are no larger than its parent's. Inside the capacity only values
-change, so nothing is compiled again; beyond it the axes are widened first, and everything is placed anew by its
-logical axes.
+A newcomer is a copy, but for its localist units. Along every axis that counts blocks, in parameters, optimizer moments
+and running means, its place is filled with its parent's, found by the leaf's path and the names of its axes. Its
+positions go on through its parent's units; its own are fresh ones beside them, without output yet. So it codes every
+text as its parent did (T15). Its units begin without momentum and with their parent's second moments, so that its first
+optimizer steps are no larger than its parent's. Inside the capacity only values change, so nothing is compiled again;
+beyond it the axes are widened first, and everything is placed anew by its logical axes.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from localist_jax import config
 from localist_jax.locality import gates as gating
+from localist_jax.locality import lineage
 from localist_jax.parallel import rules
-from localist_jax.training.state import GATES, ROUTER, TrainState, at_path, with_leaf
+from localist_jax.training.state import GATES, ROUTER, TrainState, at_path, optimizer, with_leaf
 from localist_jax.types import Numeric, PyTree, struct
 
 BLOCK_AXES = ("block", "block_q", "block_k", "router_block")
 SPECIALIST_AXES = ("specialist",)
+OWN = ("localist", "units")  # what a newcomer does not share with its parent
 
 # Axes of the leaves that carry no box with their names.
 UNBOXED = {
@@ -54,6 +58,8 @@ class Birth:
       number: int32, of its birth in this run, from 1.
       share: float32 in [0, 1], of the parent's positions that it will take.
       direction: float32 [D]; what its router column has beyond its parent's, nats per unit of the router's state.
+      units: {"in": [L, D, U], "out": [L, U, D]}, its own, beside those of its ancestors.
+      opt_state: of the run's optimizer, for {"localist": {"units": units}}.
     """
 
     child: chex.Array
@@ -61,6 +67,20 @@ class Birth:
     number: chex.Array
     share: chex.Array
     direction: chex.Array
+    units: PyTree
+    opt_state: PyTree
+
+    @classmethod
+    def blank(cls, settings: config.Config) -> Birth:
+        """Zeros of the right shapes."""
+        c, whole = settings.model, jnp.zeros((), jnp.int32)
+        layers = c.layers - c.router_layer
+        units = {
+            "in": jnp.zeros((layers, c.width, c.block_units)),
+            "out": jnp.zeros((layers, c.block_units, c.width)),
+        }
+        moments = optimizer(settings).init(with_leaf({"localist": {}}, OWN, units))
+        return cls(whole, whole, whole, jnp.zeros(()), jnp.zeros(c.width), units, moments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +135,35 @@ def widened(tree: PyTree, names: Names, axes: Sequence[str], capacity: int) -> P
     return _on_axes(tree, names, axes, along)
 
 
+def fresh(blank: Birth, names: Names, state: TrainState, parent: Numeric, number: Numeric) -> Birth:
+    """`blank` with the units of a newcomer below `parent` and what the optimizer knows of them; may be traced.
+
+    Args:
+      blank: as `Birth.blank` makes it.
+      names: of the axes of the state's leaves.
+      state: that it will join; its key and `number`, of the birth, decide what the units read.
+      parent: of the newcomer.
+    """
+    by_path, known = dict(names), dict(_flat(state.opt_state))
+
+    def moment(path: Any, _: jax.Array) -> jax.Array:
+        name = _path(path)
+        leaf, axes = known[name], by_path.get(f"opt_state/{name}", ())
+        if "block" not in axes:
+            return leaf  # a count
+        parents = jax.lax.dynamic_index_in_dim(leaf, parent, axes.index("block"), keepdims=False)
+        return parents if "/nu/" in name else jnp.zeros_like(parents)
+
+    reads = jax.random.normal(jax.random.fold_in(state.key, number), blank.units["in"].shape)
+    return dataclasses.replace(
+        blank,
+        units={**blank.units, "in": reads * reads.shape[1] ** -0.5},
+        opt_state=jax.tree_util.tree_map_with_path(moment, blank.opt_state),
+    )
+
+
 def grow(
-    state: TrainState, births: Sequence[Birth], boxed: TrainState, mesh: Mesh
+    state: TrainState, births: Sequence[Birth], boxed: TrainState, mesh: Mesh, generations: int
 ) -> tuple[TrainState, GrowthReport]:
     """A state with these newcomers, in the order given; pure.
 
@@ -125,13 +172,14 @@ def grow(
       births: may be empty, to only widen.
       boxed: the abstract state of the capacity wanted (`training.run.boxed_state`), at least the present one.
       mesh: where the state will lie.
+      generations: of the model: how many blocks in a line of descent add up their units.
 
     Raises:
       ValueError: a capacity below the present one, or a place or parent that does not fit, by name.
     """
     begun = time.perf_counter()
     before, after = state.blocks.active.size, boxed.blocks.active.size
-    _check(state, births, before, after)
+    _check(state, births, before, after, generations)
     names = axis_names(boxed)
     larger = 0
     if after > before:
@@ -166,6 +214,8 @@ def born_params(params: PyTree, names: Names, birth: Birth) -> PyTree:
     gates = at_path(params, GATES)
     acting = jnp.where(birth.parent == 0, gating.with_open_column(gates), gates)
     params = copied(with_leaf(params, GATES, acting), names, BLOCK_AXES, birth.parent, birth.child)
+    own = {name: w.at[:, birth.child].set(birth.units[name]) for name, w in at_path(params, OWN).items()}
+    params = with_leaf(params, OWN, own)
     kernel = at_path(params, ROUTER)
     return with_leaf(params, ROUTER, kernel.at[:, birth.child].add(birth.direction))
 
@@ -186,7 +236,8 @@ def parameters_of_a_block(boxed: TrainState) -> int:
 @partial(jax.jit, static_argnums=0)
 def _born(names: Names, state: TrainState, birth: Birth) -> TrainState:
     within = partial(_below, names)
-    optimizer = copied(state.opt_state, within("opt_state"), BLOCK_AXES, birth.parent, birth.child)
+    moments = copied(state.opt_state, within("opt_state"), BLOCK_AXES, birth.parent, birth.child)
+    moments = _with_moments(moments, within("opt_state"), birth)
     pricing = copied(state.pricing, within("pricing"), BLOCK_AXES, birth.parent, birth.child)
     part = jnp.ones(state.blocks.active.size)
     part = part.at[birth.parent].set(1 - birth.share).at[birth.child].set(birth.share)
@@ -194,10 +245,27 @@ def _born(names: Names, state: TrainState, birth: Birth) -> TrainState:
     return dataclasses.replace(
         state,
         params=born_params(state.params, within("params"), birth),
-        opt_state=optimizer,
+        opt_state=moments,
         pricing=dataclasses.replace(pricing, pairs=pricing.pairs * both, gradient=pricing.gradient * both),
         blocks=state.blocks.with_child(birth.child, birth.parent, birth.number),
     )
+
+
+def _with_moments(opt_state: PyTree, names: Names, birth: Birth) -> PyTree:
+    """The newcomer's own moments in their place."""
+    by_path, own = dict(names), dict(_flat(birth.opt_state))
+
+    def put(path: Any, leaf: jax.Array) -> jax.Array:
+        axes = by_path.get(name := _path(path), ())
+        if name not in own or "block" not in axes:
+            return leaf
+        return jax.lax.dynamic_update_index_in_dim(leaf, own[name], birth.child, axes.index("block"))
+
+    return jax.tree_util.tree_map_with_path(put, opt_state)
+
+
+def _flat(tree: PyTree) -> list[tuple[str, jax.Array]]:
+    return [(_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _with_room(state: TrainState, names: Names, before: int, after: int) -> TrainState:
@@ -216,10 +284,13 @@ def _with_room(state: TrainState, names: Names, before: int, after: int) -> Trai
     )
 
 
-def _check(state: TrainState, births: Sequence[Birth], before: int, after: int) -> None:
+def _check(
+    state: TrainState, births: Sequence[Birth], before: int, after: int, generations: int
+) -> None:
     if after < before:
         raise ValueError(f"grow: block_capacity {after} is below the state's {before}; growth never shrinks")
     active = set(jnp.flatnonzero(state.blocks.active).tolist())
+    depth = dict(enumerate(lineage.depth(state.blocks.parent).tolist()))
     for birth in births:
         child, parent = int(birth.child), int(birth.parent)
         if not 0 < child < after or child in active:
@@ -228,6 +299,12 @@ def _check(state: TrainState, births: Sequence[Birth], before: int, after: int) 
             )
         if parent not in active:
             raise ValueError(f"grow: expected a parent that is in use, got block {parent}")
+        depth[child] = depth[parent] + 1
+        if depth[child] >= generations:
+            raise ValueError(
+                f"grow: block {child} would stand {depth[child]} generations below its root, and "
+                f"config.model.generations = {generations} counts the root; raise it, or divide an elder block"
+            )
         active.add(child)
 
 

@@ -9,8 +9,9 @@ length at the last hidden state. Each block in use is then divided in two ways:
 
 Directions are found on one half of the survey and ranked on the other, by one figure: the bits that a correction of the
 last hidden state, one for each side, could save to second order (Rao's score statistic), less what it would seem to
-save on noise. Ranked where they were found, those with the most freedom to fit noise would win. What noise alone could
-have produced is not worth a trial; a concept that somebody named is tried all the same.
+save on noise. Ranked where they were found, those with the most freedom to fit noise would win. A model that is still
+learning gains something by any division: one that does not stand out from its placebos is not worth a trial. A concept
+that somebody named is tried all the same.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from localist_jax import bits
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, Dial
+from localist_jax.locality.lineage import RESERVE
 from localist_jax.model import Transformer, forward
 from localist_jax.parallel import hosts
 from localist_jax.types import PyTree
@@ -37,7 +39,7 @@ WAYS = len(KINDS)  # in which a block may be divided
 SMALLEST = 32  # positions on either side of a division
 RIDGE = 1e-2  # relative, of the regression that turns sides into a direction
 CONFIDENCE = 3.0  # nats: mean |margin| of a newcomer over its parent's positions
-SIGNIFICANT = 4.0  # standard deviations of the estimated gain on noise
+SIGNIFICANT = 2.0  # standard deviations of the placebos' estimated gains
 MOST = 1 << 17  # positions of a survey that are kept
 NEARBY = 8  # positions on either side that say whether a stretch of text is badly coded
 
@@ -57,7 +59,7 @@ class Proposal:
     Attributes:
       kind: hard or concept.
       parent: the block.
-      direction: float32 [D]; a position goes to the newcomer where state·direction (+ anchors) is positive.
+      direction: float32 [D]; a position goes to the newcomer where state·direction (+ anchors) exceeds `RESERVE`.
       share: of the parent's positions that do.
       gain_bits: estimate for that half of the surveyed positions on which it was not found.
       positions: of the parent, in the survey.
@@ -115,10 +117,8 @@ def survey(reader, params: PyTree, blocks: Blocks, batches: Iterable[Batch]) -> 
 def proposals(found: Survey, active: Sequence[bool], concepts: Sequence[Concept] = ()) -> list[Proposal]:
     """Divisions of every block in use, the most promising first."""
     made = []
-    finding = np.arange(len(found.block)) < len(found.block) // 2
     for parent in np.flatnonzero(active)[1:]:
-        mine = found.block == parent
-        halves = mine & finding, mine & ~finding
+        halves = _halves(found, parent)
         if min(half.sum() for half in halves) < 2 * SMALLEST:
             continue
         states, code = found.states[halves[0]], found.bits[halves[0]]
@@ -129,27 +129,43 @@ def proposals(found: Survey, active: Sequence[bool], concepts: Sequence[Concept]
     return sorted((p for p in made if p is not None), key=lambda p: -p.gain_bits)
 
 
-def worth_a_trial(proposal: Proposal) -> bool:
-    """Whether its gain is beyond what noise produces, or somebody asked for it."""
-    return bool(proposal.name) or proposal.gain_bits >= SIGNIFICANT * noise_bits(proposal.direction.size)
+def worth_a_trial(found: Survey, proposal: Proposal, directions: Sequence[np.ndarray]) -> bool:
+    """Whether its gain stands out from what its placebos would gain, or somebody asked for it."""
+    mine = _halves(found, proposal.parent)[1]
+    states, slopes = found.states[mine], found.slopes[mine]
+    random = np.array([gain_bits(slopes, _taken(states, direction)) for direction in directions])
+    return bool(proposal.name) or proposal.gain_bits > random.mean() + SIGNIFICANT * random.std(ddof=1)
 
 
-def placebo(found: Survey, proposal: Proposal, rng: np.random.Generator) -> np.ndarray:
-    """A direction that divides the proposal's parent in the same proportion, at random: float32 [D].
+def estimates(found: Survey, proposal: Proposal, directions: Sequence[np.ndarray]) -> list[float]:
+    """`gain_bits` of the proposal, then of other directions, on another survey than that which proposed it."""
+    mine = found.block == proposal.parent
+    states, slopes, token = found.states[mine], found.slopes[mine], found.token[mine]
+    taken = _taken(states, proposal.direction) | np.isin(token, list(proposal.anchors))
+    return [gain_bits(slopes, taken), *(gain_bits(slopes, _taken(states, d)) for d in directions)]
 
-    It is drawn among those that know nothing of the proposal's division: on either side of it, the placebo takes as
+
+def placebos(
+    found: Survey, proposal: Proposal, rng: np.random.Generator, count: int
+) -> list[np.ndarray]:
+    """Directions [D] that divide the proposal's parent in the same proportion, at random.
+
+    They are drawn among those that know nothing of the proposal's division: on either side of it, a placebo takes as
     many of its positions. A random direction left as it is would often have a part of what the proposal has found.
     """
     mine = found.block == proposal.parent
     states, token = found.states[mine], found.token[mine]
-    taken = states @ proposal.direction > 0
-    if proposal.anchors:
-        taken |= np.isin(token, list(proposal.anchors))
-    known = taken - taken.mean()
-    along = _whitened(states) @ rng.normal(size=states.shape[1])
-    along -= known * (along @ known) / max(known @ known, 1e-12)
-    sides = along > np.quantile(along, 1 - proposal.share)
-    return _direction(states, sides)
+    taken = _taken(states, proposal.direction) | np.isin(token, list(proposal.anchors))
+    known, white = taken - taken.mean(), _whitened(states)
+
+    def one() -> np.ndarray:
+        along = white @ rng.normal(size=states.shape[1])
+        along -= known * (along @ known) / max(known @ known, 1e-12)
+        direction = _direction(states, along > np.quantile(along, 1 - proposal.share))
+        least = np.quantile(states @ direction, 1 - proposal.share)  # of the positions that it is to take
+        return direction * np.float32(RESERVE / least if least > 0 else 1.0)
+
+    return [one() for _ in range(count)]
 
 
 def gain_bits(slopes: Float[np.ndarray, "n D"], sides: Bool[np.ndarray, "n"]) -> float:
@@ -161,9 +177,15 @@ def gain_bits(slopes: Float[np.ndarray, "n D"], sides: Bool[np.ndarray, "n"]) ->
     return _score(slopes[sides]) + _score(slopes[~sides]) - _score(slopes)
 
 
-def noise_bits(width: int) -> float:
-    """Standard deviation of `gain_bits` where nothing is to be found: of half a χ² with `width` degrees of freedom."""
-    return float(bits.from_nats((width / 2) ** 0.5))
+def _halves(found: Survey, parent: int) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of a block on which directions are found, and those on which they are ranked."""
+    mine, finding = found.block == parent, np.arange(len(found.block)) < len(found.block) // 2
+    return mine & finding, mine & ~finding
+
+
+def _taken(states: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Which positions the router will give to a newcomer in this direction."""
+    return states @ direction > RESERVE
 
 
 def _score(slopes: np.ndarray) -> float:
@@ -175,8 +197,7 @@ def _score(slopes: np.ndarray) -> float:
 
 
 def _hard(found: Survey, mine: np.ndarray, direction: np.ndarray) -> Proposal | None:
-    taken = found.states[mine] @ direction > 0  # what the router will do
-    return _ranked(found, mine, taken, kind="hard", direction=direction)
+    return _ranked(found, mine, _taken(found.states[mine], direction), kind="hard", direction=direction)
 
 
 def _of_concept(found: Survey, mine: np.ndarray, concept: Concept) -> Proposal | None:

@@ -2,7 +2,8 @@
 
 Between trials the recruiter keeps the last few batches. When a trial is due it surveys them, and opens one for the
 block that it pays most to divide, in the most promising ways. While it is open each batch is scored by incumbent,
-candidates and placebos before the state learns from it. At the horizon the best candidate that has the evidence is
+candidates and placebos before the state learns from it, and its first batches are surveyed too: what the divisions
+could save there is estimated on data that had no part in proposing them. At the horizon the best candidate that has the evidence is
 recruited; a block without which the model codes no worse than by the bits of its description is retired.
 
 Of many processes each runs a recruiter, and what one of them finds out by itself is agreed upon: process 0 decides.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from localist_jax import bits, config
 from localist_jax.data import Batch
-from localist_jax.locality import Blocks
+from localist_jax.locality import Blocks, lineage
 from localist_jax.parallel import hosts, rules
 from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
@@ -37,8 +39,9 @@ from localist_jax.recruitment.proposals import (
     Concept,
     Proposal,
     Survey,
+    estimates,
     make_reader,
-    placebo,
+    placebos,
     proposals,
     survey,
     worth_a_trial,
@@ -91,9 +94,7 @@ class Recruiter(Hook):
         r = run.settings.recruitment
         self._run, self._journal = run, journal
         self._records = Records(run.workdir / FILE, step)
-        self._trial = hosts.spread(
-            trial.closed(run.settings, run.settings.model.width), hosts.everywhere(run.mesh)
-        )
+        self._trial = hosts.spread(trial.closed(run.settings), hosts.everywhere(run.mesh))
         self._open: list[Proposal] = []
         self._recent: deque[Batch] = deque()
         self._is_open, self._horizon = False, 0
@@ -103,6 +104,9 @@ class Recruiter(Hook):
     def __call__(self, step: int, state: TrainState, batch: Batch) -> TrainState:
         """Advances the trial by this batch, or opens one if it is time."""
         r, steps = self._run.settings.recruitment, self._run.settings.train.steps
+        since = step - 1 + r.horizon - self._horizon  # batches of the trial so far
+        if self._is_open and since == min(r.survey, r.horizon):
+            self._estimate(state, since)
         if self._is_open and step > int(self._horizon):
             state = self._decide(step, state)
             self._next = step + r.every
@@ -130,49 +134,66 @@ class Recruiter(Hook):
         if not plan.candidates:
             self._write(step, "quiet", reason=QUIET, estimated_gain_bits=round(plan.gain_bits, 1))
             return state
-        number, active = int(self._trial.number), int(np.asarray(state.blocks.active).sum())
+        tried, active = int(self._trial.number), int(np.asarray(state.blocks.active).sum())
         costs = []
         for nth, proposal in enumerate(plan.candidates):
             concept = [self._run.tokenizer.vocab_size] * len(proposal.anchors)
-            structure = structure_bits(number + nth + 1, active, WAYS, *concept)
+            structure = structure_bits(tried + nth + 1, active, WAYS, *concept)
             costs.append(structure + self._parameter_bits(step))
         in_place = _filled(plan.candidates, r.candidates)
-        births = [self._birth(state, place, p, p.direction) for p in in_place]
+        number, parent = int(self._trial.births) + 1, in_place[0].parent
+        fresh = self._fresh(state, jnp.asarray(parent, jnp.int32), jnp.asarray(number, jnp.int32))
+        births = [self._birth(fresh, place, p, p.direction) for p in in_place]
         anchors = [self._anchors(p.anchors) for p in in_place]
         for proposal, directions in zip(in_place, plan.placebos, strict=True):
             for direction in directions:
-                births.append(self._birth(state, place, proposal, direction))
+                births.append(self._birth(fresh, place, proposal, direction))
                 anchors.append(self._anchors({}))
         opened = trial.opened(self._trial, state, self._run.settings, births, anchors, costs, plan.leaving)
         self._trial = hosts.spread(opened, hosts.everywhere(self._run.mesh))
         self._open, self._horizon, self._is_open = plan.candidates, step - 1 + r.horizon, True
         return state
 
+    def _estimate(self, state: TrainState, batches: int) -> None:
+        """Surveys the first batches of the trial."""
+        r, contenders = self._run.settings.recruitment, self._trial.contenders
+        found = survey(self._reader, state.params, state.blocks, list(self._recent)[-batches:])
+        directions = np.asarray(contenders.births.direction)
+        placebos_of = directions[r.candidates :].reshape(r.candidates, r.placebos, -1)
+        in_place = _filled(self._open, r.candidates)
+        said = hosts.agreed(
+            lambda: [estimates(found, p, list(d)) for p, d in zip(in_place, placebos_of, strict=True)]
+        )
+        estimate = hosts.spread(np.asarray(said, np.float32), hosts.everywhere(self._run.mesh))
+        evidence = dataclasses.replace(self._trial.evidence, estimate_bits=estimate)
+        self._trial = dataclasses.replace(self._trial, evidence=evidence)
+
     def _plan(self, found: Survey, blocks: Blocks) -> Plan:
         """What is worth a trial in what was surveyed."""
         r, number = self._run.settings.recruitment, int(self._trial.number)
         rng = np.random.default_rng([self._run.settings.train.seed, number])
-        ranked = self._ranked(found, np.asarray(blocks.active))
+        depth = np.asarray(lineage.depth(jnp.asarray(np.asarray(blocks.parent))))
+        young = depth >= self._run.settings.model.generations - 1
+        ranked = self._ranked(found, np.asarray(blocks.active) & ~young)
         best = max((p.gain_bits for p in ranked), default=0.0)
-        ranked = [p for p in ranked if self._worth_a_trial(p)]
-        random = [
-            [placebo(found, proposal, rng) for _ in range(r.placebos)]
-            for proposal in _filled(ranked, r.candidates)
-        ]
-        return Plan(best, ranked, random, self._least_used(blocks, found.block))
+        random = {id(p): placebos(found, p, rng, r.placebos) for p in ranked}
+        ranked = [p for p in ranked if self._worth_a_trial(found, p, random[id(p)])]
+        directions = [random[id(p)] for p in _filled(ranked, r.candidates)]
+        return Plan(best, ranked, directions, self._least_used(blocks, found.block))
 
     def _ranked(self, found: Survey, active: np.ndarray) -> list[Proposal]:
         """The candidates of the next trial, all for one parent."""
         made = proposals(found, active.tolist(), self._concepts)
         return _of_one_parent(made)[: self._run.settings.recruitment.candidates]
 
-    def _worth_a_trial(self, proposal: Proposal) -> bool:
-        return worth_a_trial(proposal)
+    def _worth_a_trial(self, found: Survey, proposal: Proposal, directions: list[np.ndarray]) -> bool:
+        return worth_a_trial(found, proposal, directions)
 
-    def _birth(self, state: TrainState, place: int, proposal: Proposal, direction: np.ndarray) -> Birth:
+    def _birth(self, fresh: Birth, place: int, proposal: Proposal, direction: np.ndarray) -> Birth:
         whole = (place, proposal.parent, int(self._trial.births) + 1)
         child, parent, number = (jnp.asarray(x, jnp.int32) for x in whole)
-        return Birth(
+        return dataclasses.replace(
+            fresh,
             child=child,
             parent=parent,
             number=number,
@@ -213,7 +234,8 @@ class Recruiter(Hook):
         self._run.state = state
         settings = self._run.settings.replace(model={"block_capacity": larger})
         model = dataclasses.replace(self._run.model, config=settings.model)
-        state, report = growth.grow(state, [], boxed_state(model, settings), self._run.mesh)
+        boxed, generations = boxed_state(model, settings), settings.model.generations
+        state, report = growth.grow(state, [], boxed, self._run.mesh, generations)
         self._run.state = state
         self._run.fit()
         self._compile()
@@ -234,6 +256,8 @@ class Recruiter(Hook):
                 estimated_gain_bits=round(proposal.gain_bits, 1), llr_bits=round(said.llr_bits[at], 2),
                 cost_bits=round(said.cost_bits[at], 2), threshold_bits=round(said.threshold_bits[at], 2),
                 placebo_bits=[round(x, 2) for x in said.placebo_bits[at]],
+                estimate_bits=_rounded(said.estimate_bits[at][:1])[0],
+                placebo_estimate_bits=_rounded(said.estimate_bits[at][1:]),
                 surprise_bits=round(said.surprise_bits[at], 2),
                 surprise_threshold_bits=round(said.surprise_threshold_bits, 2),
                 tokens=int(made.tokens), trial=int(made.number), **self._newcomer(at == said.chosen, at),
@@ -262,18 +286,18 @@ class Recruiter(Hook):
 
     def _recruit(self, step: int, state: TrainState, at: int) -> TrainState:
         contenders = self._trial.contenders
-        birth, delta = (jax.tree.map(lambda x: x[at], x) for x in (contenders.births, contenders.delta))
-        state, report = growth.grow(state, [birth], self._boxed, self._run.mesh)
+        birth = jax.tree.map(lambda x: x[at], contenders.births)
+        generations = self._run.settings.model.generations
+        state, report = growth.grow(state, [birth], self._boxed, self._run.mesh, generations)
         blocks = dataclasses.replace(
             state.blocks,
             anchor_tokens=state.blocks.anchor_tokens.at[birth.child].set(contenders.anchor_tokens[at]),
             anchor_log_odds=state.blocks.anchor_log_odds.at[birth.child].set(contenders.anchor_log_odds[at]),
         )
-        params = trial.with_delta(state.params, birth.child, delta)
         self._trial = dataclasses.replace(self._trial, births=self._trial.births + 1)
         self._write(step, "born", **{k: v for k, v in dataclasses.asdict(report).items() if k != "births"},
                     block=int(birth.child), parent=int(birth.parent))  # fmt: skip
-        return self._settled(dataclasses.replace(state, params=params, blocks=blocks))
+        return self._settled(dataclasses.replace(state, blocks=blocks))
 
     def _let_go(self, step: int, state: TrainState) -> TrainState:
         """Retires the block that was tried without, if all that it saved is less than the bits that describe it."""
@@ -346,7 +370,11 @@ class Recruiter(Hook):
         self._boxed = boxed_state(run.model, run.settings)
         data, wanted = run.settings.data, run.settings.recruitment.survey
         self._reader = make_reader(run.model, wanted * data.batch * data.context)
-        step = trial.make_trial_step(run.model, run.settings, growth.axis_names(self._boxed))
+        names = growth.axis_names(self._boxed)
+        self._fresh = jax.jit(
+            partial(growth.fresh, Birth.blank(run.settings), names), out_shardings=hosts.everywhere(run.mesh)
+        )
+        step = trial.make_trial_step(run.model, run.settings, names)
         rows = PartitionSpec(None, *rules.batch_sharding(run.mesh).spec)
         self._trial_step = jax.jit(step, donate_argnums=1, out_shardings=hosts.everywhere(run.mesh))
         self._stack = jax.jit(
@@ -363,7 +391,7 @@ def _filled(candidates: list[Proposal], places: int) -> list[Proposal]:
     return candidates + candidates[:1] * (places - len(candidates))
 
 
-def _rounded(curve: np.ndarray) -> list[float]:
+def _rounded(curve: Any) -> list[float]:
     return np.round(np.asarray(curve, float), 1).tolist()
 
 

@@ -1,15 +1,13 @@
 """A trial: a candidate beside the model, and placebos beside the candidate, on the data as it comes.
 
 All of them share the incumbent's parameters as they learn; what is their own is the newcomer: its place below a
-parent, the direction that tells it from the parent, and by how much its units differ from the parent's, which is
-nothing at first. A batch is scored by the incumbent and by every contender *before* anyone learns from it, all at λ=1.
-Then those differences learn, by the run's own optimizer; the directions stay, so that a placebo cannot find what it was
-not given. A difference from a parent that learns too pays only where the newcomer's text goes on asking for something
-of its own: where it does not, every lesson is learned twice, and costs bits. (Units of their own were tried. Any
-division of a model that is short of capacity saves bits with them, and placebos gather as much as the truth.)
+parent, the direction that tells it from the parent, and fresh units beside the parent's, without output at first. A
+batch is scored by the incumbent and by every contender *before* anyone learns from it, all at λ=1. Then those units
+learn, by the run's own optimizer; the directions stay, so that a placebo cannot find what it was not given.
 
 A trial is about one parent: its candidates divide it in different ways. Each has placebos of its own, which divide it
 along directions drawn at random, in the candidate's proportion: a small newcomer and a large one learn differently.
+More units alone save bits where a model is short of them, whoever gets them; the placebos tell how many.
 """
 
 from __future__ import annotations
@@ -41,17 +39,13 @@ class Contenders:
     """C candidates in a row, then m placebos of each; every leaf has them, C·(1 + m), on its first axis.
 
     Attributes:
-      births: where each newcomer stands, and what tells it from its parent.
+      births: where each newcomer stands, what tells it from its parent, and what its units have learned.
       anchor_tokens, anchor_log_odds: [.., A], of the newcomer.
-      delta: {"in": [.., L, D, U], "out": [.., L, U, D]}, what the newcomer's units have beyond its parent's.
-      opt_state: of the run's optimizer, for the delta.
     """
 
     births: Birth
     anchor_tokens: chex.Array
     anchor_log_odds: chex.Array
-    delta: PyTree
-    opt_state: PyTree
 
 
 @struct
@@ -78,37 +72,17 @@ class Trial:
     tokens: chex.Array
 
 
-def with_delta(params: PyTree, place: Numeric, delta: PyTree) -> PyTree:
-    """Parameters in which the units of the block at `place` have `delta` added to them."""
-    stack = params["localist"]
-    placed = {name: w.at[:, place].add(delta[name]) for name, w in stack["units"].items()}
-    return {**params, "localist": {**stack, "units": placed}}
-
-
-def closed(settings: config.Config, width: int) -> Trial:
+def closed(settings: config.Config) -> Trial:
     """No trial: every array has its shape, and nothing is open."""
     r, c = settings.recruitment, settings.model
     lanes = r.candidates * (1 + r.placebos)
-    layers = c.layers - c.router_layer
-    delta = {
-        "in": jnp.zeros((layers, width, c.block_units)),
-        "out": jnp.zeros((layers, c.block_units, width)),
-    }
-    empty = {"localist": {"units": delta}}
-    rows = partial(jax.tree.map, lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))))
     whole = jnp.zeros((), jnp.int32)
     return Trial(
         evidence=Evidence.create(r.candidates, r.placebos),
         contenders=Contenders(
-            births=rows(
-                Birth(
-                    child=whole, parent=whole, number=whole, share=jnp.zeros(()), direction=jnp.zeros(width)
-                )
-            ),
+            births=jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), Birth.blank(settings)),
             anchor_tokens=jnp.full((lanes, c.anchor_capacity), -1, jnp.int32),
             anchor_log_odds=jnp.zeros((lanes, c.anchor_capacity)),
-            delta=rows(delta),
-            opt_state=rows(optimizer(settings).init(empty)),
         ),
         curve_bits=jnp.zeros((r.horizon, r.candidates, 1 + r.placebos)),
         leaving=whole,
@@ -139,7 +113,7 @@ def make_trial_step(
         out = forward(model, params, batch.tokens, dial, blocks, **where)
         return jnp.where(batch.scored, bits.code_length(out.logits, batch.targets), 0.0).sum()
 
-    def contend(state: TrainState, batch: Batch, lane: Contenders) -> tuple[jax.Array, PyTree, PyTree]:
+    def contend(state: TrainState, batch: Batch, lane: Contenders) -> tuple[jax.Array, Birth]:
         birth = lane.births
         blocks = state.blocks.with_child(birth.child, birth.parent, birth.number)
         blocks = dataclasses.replace(
@@ -147,21 +121,23 @@ def make_trial_step(
             anchor_tokens=blocks.anchor_tokens.at[birth.child].set(lane.anchor_tokens),
             anchor_log_odds=blocks.anchor_log_odds.at[birth.child].set(lane.anchor_log_odds),
         )
-        shared = growth.born_params(jax.lax.stop_gradient(state.params), of_params, birth)
+        before = jax.lax.stop_gradient(state.params)
 
-        def loss(delta: PyTree) -> jax.Array:
-            return code(with_delta(shared, birth.child, delta), blocks, batch)
+        def loss(units: PyTree) -> jax.Array:
+            born = dataclasses.replace(birth, units=units)
+            return code(growth.born_params(before, of_params, born), blocks, batch)
 
-        score, slope = jax.value_and_grad(loss)(lane.delta)
+        score, slope = jax.value_and_grad(loss)(birth.units)
         per_token = jax.tree.map(lambda g: bits.to_nats(g) / jnp.maximum(1, batch.scored.sum()), slope)
-        own, slopes = ({"localist": {"units": x}} for x in (lane.delta, per_token))
-        updates, opt_state = optimizer(settings, start=state.step).update(slopes, lane.opt_state, own)
-        return score, optax.apply_updates(own, updates)["localist"]["units"], opt_state
+        own, slopes = ({"localist": {"units": x}} for x in (birth.units, per_token))
+        updates, opt_state = optimizer(settings).update(slopes, birth.opt_state, own)
+        units = optax.apply_updates(own, updates)["localist"]["units"]
+        return score, dataclasses.replace(birth, units=units, opt_state=opt_state)
 
     def trial_step(state: TrainState, trial: Trial, batch: Batch) -> Trial:
         with jax.named_scope("trial"):
             incumbent = code(state.params, state.blocks, batch)
-            score, delta, opt_state = jax.vmap(partial(contend, state, batch))(trial.contenders)
+            score, births = jax.vmap(partial(contend, state, batch))(trial.contenders)
             fewer = jax.lax.cond(
                 trial.leaving > 0,
                 lambda: code(state.params, state.blocks.without(trial.leaving), batch),
@@ -169,7 +145,7 @@ def make_trial_step(
             )
         candidates = score[: r.candidates]
         placebos = score[r.candidates :].reshape(r.candidates, r.placebos)
-        contenders = dataclasses.replace(trial.contenders, delta=delta, opt_state=opt_state)
+        contenders = dataclasses.replace(trial.contenders, births=births)
         evidence = trial.evidence.observed(incumbent, candidates, placebos)
         so_far = jnp.concatenate([evidence.llr_bits[:, None], evidence.placebo_bits], -1)
         return dataclasses.replace(
@@ -204,7 +180,7 @@ def opened(
       leaving: a block that the model is scored without, beside them; 0: none.
     """
     r = settings.recruitment
-    fresh = closed(settings, state.params["embedding"].shape[1])
+    fresh = closed(settings)
     stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *births)
     evidence, step = fresh.evidence, int(state.step)
     for at, cost in enumerate(cost_bits):

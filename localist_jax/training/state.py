@@ -96,17 +96,9 @@ def learning_rate(settings: config.Config) -> optax.Schedule:
     )
 
 
-def optimizer(settings: config.Config, start: Numeric = 0) -> optax.GradientTransformation:
-    """AdamW, or Muon for the layers' matrices, with clipping; for everything but the gates. Gains are not decayed.
-
-    Args:
-      settings: the run's configuration.
-      start: step of the run at which these moments begin, for what joins it later; may be traced.
-    """
-    o, planned = settings.optimizer, learning_rate(settings)
-
-    def rate(count: Numeric) -> Any:
-        return planned(count + start)
+def optimizer(settings: config.Config) -> optax.GradientTransformation:
+    """AdamW, or Muon for the layers' matrices, with clipping; for everything but the gates. Gains are not decayed."""
+    o, rate = settings.optimizer, learning_rate(settings)
 
     def adam(decay: float) -> optax.GradientTransformation:
         return optax.adamw(rate, b1=o.b1, b2=o.b2, weight_decay=decay)

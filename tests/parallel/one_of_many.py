@@ -36,7 +36,7 @@ import stream_of_many
 class Convinced(Recruiter):
     """Tries whatever is proposed, and the evidence is kind to it."""
 
-    def _worth_a_trial(self, proposal):
+    def _worth_a_trial(self, found, proposal, directions):
         return True
 
     def _decide(self, step, state):
