@@ -169,9 +169,9 @@ def grow(s: Shapes) -> Lowered:
     def born(state, birth):
         return growth._born(names, growth._with_room(state, names, before, 2 * before), birth)
 
-    one, real = s.array(()), s.array((), dtype=jnp.float32)
-    direction = s.array((s.settings.model.width,), dtype=jnp.float32)
-    birth = growth.Birth(child=one, parent=one, number=one, share=real, direction=direction)
+    birth = jax.tree.map(
+        lambda x: s.array(x.shape, dtype=x.dtype), jax.eval_shape(partial(growth.Birth.blank, wide))
+    )
     after = rules.stacked(
         abstract_state(dataclasses.replace(s.model, config=wide.model), wide, s.mesh), s.mesh
     )

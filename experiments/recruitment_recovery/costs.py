@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.recruitment_recovery.runs import settings_of, stream
+from localist_jax.config import Config
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.recruitment import growth, trial
 from localist_jax.training.run import boxed_state, fresh_state
+from localist_jax.training.state import TrainState
 from localist_jax.training.step import make_train_step
 
 ROUNDS = 15
@@ -33,10 +36,10 @@ def costs() -> dict[str, float]:
     batch = jax.device_put(prepared.train.take(np.arange(settings.data.batch)))
     boxed = boxed_state(model, settings)
     step = jax.jit(make_train_step(model, settings, prepared.tokenizer.byte_lengths))
-    birth = _birth(settings.model.width)
+    birth = _birth(settings, boxed, state)
     timed: dict[str, Callable[[], Any]] = {
         "step": lambda: step(state, batch),
-        "birth": lambda: growth.grow(state, [birth], boxed, mesh),
+        "birth": lambda: growth.grow(state, [birth], boxed, mesh, settings.model.generations),
     }
     for placebos in (FEW, MANY):
         timed[str(placebos)] = _trial(model, settings, boxed, state, batch, birth, placebos)
@@ -57,11 +60,14 @@ def costs() -> dict[str, float]:
     }
 
 
-def _birth(width: int) -> growth.Birth:
+def _birth(settings: Config, boxed: TrainState, state: TrainState) -> growth.Birth:
     child, parent, number = (jnp.asarray(x, jnp.int32) for x in (2, 1, 1))
-    direction = 0.1 * jax.random.normal(jax.random.key(0), (width,))
-    return growth.Birth(
-        child=child, parent=parent, number=number, share=jnp.asarray(0.5), direction=direction
+    direction = 0.1 * jax.random.normal(jax.random.key(0), (settings.model.width,))
+    fresh = growth.fresh(
+        growth.Birth.blank(settings), growth.axis_names(boxed), state, parent, number
+    )
+    return dataclasses.replace(
+        fresh, child=child, parent=parent, number=number, share=jnp.asarray(0.5), direction=direction
     )
 
 
@@ -70,7 +76,7 @@ def _trial(model, settings, boxed, state, batch, birth, placebos: int) -> Callab
     lanes = 1 + placebos
     room = settings.model.anchor_capacity
     nobody = (np.full(room, -1, np.int32), np.zeros(room, np.float32))
-    blank = trial.closed(made, settings.model.width)
+    blank = trial.closed(made)
     opened = trial.opened(blank, state, made, [birth] * lanes, [nobody] * lanes, [1.0])
     advance = jax.jit(trial.make_trial_step(model, made, growth.axis_names(boxed)))
     return lambda: advance(state, opened, batch)

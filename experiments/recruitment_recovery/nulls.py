@@ -21,7 +21,7 @@ from scipy import stats
 
 from experiments.pool import train_and_measure
 from experiments.recruitment_recovery.fields import Fields
-from experiments.recruitment_recovery.runs import settings_of, trained
+from experiments.recruitment_recovery.runs import GENERATIONS, settings_of, trained
 from experiments.words import one_token_each
 from localist_jax.data import Tokenizer, pack
 from localist_jax.recruitment.proposals import Proposal, Survey
@@ -57,8 +57,14 @@ def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:
 
     train_and_measure(folder, settings, model, lambda run: {})
     run = Run.open(folder)
-    settings = settings.replace(recruitment={"every": 1, "start": 0.0}, train={"steps": 2 * STEPS})
-    run = dataclasses.replace(run, settings=settings)
+    settings = settings.replace(
+        recruitment={"every": 1, "start": 0.0},
+        model={"generations": GENERATIONS["recruits"]},
+        train={"steps": 2 * STEPS},
+    )
+    run = dataclasses.replace(
+        run, settings=settings, model=dataclasses.replace(run.model, config=settings.model)
+    )
     step = jax.jit(make_train_step(run.model, settings, run.tokenizer.byte_lengths))
     kept = folder / "streams.jsonl"
     seen = read(kept)[:streams] if kept.exists() else []

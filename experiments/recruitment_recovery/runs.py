@@ -25,11 +25,12 @@ from localist_jax.training.run import Run
 PHASE = 150  # steps from one field to the next
 VALID_ROWS = 256
 CONDITIONS = ("recruits", "none", "oracle")  # one block that may grow, one that may not, K* from the start
+GENERATIONS = {"recruits": 3, "none": 1, "oracle": 1}
 
 BASE: dict[str, Any] = {
     "data": {"corpus": "fields", "context": 64, "batch": 16, "vocab_size": 4096, "shuffle": False, "valid_rows": 0},
     "model": {
-        "layers": 3, "width": 32, "heads": 2, "kv_heads": 2, "head_size": 16, "feed_forward": 32, "block_units": 32, "generations": 3,
+        "layers": 3, "width": 32, "heads": 2, "kv_heads": 2, "head_size": 16, "feed_forward": 32, "block_units": 32,
         "window": 4, "perception_window": 8,
     },
     "dial": {"mode": "fixed", "locality": 1.0},
@@ -43,7 +44,7 @@ def settings_of(condition: str, fields: int, seed: int, phase: int = PHASE) -> C
     """The configuration of a run."""
     blocks = 1 + (fields if condition == "oracle" else 1)
     return resolve(BASE).replace(
-        model={"blocks": blocks, "block_capacity": max(blocks, 4)},
+        model={"blocks": blocks, "block_capacity": max(blocks, 4), "generations": GENERATIONS[condition]},
         recruitment={"every": 10 if condition == "recruits" else 0, "start": 0.8 / fields},
         train={"steps": fields * phase, "seed": seed, "log_every": 10, "eval_every": fields * phase,
                "save_every": phase},

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-RESERVE = 1.0  # nats by which a child must exceed its parent: what is in doubt stays where it is
+RESERVE = 1e-3  # nats by which a child must exceed its parent: a tie stays where it is
 
 
 def ancestry(parent: Int[Array, " K"]) -> Bool[Array, "K K"]:

@@ -138,9 +138,13 @@ def surprise_bits(llr_bits: Float[Array, " C"], placebo_bits: Float[Array, "C m"
 def standing(evidence: Evidence) -> tuple[Float[Array, " C"], Float[Array, "C m"]]:
     """Where candidates and their placebos stand in evidence and estimate together, in the placebos' own spreads.
 
+    With fewer than two placebos there is no spread: the evidence itself, in bits.
+
     The sum of (x − mean)/s over x = LLR and x = √estimate, an amplitude, since estimates are quadratic forms. A figure
     in which all placebos are alike counts nothing.
     """
+    if evidence.placebo_bits.shape[-1] < 2:
+        return evidence.llr_bits, evidence.placebo_bits
     gathered = jnp.concatenate([evidence.llr_bits[:, None], evidence.placebo_bits], -1)
     total = jnp.zeros_like(gathered)
     for x in (gathered, jnp.sqrt(jnp.maximum(evidence.estimate_bits, 0.0))):
@@ -155,8 +159,8 @@ def verdicts(
 ) -> Int[Array, " C"]:
     """A `Verdict` for each trial, given once, at its horizon.
 
-    Recruited is what then has evidence beyond its threshold, more than every placebo, and a standing among them that
-    surprises by at least `placebo_cost_bits` + log₂(1/α). Closed trials wait.
+    Recruited is what then has evidence beyond its threshold, a standing above every placebo's, and one that surprises
+    by at least `placebo_cost_bits` + log₂(1/α). Closed trials wait.
 
     Args:
       evidence: of the trials.
@@ -166,10 +170,11 @@ def verdicts(
     """
     due = evidence.open & (step >= evidence.horizon)
     enough = sufficient(evidence.llr_bits, evidence.cost_bits, alpha)
-    best = evidence.llr_bits > evidence.placebo_bits.max(-1, initial=-jnp.inf)
-    if evidence.placebo_bits.shape[-1] > 1:
+    candidate, placebos = standing(evidence)
+    best = candidate > placebos.max(-1, initial=-jnp.inf)
+    if placebos.shape[-1] > 1:
         cost = jnp.broadcast_to(jnp.asarray(placebo_cost_bits, jnp.float32), evidence.llr_bits.shape)
-        best &= sufficient(surprise_bits(*standing(evidence)), cost, alpha)
+        best &= sufficient(surprise_bits(candidate, placebos), cost, alpha)
     decided = jnp.where(enough & best, Verdict.RECRUIT, Verdict.REJECT)
     return jnp.where(due, decided, Verdict.WAIT)
 

@@ -21,13 +21,14 @@ from localist_jax.training.step import make_train_step
 VOCABULARY, T, B = 60, 24, 4
 SIZES = np.full(VOCABULARY, 3)
 FREE = 5  # the spare place of `small`
+GENERATIONS = 3
 read = jax.jit(forward, static_argnums=0)
 
 
-def settings_for(small):
+def settings_for(small, optimizer="muon"):
     return config.Config(
-        data=config.Data(context=T, batch=B), model=small,
-        train=config.Train(steps=40),
+        data=config.Data(context=T, batch=B), model=dataclasses.replace(small, generations=GENERATIONS),
+        optimizer=config.Optimizer(kind=optimizer), train=config.Train(steps=40),
     )  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def batch(seed=0):
 def trained(small):
     """A state after some steps, with half of the gates closed and moments in every leaf."""
     settings, mesh = settings_for(small), make_mesh(config.Mesh(), jax.devices()[:1])
-    model = Transformer(small, VOCABULARY)
+    model = Transformer(settings.model, VOCABULARY)
     state = fresh_state(model, settings, mesh)
     step = jax.jit(make_train_step(model, settings, SIZES))
     for seed in range(3):
@@ -60,10 +61,18 @@ def trained(small):
     )
 
 
-def birth(parent, child=FREE, number=1, share=0.4, seed=0, width=32):
-    direction = jax.random.normal(jax.random.key(seed), (width,))
-    numbers = (jnp.asarray(x, jnp.int32) for x in (child, parent, number))
-    return growth.Birth(*numbers, jnp.asarray(share, jnp.float32), direction)
+def grow(state, births, model, settings, mesh):
+    return growth.grow(state, births, boxed_state(model, settings), mesh, settings.model.generations)
+
+
+def birth(state, settings, parent, child=FREE, number=1, share=0.4, seed=0):
+    names = growth.axis_names(boxed_state(Transformer(settings.model, VOCABULARY), settings))
+    direction = 3 * jax.random.normal(jax.random.key(seed), (settings.model.width,))
+    child, parent, number = (jnp.asarray(x, jnp.int32) for x in (child, parent, number))
+    return dataclasses.replace(
+        growth.fresh(growth.Birth.blank(settings), names, state, parent, number),
+        child=child, parent=parent, number=number, share=jnp.asarray(share, jnp.float32), direction=direction,
+    )  # fmt: skip
 
 
 def logits(model, state, dial):
@@ -76,7 +85,7 @@ def logits(model, state, dial):
 @pytest.mark.parametrize("parent", [2, 4])
 def test_nothing_changes_at_birth_at_any_dial(trained, parent):
     state, settings, model, mesh, _ = trained
-    grown, _ = growth.grow(state, [birth(parent)], boxed_state(model, settings), mesh)
+    grown, _ = grow(state, [birth(state, settings, parent)], model, settings, mesh)
     mixed = Dial(jnp.linspace(0, 1, B)[:, None, None] ** 0.25)
     for dial in (Dial(0.0), Dial(0.9), Dial(1.0), mixed):
         (before, blocks), (after, children) = (logits(model, s, dial) for s in (state, grown))
@@ -85,21 +94,37 @@ def test_nothing_changes_at_birth_at_any_dial(trained, parent):
         np.testing.assert_allclose(after, before, atol=2e-5)
 
 
-def test_an_empty_child_would_be_noticed(trained):
-    """The test above can fail: without the copied units the logits move."""
+def test_a_child_without_its_parents_units_would_be_noticed(trained):
+    """The test above can fail: with no generation before their own the logits move."""
     state, settings, model, mesh, _ = trained
-    grown, _ = growth.grow(state, [birth(2)], boxed_state(model, settings), mesh)
-    out = ("localist", "units", "out")
-    empty = with_leaf(grown.params, out, at_path(grown.params, out).at[:, FREE].set(0.0))
+    grown, _ = grow(state, [birth(state, settings, 2)], model, settings, mesh)
+    alone = Transformer(dataclasses.replace(settings.model, generations=1), VOCABULARY)
     before, _ = logits(model, grown, Dial(1.0))
-    after, _ = logits(model, dataclasses.replace(grown, params=empty), Dial(1.0))
+    after, _ = logits(alone, grown, Dial(1.0))
     assert np.abs(after - before).max() > 1e-3
 
 
-def test_old_leaves_stay_bit_equal_and_the_newcomer_has_its_parents_moments(trained):
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_fresh_units_step_no_further_than_their_parents(small, kind):
+    settings, mesh = settings_for(small, kind), make_mesh(config.Mesh(), jax.devices()[:1])
+    model = Transformer(settings.model, VOCABULARY)
+    step = jax.jit(make_train_step(model, settings, SIZES))
+    state = fresh_state(model, settings, mesh)
+    for seed in range(4):
+        state, _ = step(state, batch(seed))
+    grown, _ = grow(state, [birth(state, settings, 2)], model, settings, mesh)
+    after, _ = step(grown, batch(9))
+    for name in ("in", "out"):
+        old, new = (np.asarray(at_path(s.params, (*growth.OWN, name))) for s in (grown, after))
+        moved = np.abs(new - old).mean((0, 2, 3))
+        assert moved[FREE] <= 1.2 * moved[2], name
+    assert (np.asarray(at_path(after.params, (*growth.OWN, "out")))[:, FREE] != 0).any(), "it learns at once"
+
+
+def test_old_leaves_stay_bit_equal_and_only_the_units_of_the_newcomer_have_no_momentum(trained):
     state, settings, model, mesh, _ = trained
     boxed = boxed_state(model, settings)
-    grown, report = growth.grow(state, [birth(2)], boxed, mesh)
+    grown, report = grow(state, [birth(state, settings, 2)], model, settings, mesh)
     names = dict(growth.axis_names(boxed))
     compared = 0
     pairs = zip(*(jax.tree_util.tree_leaves_with_path(x) for x in (state, grown)), strict=True)
@@ -113,8 +138,9 @@ def test_old_leaves_stay_bit_equal_and_the_newcomer_has_its_parents_moments(trai
             kept_old, kept_new = (np.delete(x, FREE, axis) for x in (kept_old, kept_new))
         np.testing.assert_array_equal(kept_old, kept_new, err_msg=path)
         if axes and "opt_state" in path:
-            at = [np.take(np.asarray(new), i, axes[0]) for i in (2, FREE)]
-            np.testing.assert_array_equal(*at, err_msg=path)
+            parents, own = (np.take(np.asarray(new), i, axes[0]) for i in (2, FREE))
+            momentum = "/mu/localist/units" in path
+            np.testing.assert_array_equal(own, 0 * parents if momentum else parents, err_msg=path)
             compared += 1
     assert compared >= 3, "moments of units (in, out) and of the router"
     assert report.births == ((FREE, 2),)
@@ -124,7 +150,7 @@ def test_old_leaves_stay_bit_equal_and_the_newcomer_has_its_parents_moments(trai
 
 def test_pairs_penalty_and_gradients_are_divided_not_multiplied(trained):
     state, settings, model, mesh, _ = trained
-    grown, _ = growth.grow(state, [birth(3, share=0.25)], boxed_state(model, settings), mesh)
+    grown, _ = grow(state, [birth(state, settings, 3, share=0.25)], model, settings, mesh)
     for name in ("pairs", "gradient"):
         old, new = (np.asarray(getattr(s.pricing, name)) for s in (state, grown))
         others = np.delete(np.arange(new.shape[-1]), [3, FREE])
@@ -145,12 +171,12 @@ def test_pairs_penalty_and_gradients_are_divided_not_multiplied(trained):
 def test_inside_the_capacity_the_step_is_not_compiled_again(trained):
     state, settings, model, mesh, step = trained
     compiled = step._cache_size()
-    grown, _ = growth.grow(state, [birth(2)], boxed_state(model, settings), mesh)
+    grown, _ = grow(state, [birth(state, settings, 2)], model, settings, mesh)
     after, metrics = step(grown, batch(5))
     assert step._cache_size() == compiled
     assert np.isfinite(metrics["bits_per_token"])
     born = growth._born._cache_size()
-    growth.grow(state, [birth(4, seed=1)], boxed_state(model, settings), mesh)
+    grow(state, [birth(state, settings, 4, seed=1)], model, settings, mesh)
     assert growth._born._cache_size() == born
     growth.retire(after, FREE)
 
@@ -159,8 +185,13 @@ def test_beyond_the_capacity_everything_is_widened_and_nothing_changes(trained):
     state, settings, model, mesh, _ = trained
     wide = settings.replace(model={"block_capacity": 12})
     large = Transformer(wide.model, VOCABULARY)
-    births = [birth(2), birth(FREE, child=6, number=2, seed=4), birth(1, child=11, number=3, seed=5)]
-    grown, report = growth.grow(state, births, boxed_state(large, wide), mesh)
+    births = [
+        birth(state, settings, 2),
+        birth(state, settings, 2, child=6, number=2, seed=4),
+        birth(state, settings, 1, child=11, number=3, seed=5),
+    ]
+    births[1] = dataclasses.replace(births[1], parent=jnp.asarray(FREE, jnp.int32))  # a grandchild of 2
+    grown, report = grow(state, births, large, wide, mesh)
     assert report.capacity == (6, 12)
     assert report.widened == report.copied > 0
     assert grown.blocks.parent.tolist() == [0, 1, 2, 3, 4, 2, FREE, 7, 8, 9, 10, 1]
@@ -180,7 +211,8 @@ def test_save_grow_save_restore(trained, tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         checkpoints.save(1, state, manifest={}, cursor={})
         first, _ = checkpoints.restore(abstract_state(model, settings, mesh), 1)
-        grown, _ = growth.grow(first, [birth(2), birth(3, child=8)], boxed_state(large, wide), mesh)
+        births = [birth(first, settings, 2), birth(first, settings, 3, child=8)]
+        grown, _ = grow(first, births, large, wide, mesh)
         checkpoints.save(2, grown, manifest={}, cursor={})
         found, _ = checkpoints.restore(abstract_state(large, wide, mesh), 2)
     for one, other in zip(jax.tree.leaves(grown), jax.tree.leaves(found), strict=True):
@@ -191,7 +223,7 @@ def test_save_grow_save_restore(trained, tmp_path):
 
 def test_a_retired_block_gives_back_what_it_had(trained):
     state, settings, model, mesh, _ = trained
-    grown, _ = growth.grow(state, [birth(2)], boxed_state(model, settings), mesh)
+    grown, _ = grow(state, [birth(state, settings, 2)], model, settings, mesh)
     back = growth.retire(grown, FREE)
     assert not bool(back.blocks.active[FREE])
     np.testing.assert_allclose(back.pricing.pairs.sum(), grown.pricing.pairs.sum(), rtol=1e-6)
@@ -209,14 +241,21 @@ def test_a_retired_block_gives_back_what_it_had(trained):
 def test_births_that_do_not_fit_are_refused(trained, child, parent, said):
     state, settings, model, mesh, _ = trained
     with pytest.raises(ValueError, match=said):
-        growth.grow(state, [birth(parent, child=child)], boxed_state(model, settings), mesh)
+        grow(state, [birth(state, settings, parent, child=child)], model, settings, mesh)
+
+
+def test_lines_longer_than_the_model_adds_up_are_refused(trained):
+    state, settings, model, mesh, _ = trained
+    only_children = settings.replace(model={"generations": 1})
+    with pytest.raises(ValueError, match=r"1 generations below its root.*model.generations = 1"):
+        grow(state, [birth(state, settings, 2)], model, only_children, mesh)
 
 
 def test_growth_never_shrinks(trained, small):
     state, settings, _, mesh, _ = trained
     less = settings.replace(model={"block_capacity": 5})
     with pytest.raises(ValueError, match="growth never shrinks"):
-        growth.grow(state, [], boxed_state(Transformer(less.model, VOCABULARY), less), mesh)
+        grow(state, [], Transformer(less.model, VOCABULARY), less, mesh)
 
 
 def test_the_same_code_copies_a_specialist():

@@ -34,7 +34,7 @@ def best(found, **options):
 def test_the_planted_division_is_found_and_ranked_first():
     found, small = planted()
     first = best(found)[0]
-    taken = found.states @ first.direction > 0
+    taken = found.states @ first.direction > p.RESERVE
     assert max((taken == small).mean(), (taken != small).mean()) > 0.95
     assert first.gain_bits > 20
     assert first.parent == 1
@@ -76,24 +76,34 @@ def test_a_named_concept_divides_by_its_anchors():
 def test_a_placebo_is_as_large_and_knows_nothing_of_the_proposal():
     found, small = planted()
     proposal = best(found)[0]
-    rng = np.random.default_rng(1)
     shares = []
-    for direction in (p.placebo(found, proposal, rng) for _ in range(10)):
-        taken = found.states @ direction > 0
+    for direction in p.placebos(found, proposal, np.random.default_rng(1), 10):
+        taken = found.states @ direction > p.RESERVE
         shares.append([taken[small].mean(), taken[~small].mean()])
-        assert abs(taken.mean() - proposal.share) < 0.35
-        assert np.abs(found.states @ direction).mean() == pytest.approx(p.CONFIDENCE, rel=0.01)
+        assert taken.mean() == pytest.approx(proposal.share, abs=0.05)
     one, other = np.mean(shares, 0)
     assert one == pytest.approx(other, abs=0.1), "it takes as many on either side of the division"
 
 
-def test_only_what_stands_out_from_noise_or_was_asked_for_is_worth_a_trial():
-    found, _ = planted()
-    assert p.worth_a_trial(best(found)[0])
+def worth(found, **options):
+    rng = np.random.default_rng(2)
+    return [
+        q for q in best(found, **options) if p.worth_a_trial(found, q, p.placebos(found, q, rng, 16))
+    ]
+
+
+def test_only_what_stands_out_from_its_placebos_or_was_asked_for_is_worth_a_trial():
+    found, small = planted()
+    (first,) = worth(found)
+    fresh, _ = planted(seed=9)
+    estimate, *random = p.estimates(fresh, first, p.placebos(found, first, np.random.default_rng(3), 16))
+    assert estimate > max(random), "on another survey too"
     nothing, _ = planted(strength=0.0)
-    assert not any(p.worth_a_trial(q) for q in best(nothing))
+    assert worth(nothing) == []
     concept = Concept("fish", {5: 20.0, 6: 20.0, 7: 20.0})
-    assert [q.name for q in best(nothing, concepts=[concept]) if p.worth_a_trial(q)] == ["fish"]
+    assert [q.name for q in worth(nothing, concepts=[concept])] == ["fish"]
+    known = p.estimates(fresh, next(q for q in best(found, concepts=[concept]) if q.name), [])
+    assert known == [pytest.approx(p.gain_bits(fresh.slopes, np.isin(fresh.token, [5, 6, 7])))]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

@@ -24,7 +24,7 @@ TRIAL = {"every": 1, "start": 0.0, "stop": 1.0, "horizon": 4, "candidates": 1, "
 def _everything_is_tried():
     """On these few batches nothing stands out from noise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recruiter, "worth_a_trial", lambda proposal: True)
+        patch.setattr(recruiter, "worth_a_trial", lambda found, proposal, directions: True)
         yield
 
 
@@ -32,6 +32,7 @@ def _everything_is_tried():
 def settings(tiny_settings):
     return tiny_settings.replace(
         data={"batch": 8},
+        model={"generations": 3},
         recruitment=TRIAL,
         train={"steps": 14, "save_every": 5, "eval_every": 14, "keep": 9},
     )
@@ -76,7 +77,8 @@ def test_every_candidate_is_written_down_with_its_bits(convinced):
         gift = Convinced.kind if r["kind"] == "recruited" else 0.0
         assert r["curve_bits"][-1] + gift == pytest.approx(r["llr_bits"], abs=0.06)
         assert len(r["curve_bits"]) == TRIAL["horizon"]
-        assert len(r["placebo_bits"]) == TRIAL["placebos"]
+        assert len(r["placebo_bits"]) == len(r["placebo_estimate_bits"]) == TRIAL["placebos"]
+        assert r["estimate_bits"] != 0, "the first batches of the trial were surveyed"
         assert r["tokens"] > 0
         assert r["cost_bits"] > 0
     assert {r["trial"] for r in tried} == {1, 2}, "every candidate spends a codeword"
