@@ -235,7 +235,9 @@ def checkpoint_cost(sizes: plain.Sizes, rounds: int, steps: int) -> dict[str, li
 def idle_cost(sizes: plain.Sizes, rounds: int) -> dict[str, list[float]]:
     """Seconds of a step with a recruiter that waits and of one without, in turn, and of the waiting call itself."""
     ours = Ours(sizes, "any-dial")
-    settings = ours.settings.replace(recruitment={"every": 1000, "start": 0.9}, train={"steps": 10**6})
+    settings = ours.settings.replace(
+        recruitment={"every": 1000, "start": 0.9}, model={"generations": 2}, train={"steps": 10**6}
+    )
     (recruiter,) = hooks(settings)
     with tempfile.TemporaryDirectory() as folder, Journal(folder) as journal:
         run = Run(Path(folder), settings, ours.model, None, ours.state, ours.mesh)  # type: ignore[arg-type]

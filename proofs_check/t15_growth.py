@@ -1,7 +1,8 @@
 """T15. Growth changes nothing at birth: a block that is split acts as before until its children learn.
 
-Block k is split into k and a new k': k' takes some of k's positions, copies k's localist units (units whose output
-weights are 0 may differ), and copies k's gates: A'[i,j] = A[π(i),π(j)] with π(k') = k and π(l) = l otherwise,
+Block k is split into k and a new k': k' takes some of k's positions, which go on through k's localist units and
+through fresh ones of k' whose output weights are 0, and copies k's gates: A'[i,j] = A[π(i),π(j)] with π(k') = k and
+π(l) = l otherwise,
 so A'[k,k'] = A'[k',k] = A'[k',k'] = A[k,k]. A is the matrix that acts, whose column 0 is 1: a child of block 0 is as
 open as block 0.
 
@@ -29,7 +30,7 @@ from matplotlib.figure import Figure
 from localist_jax.locality import measures, pricing
 from localist_jax.report import figures
 from proofs_check.models import stacks
-from proofs_check.models.births import CHILD, Birth, split
+from proofs_check.models.births import Birth, split
 from proofs_check.models.stacks import BLOCKS, CAPACITY
 from proofs_check.theorem import Theorem, equal
 
@@ -39,16 +40,14 @@ WINDOW = 2
 @partial(jax.jit, static_argnums=1)
 def sample(key, n):
     """Any block split in any way, none and all of its positions included; dials per layer, head and text."""
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 4)
     stack, u = stacks.sample(keys[0], n), jax.random.uniform(keys[1], (n, 3))
-    text, units = stack.text, stack.params["units"]
+    text = stack.text
     parent = jnp.floor(u[:, 0] * BLOCKS).astype(int)
     rate = jnp.clip(1.4 * u[:, 1] - 0.2, 0, 1)[:, None, None]
     takes = (jax.random.uniform(keys[2], text.block.shape) < rate) & (text.block == parent[:, None, None])
-    idle = (u[:, 2:] < 0.3) & (jnp.arange(stacks.MODEL.block_units) % 2 == 0)
-    out = jnp.where(idle[:, None, None, :, None], 0.0, units["out"])
-    stack = stack.replace(params={**stack.params, "units": {**units, "out": out}})
-    return Birth(stack=stack, parent=parent, takes=takes & (text.positions > 0), idle=idle)
+    reads = jax.random.normal(keys[3], (n, stacks.LAYERS, stacks.MODEL.width, stacks.MODEL.block_units))
+    return Birth(stack=stack, parent=parent, takes=takes & (text.positions > 0), reads=reads)
 
 
 def attack(key, n):
@@ -59,6 +58,8 @@ def attack(key, n):
 
 def _moved(before, after):
     """Largest change of an output, [n]."""
+    roots = jnp.broadcast_to(jnp.arange(CAPACITY), (before.background.size, CAPACITY))
+    before = before.replace(text=dataclasses.replace(before.text, parent=roots))
     both = jax.tree.map(lambda *x: jnp.concatenate(x), before, after)
     was, now = jnp.split(stacks.outputs(both, WINDOW), 2)
     return jnp.abs(now - was).max((-1, -2, -3))
@@ -103,11 +104,10 @@ def _penalty(stack, weight):
 
 @jax.jit
 def twin(birth):
-    """A child whose units start empty."""
-    after, _ = split(birth)
-    out = after.params["units"]["out"].at[:, :, CHILD].set(0.0)
-    units = {**after.params["units"], "out": out}
-    return equal(_moved(birth.stack, after.replace(params={**after.params, "units": units})), 0.0)
+    """A child that has fresh units alone, without its parent's."""
+    after, origin = split(birth)
+    alone = dataclasses.replace(after.text, parent=jnp.broadcast_to(jnp.arange(CAPACITY), origin.shape))
+    return equal(_moved(birth.stack, after.replace(text=alone)), 0.0)
 
 
 def _penalties(birth):
@@ -124,9 +124,9 @@ def measure(birth):
 
 
 def figure(birth, found):
-    """The penalty before and after birth, and how far outputs move with copied and with empty units."""
+    """The penalty before and after birth, and how far outputs move with the parent's units and without."""
     before, after = _penalties(birth)
-    moved = {"units copied": found["a: outputs, any dials"].value, "units empty": twin(birth).value}
+    moved = {"units kept": found["a: outputs, any dials"].value, "fresh alone": twin(birth).value}
     with matplotlib.rc_context(figures.STYLE):
         drawn = Figure(figsize=(8.0, 3.0), layout="constrained")
         left, right = drawn.subplots(1, 2)
@@ -145,7 +145,7 @@ def figure(birth, found):
 
 
 THEOREM = Theorem(
-    "T15", "growth changes nothing at birth", sample, claims, twin, "a child whose units start empty",
+    "T15", "growth changes nothing at birth", sample, claims, twin, "a child with fresh units alone",
     attack=attack, share=2e-3, chunk=128, figure=figure,
     note="the library's growth (`recruitment.growth`) on its layers",
     found=(

@@ -63,9 +63,7 @@ def costs() -> dict[str, float]:
 def _birth(settings: Config, boxed: TrainState, state: TrainState) -> growth.Birth:
     child, parent, number = (jnp.asarray(x, jnp.int32) for x in (2, 1, 1))
     direction = 0.1 * jax.random.normal(jax.random.key(0), (settings.model.width,))
-    fresh = growth.fresh(
-        growth.Birth.blank(settings), growth.axis_names(boxed), state, parent, number
-    )
+    fresh = growth.fresh(growth.Birth.blank(settings), growth.axis_names(boxed), state, parent, number)
     return dataclasses.replace(
         fresh, child=child, parent=parent, number=number, share=jnp.asarray(0.5), direction=direction
     )

@@ -110,8 +110,10 @@ def _body(results, figures: dict[str, Any], worlds: Sequence[int]) -> str:
     return f"""
 A stream is about one field of knowledge, then a second appears and fills half of it, then a third, every {PHASE} steps.
 All fields use the same words, but what follows a word depends on the field; a few words of its own tell which it is.
-The model (3 layers, width 32) starts with one block and nothing else. A trial compares the
-best division with sixteen placebos, random divisions in the same proportion that know nothing of it.
+The model (3 layers, width 32) starts with one block and nothing else. A newcomer keeps its parent's localist units and
+adds 32 fresh ones in each layer. A division is tried where the survey's estimate of its gain stands out from sixteen
+placebos, random divisions in the same proportion that know nothing of it; the trial compares it with them in two
+figures, the bits that it gathers and the estimate on the trial's own first batches.
 
 {study.table(head, rows)}
 ARI and NMI compare the blocks of held-out positions with their fields. Code length is that of the whole stream, each
@@ -126,8 +128,9 @@ Each line is the evidence of one candidate over its trial, in the largest world,
 - **New fields**: in {len(made)} of {len(delays)} phases in which a field was new a block was born{late}.
 - **Streams with nothing to find**: {figures["false_recruits"]} of {figures["null_streams"]} saw a recruitment (95 %
   interval {100 * low:.1f} to {100 * high:.1f} %; α = {100 * figures["alpha"]:.0f} %), with every proposal tried, noise
-  or not, under the threshold of a first trial. The candidate was better than all of its placebos in
+  or not, under the threshold of a first trial. The candidate gathered more bits than all of its placebos in
   {figures["beat_every_placebo"]} of them.
+- **Trials**: {figures["trials"]}, of which {figures["recruited"]} recruited.
 - **Cost**: a step with one candidate beside it takes {figures["trial_step_ratio"]:.2f} ordinary steps (target 1.6),
   with its sixteen placebos {figures["trial_step_ratio_with_placebos"]:.1f}; a birth inside the capacity
   {figures["growth_pause_steps"]:.1f} steps (target 2).
@@ -135,9 +138,22 @@ Each line is the evidence of one candidate over its trial, in the largest world,
   from the start (at most {100 * (worst - 1):+.1f} %); false recruitments at most α. Worlds above K* = {max(worlds)}
   were not run.
 
-Births save few bits, or cost some: compare recruitment on and off. What is found is found while a field is new; a field
-that appears while a trial is open has often been learned by the shared layers before the next one.
+{_held_back(results, worlds)}
+Which positions a block takes is settled by a direction found while the field was new, and by what the router learns
+afterwards; a block that took a part of another field keeps it, since a newcomer divides one parent only.
 """
+
+
+def _held_back(results, worlds: Sequence[int]) -> str:
+    """Bits saved over one block, in the words of their sign."""
+    rows = []
+    for fields in worlds:
+        saved = [
+            theirs["code_bits"] / mine["code_bits"] - 1
+            for mine, theirs in zip(results["recruits", fields], results["none", fields], strict=True)
+        ]
+        rows.append(f"K* = {fields}: " + ", ".join(f"{100 * x:+.2f} %" for x in saved))
+    return f"Bits over the whole stream that one block would need beyond a recruiting model: {'; '.join(rows)}.\n"
 
 
 def evidence(moves: Sequence[dict[str, Any]]) -> Figure:

@@ -21,7 +21,7 @@ from localist_jax import config
 from localist_jax.attention import AttentionStats, attend
 from localist_jax.attention.api import Stats
 from localist_jax.locality import gates as gating
-from localist_jax.locality import steering
+from localist_jax.locality import lineage, steering
 from localist_jax.locality.steering import LayerSteering
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache
@@ -52,6 +52,25 @@ class Placement:
     route: chex.Array | None = None
     units: units.Dispatch | None = None
     kin: chex.Array | None = None
+
+
+def with_units(at: Placement, parent: Int[Array, " K"], generations: int, shards: int = 1) -> Placement:
+    """The placement, with where each position meets the units of its block and of its ancestors, and their weight.
+
+    Args:
+      at: with the blocks of the queries.
+      parent: of each block; its own number for a root.
+      generations: G, how many blocks in a line add up their units.
+      shards: parts of the batch that are kept apart.
+    """
+    (B, T), K = at.block.shape, parent.size
+    up, is_one = lineage.line(parent, generations)
+    kin, line = is_one[at.block].astype(jnp.float32), up[at.block]
+    if at.route is not None:  # into a block or below it
+        family = jnp.matmul(at.route, lineage.ancestry(parent).astype(at.route.dtype), precision="highest")
+        kin = kin * jnp.take_along_axis(family, line, -1)
+    places = units.dispatch(line.reshape(B, T * generations), K, shards)
+    return dataclasses.replace(at, units=places, kin=kin)
 
 
 Shape = tuple[int, ...]

@@ -19,13 +19,12 @@ from jaxtyping import Array, Float, Int
 from localist_jax import config
 from localist_jax.attention import AttentionStats
 from localist_jax.attention.api import Stats
-from localist_jax.locality import anchors, lineage, router, steering
+from localist_jax.locality import anchors, router, steering
 from localist_jax.locality.anchors import Blocks
 from localist_jax.locality.dial import Dial
 from localist_jax.locality.steering import Steering
 from localist_jax.model.cache import Cache
-from localist_jax.model.layers import Layer, Norm, Placement, looked_up, parameter, weight
-from localist_jax.model.units import dispatch
+from localist_jax.model.layers import Layer, Norm, Placement, looked_up, parameter, weight, with_units
 from localist_jax.types import struct, widened
 
 FIRST_CONFIDENCE = 3.0  # standard deviation of the router's first logits: random blocks, but stable ones
@@ -143,7 +142,7 @@ class Transformer(nn.Module):
         at, cache = _in_blocks(ids, positions, segments, cache)
         at = dataclasses.replace(at, route=route if noise else None)
         if c.block_units:
-            at = _with_units(at, ids, blocks, c, shards)
+            at = with_units(at, blocks.parent, c.generations, shards)
         if rules is not None:
             at = _under_rules(at, rules, c.block_capacity)
         read, written = [seen[0]], [seen[1]]
@@ -228,18 +227,6 @@ def _under_rules(at: Placement, rules: Steering, blocks: int) -> Placement:
         block=steering.query_rows(at.block, in_scope, blocks),
         k_block=steering.key_columns(at.k_block, at.k_positions, rules.group, blocks),
     )
-
-
-def _with_units(at: Placement, ids, blocks: Blocks, c: config.Model, shards: int) -> Placement:
-    """Where each position meets the units of its block and of its ancestors, and with what weight."""
-    B, T = ids.shape
-    up, is_one = lineage.line(blocks.parent, c.generations)
-    kin, line = is_one[ids].astype(jnp.float32), up[ids]
-    if at.route is not None:
-        family = jnp.matmul(at.route, lineage.ancestry(blocks.parent).astype(jnp.float32), precision="highest")
-        kin = kin * jnp.take_along_axis(family, line, -1)
-    places = dispatch(line.reshape(B, T * c.generations), c.block_capacity, shards)
-    return dataclasses.replace(at, units=places, kin=kin)
 
 
 def _among_themselves(block, positions, segments) -> Placement:

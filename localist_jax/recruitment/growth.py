@@ -284,9 +284,7 @@ def _with_room(state: TrainState, names: Names, before: int, after: int) -> Trai
     )
 
 
-def _check(
-    state: TrainState, births: Sequence[Birth], before: int, after: int, generations: int
-) -> None:
+def _check(state: TrainState, births: Sequence[Birth], before: int, after: int, generations: int) -> None:
     if after < before:
         raise ValueError(f"grow: block_capacity {after} is below the state's {before}; growth never shrinks")
     active = set(jnp.flatnonzero(state.blocks.active).tolist())

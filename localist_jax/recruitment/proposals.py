@@ -145,9 +145,7 @@ def estimates(found: Survey, proposal: Proposal, directions: Sequence[np.ndarray
     return [gain_bits(slopes, taken), *(gain_bits(slopes, _taken(states, d)) for d in directions)]
 
 
-def placebos(
-    found: Survey, proposal: Proposal, rng: np.random.Generator, count: int
-) -> list[np.ndarray]:
+def placebos(found: Survey, proposal: Proposal, rng: np.random.Generator, count: int) -> list[np.ndarray]:
     """Directions [D] that divide the proposal's parent in the same proportion, at random.
 
     They are drawn among those that know nothing of the proposal's division: on either side of it, a placebo takes as

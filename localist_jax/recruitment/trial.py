@@ -31,7 +31,7 @@ from localist_jax.recruitment import growth
 from localist_jax.recruitment.evidence import Evidence
 from localist_jax.recruitment.growth import Birth, Names
 from localist_jax.training.state import TrainState, optimizer
-from localist_jax.types import Numeric, PyTree, struct
+from localist_jax.types import PyTree, struct
 
 
 @struct

@@ -18,7 +18,7 @@ from localist_jax import config
 from localist_jax.locality import Blocks, Dial
 from localist_jax.locality.pricing import Pricing
 from localist_jax.model import Transformer
-from localist_jax.types import Key, Numeric, PyTree, struct
+from localist_jax.types import Key, PyTree, struct
 
 GATES = ("localist", "attention", "gates")
 UNITS = ("localist", "units", "out")

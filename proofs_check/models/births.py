@@ -8,16 +8,16 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from localist_jax.locality import gates as gating
 from localist_jax.recruitment import growth
 from localist_jax.types import struct
 from proofs_check.models.stacks import BLOCKS, CAPACITY, Stack
 
 CHILD = BLOCKS  # k' takes the first spare place
 NAMES = (
-    ("gates", ("layers", "heads", "block_q", "block_k")),
-    ("units/in", ("layers", "block", "embed", "unit")),
-    ("units/out", ("layers", "block", "unit", "embed")),
+    ("localist/attention/gates", ("layers", "heads", "block_q", "block_k")),
+    ("localist/units/in", ("layers", "block", "embed", "unit")),
+    ("localist/units/out", ("layers", "block", "unit", "embed")),
+    ("router/kernel", ("embed", "router_block")),
 )
 
 
@@ -28,28 +28,29 @@ class Birth:
     Attributes:
       stack: before.
       parent: k, int [n]; takes: bool [n, B, T], which of k's positions the child gets.
-      idle: bool [n, U]; units without output yet.
+      reads: [n, L, D, U], what the fresh units of k' read; they have no output yet.
     """
 
     stack: Stack
     parent: chex.Array
     takes: chex.Array
-    idle: chex.Array
+    reads: chex.Array
 
 
 def split(birth: Birth) -> tuple[Stack, jax.Array]:
-    """The stacks after growth, as `growth.copied` makes them, and π [n, K]."""
+    """The stacks after growth, as `growth.born_params` makes them, and π [n, K]."""
     block = jnp.arange(CAPACITY)
     origin = jnp.where(block == CHILD, birth.parent[:, None], block)
-    params, text = birth.stack.params, birth.stack.text
-    inner = birth.parent[:, None, None, None, None] > 0
-    acting = jnp.where(inner, birth.stack.gates, gating.with_open_column(birth.stack.gates))
-    before = {"gates": acting, "units": params["units"]}
-    after = jax.vmap(lambda tree, k: growth.copied(tree, NAMES, growth.BLOCK_AXES, k, CHILD))(
-        before, birth.parent
-    )
-    fresh = birth.idle[:, None, None, None, :] & (block == CHILD)[:, None, None]
-    units = {**after["units"], "in": jnp.where(fresh, 1 - after["units"]["in"], after["units"]["in"])}
-    params = {**params, "attention": {**params["attention"], "gates": after["gates"]}, "units": units}
-    grown = dataclasses.replace(text, block=jnp.where(birth.takes, CHILD, text.block))
+    params = jax.vmap(_born)(birth.stack.params, birth.parent, birth.reads)
+    text = birth.stack.text
+    grown = dataclasses.replace(text, block=jnp.where(birth.takes, CHILD, text.block), parent=origin)
     return birth.stack.replace(params=params, text=grown), origin
+
+
+def _born(layers, parent, reads):
+    """Parameters of one stack after a birth; no router decides here."""
+    count, width, units = reads.shape
+    fresh = {"in": reads, "out": jnp.zeros((count, units, width))}
+    birth = growth.Birth(CHILD, parent, 1, 0.5, jnp.zeros(width), fresh, None)
+    router = {"kernel": jnp.zeros((width, CAPACITY))}
+    return growth.born_params({"localist": layers, "router": router}, NAMES, birth)["localist"]

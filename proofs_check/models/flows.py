@@ -105,7 +105,10 @@ def trained(run: Run, window: int, depth: int) -> Trained:
             params, tokens, dial, run.state.blocks, positions=positions, segments=segments
         )
         beta = jnp.moveaxis(dial.beta, 1, 0)
-        text = Text(block=out.blocks, positions=jnp.asarray(positions), segments=jnp.asarray(segments))
+        text = Text(
+            block=out.blocks, positions=jnp.asarray(positions), segments=jnp.asarray(segments),
+            parent=run.state.blocks.parent,
+        )  # fmt: skip
         sinks = dataclasses.replace(text, block=jnp.where(text.positions == 0, 0, 1))
         states = params["embedding"][tokens].astype(c.dtype)
         states = stacks.read(c, params["perception"], beta[: c.router_layer], states, sinks, False)

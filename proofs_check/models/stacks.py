@@ -16,26 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from localist_jax import config
-from localist_jax.model.layers import Layer, Placement
-from localist_jax.model.units import dispatch
+from localist_jax.model.layers import Layer, Placement, with_units
 from localist_jax.types import Numeric, PyTree, struct
 from proofs_check.theorem import pick
 
 LAYERS, TEXTS, POSITIONS = 3, 8, 12
 MODEL = config.Model(
     layers=LAYERS + 1, width=8, heads=4, kv_heads=2, head_size=4, feed_forward=8, router_layer=1, blocks=4,
-    block_capacity=5, block_units=4, window=1, dtype="float64",
+    block_capacity=5, block_units=4, generations=2, window=1, dtype="float64",
 )  # fmt: skip
 BLOCKS, CAPACITY, HEADS = MODEL.blocks, MODEL.block_capacity, MODEL.heads
 
 
 @struct
 class Text:
-    """What the layers know of some texts: int [n, B, T] each, as in `Placement`."""
+    """What the layers know of some texts: int [n, B, T] each, as in `Placement`.
+
+    Attributes:
+      parent: int [n, K], of each block; None where all are roots.
+    """
 
     block: chex.Array
     positions: chex.Array
     segments: chex.Array
+    parent: chex.Array | None = None
 
 
 @struct
@@ -68,7 +72,7 @@ class Stack:
 
 def read(model: config.Model, params: PyTree, beta, states, text: Text, localist: bool = True) -> jax.Array:
     """One stack (leaves [L, …]) reads [B, T, D]: the last layer's outputs, by the library's `Layer`."""
-    at, layer = _place(text, model.block_capacity), Layer(model, localist)
+    at, layer = _place(text, model), Layer(model, localist)
 
     def step(x, one):
         return layer.apply({"params": one[0]}, x, (one[1], None, None), at)[0], None
@@ -123,17 +127,18 @@ def _parameters(key, n) -> PyTree:
 
 def _init(key):
     x, one = jnp.zeros((1, 1, MODEL.width)), jnp.zeros((1, 1), int)
-    at = _place(Text(block=one, positions=one, segments=one), CAPACITY)
+    at = _place(Text(block=one, positions=one, segments=one), MODEL)
     layer = Layer(MODEL, localist=True)
     return nn.unbox(layer.init(key, x, (jnp.zeros((1, HEADS)), None, None), at))["params"]
 
 
-def _place(text: Text, capacity: int) -> Placement:
-    return Placement(
+def _place(text: Text, model: config.Model) -> Placement:
+    at = Placement(
         block=text.block, positions=text.positions, segments=text.segments,
         k_block=text.block, k_positions=text.positions, k_segments=text.segments,
-        units=dispatch(text.block, capacity),
     )  # fmt: skip
+    parent = jnp.arange(model.block_capacity) if text.parent is None else text.parent
+    return with_units(at, parent, model.generations)
 
 
 def _texts(key, n) -> tuple[Text, jax.Array]:

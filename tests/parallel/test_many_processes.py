@@ -32,7 +32,8 @@ SHARDED = config.Mesh(data=1, fsdp=2, tensor=2)  # two processes of two devices:
 @pytest.fixture(scope="module")
 def settings(tiny_settings):
     return tiny_settings.replace(
-        data={"batch": 8}, model={"layers": 2}, optimizer={"kind": "adamw"}, recruitment=TRIAL,
+        data={"batch": 8}, model={"layers": 2, "generations": 2}, optimizer={"kind": "adamw"},
+        recruitment=TRIAL,
         train={"eval_every": 12, "save_every": 4},
     )  # fmt: skip
 

@@ -87,13 +87,11 @@ def test_a_placebo_is_as_large_and_knows_nothing_of_the_proposal():
 
 def worth(found, **options):
     rng = np.random.default_rng(2)
-    return [
-        q for q in best(found, **options) if p.worth_a_trial(found, q, p.placebos(found, q, rng, 16))
-    ]
+    return [q for q in best(found, **options) if p.worth_a_trial(found, q, p.placebos(found, q, rng, 16))]
 
 
 def test_only_what_stands_out_from_its_placebos_or_was_asked_for_is_worth_a_trial():
-    found, small = planted()
+    found, _ = planted()
     (first,) = worth(found)
     fresh, _ = planted(seed=9)
     estimate, *random = p.estimates(fresh, first, p.placebos(found, first, np.random.default_rng(3), 16))

@@ -46,5 +46,5 @@ def test_uncovered_concepts_become_candidates_once(tiny_run, tiny_settings, tmp_
     monkeypatch.setattr(job, "train", lambda *_, hooks, **__: given.update(hooks=hooks))
     monkeypatch.setattr(job, "measure", lambda run: workdir)
     monkeypatch.setattr(coverage.Run, "open", pytest.fail)  # they were kept: nothing is measured again
-    job.run_job(tiny_settings.replace(recruitment={"every": 5}), workdir)
+    job.run_job(tiny_settings.replace(recruitment={"every": 5}, model={"generations": 2}), workdir)
     assert given["hooks"][0]._concepts == [found]
