@@ -268,7 +268,8 @@ class LocalistUnits(nn.Module):
         K, U = c.block_capacity, c.block_units
         w_in = weight(self, "in", (K, D, U), ("block", "embed", "unit"), D)
         w_out = weight(self, "out", (K, U, D), ("block", "unit", "embed"), U, (2 * c.layers) ** -0.5)
-        assert at.units is not None and at.kin is not None
+        assert at.units is not None
+        assert at.kin is not None
         kin = jnp.repeat(x, c.generations, axis=1)
         y = units.apply_units(kin, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units, self.mesh)
         y = (y.reshape(*x.shape[:2], c.generations, D) * at.kin[..., None].astype(y.dtype)).sum(2)

@@ -80,7 +80,10 @@ class Birth:
             "out": jnp.zeros((layers, c.block_units, c.width)),
         }
         moments = optimizer(settings).init(with_leaf({"localist": {}}, OWN, units))
-        return cls(whole, whole, whole, jnp.zeros(()), jnp.zeros(c.width), units, moments)
+        return cls(
+            child=whole, parent=whole, number=whole, share=jnp.zeros(()), direction=jnp.zeros(c.width),
+            units=units, opt_state=moments,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Between trials the recruiter keeps the last few batches. When a trial is due it surveys them, and opens one for the
 block that it pays most to divide, in the most promising ways. While it is open each batch is scored by incumbent,
 candidates and placebos before the state learns from it, and its first batches are surveyed too: what the divisions
-could save there is estimated on data that had no part in proposing them. At the horizon the best candidate that has the evidence is
-recruited; a block without which the model codes no worse than by the bits of its description is retired.
+could save there is estimated on data that had no part in proposing them. At the horizon the best candidate that has the
+evidence is recruited; a block without which the model codes no worse than by the bits of its description is retired.
 
 Of many processes each runs a recruiter, and what one of them finds out by itself is agreed upon: process 0 decides.
 

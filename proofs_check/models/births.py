@@ -51,6 +51,14 @@ def _born(layers, parent, reads):
     """Parameters of one stack after a birth; no router decides here."""
     count, width, units = reads.shape
     fresh = {"in": reads, "out": jnp.zeros((count, units, width))}
-    birth = growth.Birth(CHILD, parent, 1, 0.5, jnp.zeros(width), fresh, None)
+    birth = growth.Birth(
+        child=CHILD,
+        parent=parent,
+        number=1,
+        share=0.5,
+        direction=jnp.zeros(width),
+        units=fresh,
+        opt_state=None,
+    )
     router = {"kernel": jnp.zeros((width, CAPACITY))}
     return growth.born_params({"localist": layers, "router": router}, NAMES, birth)["localist"]
