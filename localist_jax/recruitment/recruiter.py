@@ -53,7 +53,7 @@ from localist_jax.training.state import TrainState
 from localist_jax.types import PyTree
 
 FILE = "recruitment.jsonl"
-QUIET = "no division stands out from noise"
+QUIET = "no division stands out from its placebos"
 FULL = "no place is left: raise config.recruitment.blocks_at_most"
 
 
