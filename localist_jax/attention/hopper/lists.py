@@ -15,9 +15,8 @@ GROUPS, ROWS = 2, 64  # warpgroups that compute, and the positions of each
 TILE = GROUPS * ROWS
 FULL = 1 << 30  # marks an entry of a list whose pairs are all seen, and beyond the window
 LOG2E = math.log2(math.e)
-Side = tuple[
-    int, int, int
-]  # batch, heads, and tiles of each: a tile's number counts through all, in this order
+# Batch, heads, and tiles of each: a tile's number counts through all, in this order.
+Side = tuple[int, int, int]
 
 
 def is_mixed(p: Pass) -> bool:

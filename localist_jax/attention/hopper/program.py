@@ -58,12 +58,9 @@ class Call:
         rows = len(lists.order)
         if self.settings.emulated:
             return self._emulate(lists, per_row, per_visit)
-        axes = {5: 2, 4: 2, 3: 1, 2: 1}
-        halves = {name: _halved(x, axes[x.ndim]) for name, x in per_row.items()}
-        row_at = {
-            name: (GROUPS, ROWS, *((x.shape[-1],) if x.ndim > 2 else ())) for name, x in per_row.items()
-        }
-        slot_at = {name: (TILE, *((x.shape[-1],) if x.ndim > 2 else ())) for name, x in per_visit.items()}
+        halves = {name: _halved(x) for name, x in per_row.items()}
+        row_at = {name: (GROUPS, ROWS, *x.shape[2:][-1:]) for name, x in per_row.items()}
+        slot_at = {name: (TILE, *x.shape[2:][-1:]) for name, x in per_visit.items()}
         each = sum(_bytes(shape, per_visit[name].dtype) for name, shape in slot_at.items())
         own = sum(_bytes(shape, per_row[name].dtype) for name, shape in row_at.items())
         buffers = 2 if 2 * (own + each) <= SHARED else 1
@@ -142,11 +139,10 @@ class Call:
 
             r = SimpleNamespace(**own, **{name: ref.at[0] for name, ref in slot_at.items()})
             start = entries[row, 0], jnp.float32(0) if bias is None else bias[row, 0], self.begin(s, r)
-            pl.when(self.turns & (group == 1))(
-                take_turns
-            )  # half a visit behind; in step again when the row is done,
+            # One is half a visit behind the other, until the row is done: else it would wait for the other's next row.
+            pl.when(self.turns & (group == 1))(take_turns)
             *_, state = lax.fori_loop(0, count, visit, start)
-            pl.when(self.turns & (group == 0))(take_turns)  # lest one waits for the other's next row
+            pl.when(self.turns & (group == 0))(take_turns)
             found = self.end(s, r, state)
             for name in self.wide:
                 out[name][row, group] = found[name]
@@ -154,7 +150,7 @@ class Call:
                 own[place][...] = found[name].astype(jnp.bfloat16)
             plgpu.commit_smem()
             for name, place in self.narrow.items():
-                batch, head, tile = _split(row, side)
+                batch, head, tile = _places(row, side)
                 plgpu.copy_smem_to_gmem(own[place], out[name].at[batch, tile, group, :, head])
             plgpu.wait_smem_to_gmem(0)
             plgpu.barrier_arrive(released.at[buffer])
@@ -235,7 +231,7 @@ class Call:
         return found
 
 
-def _split(number, side: Side):
+def _places(number, side: Side):
     """Batch row, head and tile of a tile's number."""
     _, heads, tiles = side
     if isinstance(number, int):
@@ -250,11 +246,12 @@ def _find(x, number, side: Side, half: int | None = None):
     rank = x.ndim - len(halves)
     if rank < 4:
         return at[(number, *halves)]
-    batch, head, tile = _split(number, side)
+    batch, head, tile = _places(number, side)
     return at[(batch, tile, *halves, slice(None), head)] if rank == 5 else at[(batch, tile, *halves)]
 
 
-def _halved(x, axis: int):
+def _halved(x):
+    axis = 2 if x.ndim > 3 else 1  # C
     return x.reshape(*x.shape[:axis], GROUPS, ROWS, *x.shape[axis + 1 :])
 
 

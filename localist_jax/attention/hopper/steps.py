@@ -91,7 +91,7 @@ def _logits(s: Settings, r, at, products, bias_products, keys_first=False, then=
     scale, shift = (
         s.scale,
         0.0 if at.bias is None else at.bias,
-    )  # a pure tile's ln ω: its pass has no pairs in the window
+    )  # pure tiles' passes have no pairs in the window
     bias = _product(s, *bias_products[0], bias_products[1]) if s.mixed else None
     if bias is not None:
         x, scale = x * scale, 1.0
