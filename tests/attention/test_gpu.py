@@ -96,7 +96,9 @@ def test_tiles_reach_the_rows_that_list_them(rows, programs, monkeypatch):
     def step(s, r, at, state):
         at.take_turns()
         at.take_turns()
-        return state + r.k[...][: hopper.ROWS].astype(jnp.float32) * r.q[...].astype(jnp.float32)
+        new = state + r.k[...][: hopper.ROWS].astype(jnp.float32) * r.q[...].astype(jnp.float32)
+        plgpu.commit_smem()  # read by threads here, not by tensor cores: what is fetched next must wait for it
+        return new
 
     order = np.arange(rows, dtype=np.int32)
     lists = hopper.Lists(*map(jnp.asarray, (order, counts, order, entries)), bias=None)
