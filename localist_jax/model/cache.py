@@ -12,10 +12,12 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from localist_jax import config
 from localist_jax.attention.tiles import most_tiles
+from localist_jax.parallel.rules import mesh_axes, on_each
 from localist_jax.types import struct
 
 LONG = 2048  # contexts from here on have pages of 64 positions, shorter ones of 16
@@ -45,10 +47,24 @@ class LayerCache:
         return cls(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
 
     def write(
-        self, k: Float[Array, "B T G H"], v: Float[Array, "B T G H"], slot: Int[Array, "B T"]
+        self,
+        k: Float[Array, "B T G H"],
+        v: Float[Array, "B T G H"],
+        slot: Int[Array, "B T"],
+        mesh: jax.sharding.Mesh | None = None,
     ) -> LayerCache:
-        """A cache that also holds these keys and values; slots past its end are dropped."""
-        return dataclasses.replace(self, k=_put(self.k, k, slot), v=_put(self.v, v, slot))
+        """A cache that also holds these keys and values; slots past its end are dropped.
+
+        On a mesh each device writes what it holds: left to itself the TPU compiler (jaxlib 0.10.2) aborts on it beside
+        axes that are mapped by hand.
+        """
+        if mesh is None or mesh.size == 1:
+            return dataclasses.replace(self, k=_put(self.k, k, slot), v=_put(self.v, v, slot))
+        batch, heads = mesh_axes("batch", mesh, k.shape[0]), mesh_axes("kv_heads", mesh, k.shape[2])
+        rows = PartitionSpec(batch or None)
+        by_head = PartitionSpec(batch or None, None, heads or None)
+        put = on_each(_put, mesh, (by_head, by_head, rows), by_head)
+        return dataclasses.replace(self, k=put(self.k, k, slot), v=put(self.v, v, slot))
 
 
 @struct

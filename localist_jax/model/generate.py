@@ -221,17 +221,22 @@ def _read(
         model, params, tokens, dial, blocks,
         positions=positions, segments=segments, cache=cache, stats=stats, rules=rules,
     )  # fmt: skip
-    rows = jnp.arange(tokens.shape[0])
     figures: dict[str, jax.Array] = {}
     for name in ("price_bits", "fidelity"):
         values = getattr(out.stats, name, None)
         if values is not None:
-            figures[name] = values.mean((0, 2))[rows, at]
+            figures[name] = _at(values.mean((0, 2)), at)
     by_layer = None
     if rules is not None and out.stats is not None:
         seen = jnp.stack((out.stats.gated_mass, out.stats.fidelity))
-        by_layer = jnp.moveaxis(seen, 4, 3)[:, :, rows, at]
-    return out.logits[rows, at], figures, by_layer, out.cache
+        by_layer = jnp.moveaxis(_at(jnp.moveaxis(seen, (2, 4), (0, 1)), at), 0, 2)
+    return _at(out.logits, at), figures, by_layer, out.cache
+
+
+def _at(values: Float[Array, "B T *more"], at: Int[Array, " B"]) -> Float[Array, "B *more"]:
+    """values[b, at[b]], without a gather: on one the TPU compiler (jaxlib 0.10.2) aborts beside axes mapped by hand."""
+    chosen = (jnp.arange(values.shape[1]) == at[:, None]).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
+    return jnp.where(chosen, values, 0).sum(1)
 
 
 @jax.jit

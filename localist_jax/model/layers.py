@@ -192,7 +192,7 @@ class Attention(nn.Module):
             k = Norm(c.norm_eps, "head", name="key_norm")(k)
         q, k = (rotate(x, at.positions, c.rope_base, c.rope_scaling) for x in (q, k))
         if cache is not None and at.slot is not None:
-            cache = cache.write(k, v, at.slot)
+            cache = cache.write(k, v, at.slot, self.mesh)
             k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
 
         odds, relevant, window = self._odds(beta)
