@@ -134,7 +134,7 @@ def picture(curves: dict[str, list[Point]]) -> Figure:
         axes.fill_between(x, low, top, color=line.get_color(), alpha=0.2)
     axes.set(xscale="log", xlabel="chips of one LLM", ylabel="tokens/s and chip, at most", ylim=(0, None))
     axes.set_xscale("log", base=2)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure
 
 
