@@ -17,9 +17,8 @@ from localist_jax.data import Batch
 from localist_jax.recruitment.proposals import Concept
 
 SMOOTHING = 0.5  # occurrences that every token is granted beforehand (Krichevsky–Trofimov)
-ARRIVAL = (
-    0.6  # explained share of variance from which a division looks like the arrival of a domain, if no "topic"
-)
+# Explained share of variance from which a division, unless it is a "topic", looks like the arrival of a domain.
+ARRIVAL = 0.6
 ROUNDS = 12  # of reassigning documents to the sides of a division
 KINDS = ("hard", "topic")  # what divisions are chosen for
 HARDEST = 0.25  # share of the documents that a division begins with
