@@ -47,8 +47,8 @@ class Fields:
         shared: int = 32,
         own: int = 8,
         branching: int = 2,
-        own_rate: float = 0.3,
-        switch: float = 0.04,
+        own_rate: float = 0.5,
+        switch: float = 0.02,
     ) -> Fields:
         """Draws a world; the same seed and sizes give the same."""
         rng = np.random.default_rng([_WORLD, seed])

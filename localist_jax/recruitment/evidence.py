@@ -4,9 +4,10 @@ LLR_t(c) = Σ log₂ [p_c(x_s | past) / p_0(x_s | past)] over fresh data from th
 incumbent and candidate before either learns from it. A candidate may be recruited when LLR_t(c) ≥ ℓ(c) + log₂(1/α):
 if the incumbent predicts correctly, anything is ever recruited with probability at most α in all.
 
-A network that is still learning is not a correct incumbent. Extra capacity alone then gathers evidence, so the verdict
-also asks a candidate to surprise m placebos, candidates of the same capacity with nothing to find, at a horizon that
-was set when the trial opened, and by the same number of bits. The rule knows neither blocks nor language models.
+A network that is still learning is not a correct incumbent. Extra capacity alone then gathers evidence, so a candidate
+is also compared with m placebos, of the same capacity with nothing to find, at a horizon that was set when the trial
+opened: what it gathers beyond the best of them must pay for its description too, and it must surprise them by as many
+bits. The rule knows neither blocks nor language models.
 """
 
 from __future__ import annotations
@@ -135,6 +136,11 @@ def surprise_bits(llr_bits: Float[Array, " C"], placebo_bits: Float[Array, "C m"
     return jnp.where(spread > 0, -jnp.log2(jnp.maximum(probability, TINY)), 0.0)
 
 
+def beyond_bits(evidence: Evidence) -> Float[Array, " C"]:
+    """Evidence beyond the best placebo's, or beyond the incumbent where no placebo gathered any."""
+    return evidence.llr_bits - evidence.placebo_bits.max(-1, initial=0.0)
+
+
 def standing(evidence: Evidence) -> tuple[Float[Array, " C"], Float[Array, "C m"]]:
     """Where candidates and their placebos stand in evidence and estimate together, in the placebos' own spreads.
 
@@ -159,8 +165,8 @@ def verdicts(
 ) -> Int[Array, " C"]:
     """A `Verdict` for each trial, given once, at its horizon.
 
-    Recruited is what then has evidence beyond its threshold, a standing above every placebo's, and one that surprises
-    by at least `placebo_cost_bits` + log₂(1/α). Closed trials wait.
+    Recruited is what then has evidence beyond its threshold even after the best placebo's is taken off, a standing
+    above every placebo's, and one that surprises by at least `placebo_cost_bits` + log₂(1/α). Closed trials wait.
 
     Args:
       evidence: of the trials.
@@ -169,7 +175,7 @@ def verdicts(
       placebo_cost_bits: code length of the trial's number, so that α covers all trials of a run (Kraft).
     """
     due = evidence.open & (step >= evidence.horizon)
-    enough = sufficient(evidence.llr_bits, evidence.cost_bits, alpha)
+    enough = sufficient(beyond_bits(evidence), evidence.cost_bits, alpha)
     candidate, placebos = standing(evidence)
     best = candidate > placebos.max(-1, initial=-jnp.inf)
     if placebos.shape[-1] > 1:

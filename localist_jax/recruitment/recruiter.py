@@ -3,8 +3,9 @@
 Between trials the recruiter keeps the last few batches. When a trial is due it surveys them, and opens one for the
 block that it pays most to divide, in the most promising ways. While it is open each batch is scored by incumbent,
 candidates and placebos before the state learns from it, and its first batches are surveyed too: what the divisions
-could save there is estimated on data that had no part in proposing them. At the horizon the best candidate that has the
-evidence is recruited; a block without which the model codes no worse than by the bits of its description is retired.
+could save there is estimated on data that had no part in proposing them. Half way, a trial whose candidates are behind
+their placebos is given up. At the horizon the best candidate that has the evidence is recruited; a block without which
+the model codes no worse than by the bits of its description is retired.
 
 Of many processes each runs a recruiter, and what one of them finds out by itself is agreed upon: process 0 decides.
 
@@ -31,7 +32,7 @@ from localist_jax.locality import Blocks, lineage
 from localist_jax.parallel import hosts, rules
 from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
-from localist_jax.recruitment.evidence import judged
+from localist_jax.recruitment.evidence import beyond_bits, judged
 from localist_jax.recruitment.growth import Birth
 from localist_jax.recruitment.proposals import (
     KINDS,
@@ -54,6 +55,7 @@ from localist_jax.types import PyTree
 
 FILE = "recruitment.jsonl"
 QUIET = "no division stands out from its placebos"
+ENDED, BEHIND = "at its horizon", "no better than placebos at half of its horizon"
 FULL = "no place is left: raise config.recruitment.blocks_at_most"
 
 
@@ -104,12 +106,13 @@ class Recruiter(Hook):
     def __call__(self, step: int, state: TrainState, batch: Batch) -> TrainState:
         """Advances the trial by this batch, or opens one if it is time."""
         r, steps = self._run.settings.recruitment, self._run.settings.train.steps
-        since = step - 1 + r.horizon - self._horizon  # batches of the trial so far
+        since = self._since(step)
         if self._is_open and since == min(r.survey, r.horizon):
             self._estimate(state, since)
         if self._is_open and step > int(self._horizon):
-            state = self._decide(step, state)
-            self._next = step + r.every
+            state = self._decide(step, state, ENDED)
+        elif self._is_open and since == r.horizon // 2 and self._is_behind():
+            state = self._decide(step, state, BEHIND)
         due = step >= self._next and step <= r.stop * steps - r.horizon and len(self._recent) == r.survey
         if not self._is_open and due:
             state = self._begin(step, state)
@@ -119,6 +122,10 @@ class Recruiter(Hook):
         if len(self._recent) > r.survey:
             self._recent.popleft()
         return state
+
+    def _since(self, step: int) -> int:
+        """Batches of the open trial so far."""
+        return step - 1 + self._run.settings.recruitment.horizon - self._horizon
 
     # A trial's beginning.
 
@@ -244,14 +251,19 @@ class Recruiter(Hook):
 
     # A trial's end.
 
-    def _decide(self, step: int, state: TrainState) -> TrainState:
+    def _is_behind(self) -> bool:
+        """Whether no candidate is ahead of its placebos and of the incumbent, half way to the horizon."""
+        evidence = self._trial.evidence
+        return hosts.agreed(lambda: bool((beyond_bits(jax.tree.map(np.asarray, evidence)) <= 0).all()))
+
+    def _decide(self, step: int, state: TrainState, reason: str) -> TrainState:
         made, alpha = self._trial, self._run.settings.recruitment.alpha
         number_bits = bits.integer_code_length(max(1, int(made.number)))
-        evidence, curve_bits = (jax.tree.map(np.asarray, x) for x in (made.evidence, made.curve_bits))
+        evidence, curve_bits = jax.tree.map(np.asarray, (made.evidence, made.curve_bits[: self._since(step)]))
         said = hosts.agreed(lambda: judged(evidence, self._horizon, alpha, number_bits, len(self._open)))
         for at, proposal in enumerate(self._open):
             self._write(
-                step, "recruited" if at == said.chosen else "rejected",
+                step, "recruited" if at == said.chosen else "rejected", reason=reason,
                 proposal=proposal.kind, name=proposal.name, parent=proposal.parent, share=round(proposal.share, 4),
                 estimated_gain_bits=round(proposal.gain_bits, 1), llr_bits=round(said.llr_bits[at], 2),
                 cost_bits=round(said.cost_bits[at], 2), threshold_bits=round(said.threshold_bits[at], 2),
@@ -266,8 +278,9 @@ class Recruiter(Hook):
             )  # fmt: skip
         if said.chosen >= 0:
             state = self._recruit(step, state, said.chosen)
-        state = self._let_go(step, state)
-        self._is_open = False
+        if reason == ENDED:
+            state = self._let_go(step, state)
+        self._is_open, self._next = False, step + self._run.settings.recruitment.every
         best = max(range(len(self._open)), key=lambda at: said.llr_bits[at])
         self._journal.scalars(
             step - 1, "recruitment",

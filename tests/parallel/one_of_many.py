@@ -39,11 +39,14 @@ class Convinced(Recruiter):
     def _worth_a_trial(self, found, proposal, directions):
         return True
 
-    def _decide(self, step, state):
+    def _is_behind(self):
+        return False
+
+    def _decide(self, step, state, reason):
         evidence = self._trial.evidence
         given = dataclasses.replace(evidence, llr_bits=evidence.llr_bits + jnp.float32(1e4))
         self._trial = dataclasses.replace(self._trial, evidence=given)
-        return super()._decide(step, state)
+        return super()._decide(step, state, reason)
 
 
 class Signal(loop.Hook):

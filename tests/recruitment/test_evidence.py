@@ -79,6 +79,8 @@ def test_a_trial_that_opens_again_starts_from_nothing():
         (9.0, (0.0, 1.0), 9, Verdict.WAIT),
         (8.0, (0.0, 1.0), 10, Verdict.REJECT),  # too few bits
         (900.0, (0.0, 901.0), 10, Verdict.REJECT),  # a placebo did better
+        (900.0, (891.8, 891.9), 10, Verdict.REJECT),  # what a placebo did not save does not pay for it
+        (9.0, (-9.0, -9.1), 10, Verdict.RECRUIT),  # placebos that lose are no help
     ],
 )
 def test_a_verdict_needs_its_bits_and_to_beat_every_placebo_at_the_horizon(llr, placebos, step, wanted):

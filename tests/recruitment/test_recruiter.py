@@ -47,13 +47,16 @@ class Convinced(recruiter.Recruiter):
 
     kind = 1e4
 
-    def _decide(self, step, state):
+    def _is_behind(self):
+        return False
+
+    def _decide(self, step, state, reason):
         evidence = self._trial.evidence
         gift = jnp.zeros_like(evidence.llr_bits).at[0].set(self.kind)
         self._trial = dataclasses.replace(
             self._trial, evidence=dataclasses.replace(evidence, llr_bits=evidence.llr_bits + gift)
         )
-        return super()._decide(step, state)
+        return super()._decide(step, state, reason)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +200,23 @@ def test_a_useless_block_is_retired_and_its_positions_go_back(convinced, tmp_pat
         positions=batch.positions, segments=batch.segments,
     )  # fmt: skip
     assert not {r["block"] for r in gone} & set(np.asarray(out.blocks).ravel().tolist())
+
+
+def test_a_trial_behind_its_placebos_is_given_up_half_way(convinced, tmp_path):
+    class Behind(Untried):
+        """Has no evidence beside placebos that have some."""
+
+        kind = 0.0
+        _is_behind = recruiter.Recruiter._is_behind
+
+    walk(Behind(), convinced[0], 9, tmp_path)
+    tried = [r for r in lines(tmp_path) if r["kind"] == "rejected"]
+    half = TRIAL["horizon"] // 2
+    assert len(tried) == 2
+    assert tried[1]["step"] - tried[0]["step"] == half + TRIAL["every"]
+    for r in tried:
+        assert r["reason"] == recruiter.BEHIND
+        assert len(r["curve_bits"]) == half
 
 
 def test_a_named_concept_is_tried_with_its_anchors(convinced, settings, tmp_path, monkeypatch):
