@@ -1,0 +1,1 @@
+"""Are the books of a stream found, and what does it save?"""
