@@ -27,7 +27,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser("recruitment_recovery", description=__doc__.splitlines()[0])
     parser.add_argument("--fields", nargs="+", type=int, default=[2, 4, 8], help="K*, of each world")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[2, 3])
     parser.add_argument("--streams", type=int, default=100, help="with nothing to find")
     parser.add_argument("--workdir", type=Path, default=Path("runs/recruitment_recovery"))
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))

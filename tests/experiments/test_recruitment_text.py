@@ -77,6 +77,7 @@ def test_a_missing_corpus_says_what_to_do(tmp_path, monkeypatch):
 
 def test_blocks_that_are_the_supersenses_agree_with_them_and_permuted_ones_do_not(shelf):
     sense = senses.supersenses(shelf.tokenizer)
+    assert sense is not None
     content = np.flatnonzero(sense != senses.NONE)
     assert {shelf.tokenizer.token_text(t).strip() for t in content} <= set(WORDS[:80])
     tokens = np.random.default_rng(0).choice(content, 2000)
