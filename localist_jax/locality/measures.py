@@ -102,11 +102,3 @@ def open_share(
     open_pairs = jnp.einsum("LNkl,kl->L", (gates > 0).astype(jnp.float32), gated_pairs) / gates.shape[1]
     localist = (always + open_pairs) / jnp.maximum(total, 1.0)
     return jnp.concatenate([perception, localist]).mean()
-
-
-def pointwise_information(joint: Float[Array, "x y"]) -> Float[Array, "x y"]:
-    """log₂ P(x,y)/(P(x)P(y)) in bits from counts; 0 where nothing was counted."""
-    p = joint / jnp.maximum(joint.sum(), 1e-30)
-    independent = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
-    seen = p > 0
-    return jnp.where(seen, jnp.log2(jnp.where(seen, p, 1.0) / jnp.where(seen, independent, 1.0)), 0.0)

@@ -127,16 +127,6 @@ def test_block_information_equals_enumeration():
         assert float(bits.mutual_information(joint[head])) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_pointwise_information_adds_up_to_the_mutual_information():
-    counts = np.random.default_rng(6).integers(0, 5, (6, 9)).astype(float)
-    p = counts / counts.sum()
-    pointwise = np.asarray(measures.pointwise_information(jnp.asarray(counts)))
-    assert (pointwise[counts == 0] == 0).all()
-    assert (p * pointwise).sum() == pytest.approx(
-        float(bits.mutual_information(jnp.asarray(counts))), abs=1e-5
-    )
-
-
 def test_measures_are_differentiable_at_exact_zeros():
     alpha = jnp.array([1.0, 0.0, 0.0])
     assert np.isfinite(jax.grad(lambda a: measures.attention_entropy(a).sum())(alpha)).all()
