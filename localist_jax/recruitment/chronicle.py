@@ -35,7 +35,7 @@ class Life:
 def read(workdir: Path) -> list[Record]:
     """The records of a run, in their order; none where recruitment was off."""
     path = workdir / FILE
-    return journal.read(path) if path.is_file() else []
+    return [*journal.read(path)] if path.is_file() else []
 
 
 def trials(records: Iterable[Record]) -> list[Record]:

@@ -106,7 +106,7 @@ def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
             "block": int(block),
             "parent": int(parent[block]),
             "usage": float(counts[block].sum() / counts.sum()),
-            **_anchored(run, content, block),
+            **_anchored(run, content, int(block)),
         }
         for block in np.flatnonzero(np.asarray(run.state.blocks.active))
     ]

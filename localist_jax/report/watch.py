@@ -54,7 +54,11 @@ class Watch(Hook):
         self._before = blocks
         in_use = int(allowed_blocks(state.blocks.active, run.settings.model.background).sum())
         look = Look(
-            in_use, *(float(found[name]) for name in ("doubt_bits", "entropy_bits", "open_bits")), moved
+            blocks_in_use=in_use,
+            doubt_bits=float(found["doubt_bits"]),
+            entropy_bits=float(found["entropy_bits"]),
+            open_bits=float(found["open_bits"]),
+            moved_bits=moved,
         )
         self._say(step - 1, look, signs(look, records))
         self._draw(step - 1, states.astype(float), blocks, records)
@@ -84,7 +88,9 @@ def _read(model: Transformer, params: PyTree, chosen: Blocks, batch: Batch) -> d
     where = {"positions": batch.positions, "segments": batch.segments}
     out = forward(model, params, batch.tokens, dial, chosen, **where, stats="open")
     routed = (batch.segments > 0) & (batch.positions > 0)
-    keys = measures.open_keys(at_path(params, GATES), out.blocks, *where.values(), c.window)
+    assert out.stats is not None
+    gates = at_path(params, GATES)
+    keys = measures.open_keys(gates, out.blocks, batch.positions, batch.segments, c.window)
 
     def mean(x: jax.Array) -> jax.Array:
         """Over layers, heads and the positions that count; x is [L, B, N, T]."""
