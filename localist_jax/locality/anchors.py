@@ -145,7 +145,7 @@ def telling(counts: Float[np.ndarray, "K V"], block: int, most: int = 8) -> Tell
 
     >>> counts = np.array([[50.0, 1.0, 9.0], [0.0, 40.0, 11.0]])
     >>> telling(counts, 0).tokens, telling(counts, 1).tokens
-    ((0,), (1,))
+    ((0,), (1, 2))
     """
     total = max(float(counts.sum()), 1.0)
     mine, others = counts[block].astype(float), counts.sum(0) - counts[block]
