@@ -29,7 +29,8 @@ ARROWS = {
     "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
     "hierarchy": FOUNDATION | {"locality", "model", "data", "parallel", "training", "recruitment"},
-    "report": FOUNDATION | {"locality", "model", "parallel", "training", "recruitment", "rules", "hierarchy"},
+    "report": FOUNDATION
+    | {"locality", "model", "data", "parallel", "training", "recruitment", "rules", "hierarchy"},
     "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "rules": FOUNDATION | {"locality", "model", "training", "recruitment"},
     "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules", "hierarchy"},

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.recruitment_recovery.runs import CONDITIONS, PHASE
-from localist_jax.report import study
+from localist_jax.report import figures, study
 
 TITLE = "Are the fields of a stream found, one by one, and nothing else?"
 SAID = {
@@ -31,12 +31,15 @@ def write(results, rest: dict[str, Any], seeds: Sequence[int], out: Path, comman
       command: what produces the study again.
     """
     worlds = sorted({fields for _, fields in results})
-    figures = _figures(results, rest, worlds)
-    largest = results["recruits", max(worlds)][0]
-    pictures = {"evidence": evidence(largest["moves"]), "stream": stream(results, max(worlds))}
+    measured = _figures(results, rest, worlds)
+    largest, steps = results["recruits", max(worlds)][0], max(worlds) * PHASE
+    pictures = {
+        "evidence": figures.recruitment(largest["moves"], steps, range(PHASE, steps, PHASE)),
+        "stream": stream(results, max(worlds)),
+    }
     return study.write(
-        out, "recruitment_recovery", title=TITLE, body=_body(results, figures, worlds), command=command,
-        seeds=seeds, figures=figures, pictures=pictures,
+        out, "recruitment_recovery", title=TITLE, body=_body(results, measured, worlds), command=command,
+        seeds=seeds, figures=measured, pictures=pictures,
     )  # fmt: skip
 
 
@@ -97,7 +100,7 @@ def _delays(moves: Sequence[dict[str, Any]], fields: int) -> list[int | None]:
     return [next((step - begin for step in born if begin <= step < end), None) for begin, end in phases]
 
 
-def _body(results, figures: dict[str, Any], worlds: Sequence[int]) -> str:
+def _body(results, measured: dict[str, Any], worlds: Sequence[int]) -> str:
     rows = []
     for fields in worlds:
         for condition in CONDITIONS:
@@ -111,15 +114,15 @@ def _body(results, figures: dict[str, Any], worlds: Sequence[int]) -> str:
                 study.spread([r["bits_per_token"][-1] for r in seeds]),
             ))  # fmt: skip
     head = ("K*", "blocks", "ARI", "NMI", "kbit in all", "bits/token at the end")
-    low, high = figures["false_rate_interval"]
-    delays = [d for k in figures["delay_steps"].values() for seed in k for d in seed]
+    low, high = measured["false_rate_interval"]
+    delays = [d for k in measured["delay_steps"].values() for seed in k for d in seed]
     made = [d for d in delays if d is not None]
-    bound = figures["delay_over_bound"]
+    bound = measured["delay_over_bound"]
     bounded = (
         f"; evidence took {max(bound):.2f} of T11's bound at the most to reach its threshold" if bound else ""
     )
-    best = max(ari for seeds in figures["ari_by_k"].values() for ari in seeds)
-    worst = max(ratio for seeds in figures["code_length_over_oracle"].values() for ratio in seeds)
+    best = max(ari for seeds in measured["ari_by_k"].values() for ari in seeds)
+    worst = max(ratio for seeds in measured["code_length_over_oracle"].values() for ratio in seeds)
     late = (
         f"; it came {min(made)} to {max(made)} steps after the field (median {np.median(made):.0f})"
         if made
@@ -141,19 +144,20 @@ batch coded before it is learned from.
 
 {{evidence}}
 
-Each line is the evidence of one candidate over its trial, in the largest world, seed 0; grey is its best placebo.
+The evidence of each candidate over its trial beside its best placebo, and the lives of blocks, in the largest world,
+seed 0; a dashed line marks where a field appears.
 
 {{stream}}
 
 - **New fields**: in {len(made)} of {len(delays)} phases in which a field was new a block was born{late}{bounded}.
-- **Streams with nothing to find**: {figures["false_recruits"]} of {figures["null_streams"]} saw a recruitment (95 %
-  interval {100 * low:.1f} to {100 * high:.1f} %; α = {100 * figures["alpha"]:.0f} %), with every proposal tried, noise
+- **Streams with nothing to find**: {measured["false_recruits"]} of {measured["null_streams"]} saw a recruitment (95 %
+  interval {100 * low:.1f} to {100 * high:.1f} %; α = {100 * measured["alpha"]:.0f} %), with every proposal tried, noise
   or not, under the threshold of a first trial. The candidate gathered more bits than all of its placebos in
-  {figures["beat_every_placebo"]} of them.
-- **Trials**: {figures["trials"]}, of which {figures["recruited"]} recruited.
-- **Cost**: a step with one candidate beside it takes {figures["trial_step_ratio"]:.2f} ordinary steps (target 1.6),
-  with its sixteen placebos {figures["trial_step_ratio_with_placebos"]:.1f}; a birth inside the capacity
-  {figures["growth_pause_steps"]:.1f} steps (target 2).
+  {measured["beat_every_placebo"]} of them.
+- **Trials**: {measured["trials"]}, of which {measured["recruited"]} recruited.
+- **Cost**: a step with one candidate beside it takes {measured["trial_step_ratio"]:.2f} ordinary steps (target 1.6),
+  with its sixteen placebos {measured["trial_step_ratio_with_placebos"]:.1f}; a birth inside the capacity
+  {measured["growth_pause_steps"]:.1f} steps (target 2).
 - **Targets**: ARI of 0.9 and K within 1 up to K* = 16 (best ARI seen: {best:.2f}); code length within 2 % of K* blocks
   from the start (at most {100 * (worst - 1):+.1f} %); false recruitments at most α. Worlds above K* = {max(worlds)}
   were not run.
@@ -177,28 +181,6 @@ def _held_back(results, worlds: Sequence[int]) -> str:
         ]
         rows.append(f"K* = {fields}: " + ", ".join(f"{100 * x:+.2f} %" for x in saved))
     return f"Bits over the whole stream that one block would need beyond a recruiting model: {'; '.join(rows)}.\n"
-
-
-def evidence(moves: Sequence[dict[str, Any]]) -> Figure:
-    """The evidence of every candidate, at the steps of its trial, beside its best placebo."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axis = figure.subplots()
-    for move in moves:
-        if "curve_bits" not in move:
-            continue
-        steps = move["step"] - len(move["curve_bits"]) + np.arange(1, len(move["curve_bits"]) + 1)
-        won = move["kind"] == "recruited"
-        axis.plot(steps, move["best_placebo_curve_bits"], color="0.7", lw=1)
-        axis.plot(steps, move["curve_bits"], color="C2" if won else "C3", lw=2 if won else 1)
-    last = max((m["step"] for m in moves), default=PHASE)
-    for begin in range(PHASE, last + 1, PHASE):
-        axis.axvline(begin, color="0.85", lw=1, zorder=0)
-    axis.plot([], [], color="C2", label="recruited")
-    axis.plot([], [], color="C3", label="rejected")
-    axis.plot([], [], color="0.7", label="best placebo")
-    axis.set(xlabel="step (a line where a field appears)", ylabel="evidence, bits")
-    axis.legend(frameon=False)
-    return figure
 
 
 def stream(results, fields: int) -> Figure:

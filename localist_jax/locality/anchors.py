@@ -3,6 +3,8 @@
 Anchors pin a block to a concept: each is a token with log-odds (nats) added to the router's logit of
 that block where the token stands. All are traced inputs of the model, of fixed capacity, so that
 anchoring, recruiting and retiring a block recompile nothing.
+
+`telling` finds the anchors that a block has by itself: the tokens that tell most about it.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from localist_jax import bits
 from localist_jax.types import Numeric, struct
 
 EMPTY = -1  # no anchor in this place
+TINY = 1e-300  # stands for a count of 0 under a logarithm
 TIE = 1e-12  # nats, relative: log-odds this close count as equal, so that F0 = F(r) gives r and not r + 1
 
 
@@ -94,6 +98,79 @@ def prior(blocks: Blocks, tokens: Int[Array, "B T"]) -> Float[Array, "B T K"]:
     """Log-odds in nats that the token at each position adds to the router's logits."""
     hit = tokens[..., None, None] == blocks.anchor_tokens
     return jnp.where(hit, blocks.anchor_log_odds, 0.0).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling:
+    """Tokens that tell most about one block, the first that were chosen first (T9).
+
+    Attributes:
+      tokens: ids.
+      log_odds: nats, as `Blocks.anchored` takes them: ln((n + ½)/(m + ½)), n of the token's places being the block's.
+      gains_bits: what each adds to I(block; anchors), bits per position, its bias taken off.
+      entropy_bits: H(block), of whether a position is the block's.
+    """
+
+    tokens: tuple[int, ...]
+    log_odds: tuple[float, ...]
+    gains_bits: tuple[float, ...]
+    entropy_bits: float
+
+    @property
+    def information_bits(self) -> float:
+        """I(block; anchors)."""
+        return sum(self.gains_bits)
+
+    @property
+    def left_bits(self) -> float:
+        """H(block | anchors)."""
+        return self.entropy_bits - self.information_bits
+
+
+def telling(counts: Float[np.ndarray, "K V"], block: int, most: int = 8) -> Telling:
+    """Greedy choice of the tokens whose presence tells most about whether a position is the block's.
+
+    The anchors, and "none of them", split the positions into cells of (n, m): the block's, and the others'. A cell is
+    coded in c(n, m) = −n log₂ n/(n+m) − m log₂ m/(n+m) bits, so a token that leaves the cell of none saves
+    c(none) − c(token) − c(none without it), of which 1/(2 ln 2) is noise (Miller–Madow). Only tokens where the
+    block is likelier than elsewhere are chosen, and only while one saves, over all positions, the log₂V bits that name
+    it. Host-side.
+
+    A heuristic: tokens that tell only together are not found.
+
+    Args:
+      counts: of positions, by block and by the token that stands there.
+      block: whose anchors are wanted.
+      most: how many at most.
+
+    >>> counts = np.array([[50.0, 1.0, 9.0], [0.0, 40.0, 11.0]])
+    >>> telling(counts, 0).tokens, telling(counts, 1).tokens
+    ((0,), (1, 2))
+    """
+    total = max(float(counts.sum()), 1.0)
+    mine, others = counts[block].astype(float), counts.sum(0) - counts[block]
+    n, m = mine.sum(), others.sum()
+    entropy, speaks_for = float(_cell_bits(n, m)) / total, mine * m > others * n
+    chosen: list[int] = []
+    gains: list[float] = []
+    for _ in range(min(most, counts.shape[1])):
+        saved = _cell_bits(n, m) - _cell_bits(mine, others) - _cell_bits(n - mine, m - others)
+        saved = np.where(speaks_for, saved - bits.from_nats(0.5), 0.0)
+        saved[chosen] = 0.0
+        best = int(saved.argmax())
+        if saved[best] <= np.log2(counts.shape[1]):
+            break
+        chosen.append(best)
+        gains.append(float(saved[best]) / total)
+        n, m = n - mine[best], m - others[best]
+    log_odds = np.log(mine[chosen] + 0.5) - np.log(others[chosen] + 0.5)
+    return Telling(tuple(chosen), tuple(log_odds.tolist()), tuple(gains), entropy)
+
+
+def _cell_bits(n, m):
+    """c(n, m): bits that tell which of n + m positions are the n; 0 where either is 0."""
+    both = np.maximum(np.asarray(n, float) + m, TINY)
+    return 0.0 - n * np.log2(np.maximum(n, TINY) / both) - m * np.log2(np.maximum(m, TINY) / both)
 
 
 def least_redundant(keys, margin, fidelity) -> np.ndarray:

@@ -72,17 +72,41 @@ def pair_counts(
     """
     valid = segments > 0
     one_hot = jnp.where(valid[..., None], jax.nn.one_hot(blocks, capacity), 0.0)
-    seen = jnp.cumsum(one_hot, 1)
-    padded = jnp.pad(seen, ((0, 0), (1, 0), (0, 0)))
-    index = jnp.arange(blocks.shape[1])
+    far = _far_keys(one_hot, positions, window)
+    gated = jnp.einsum("BTk,BTl->kl", one_hot, far)
+    total = jnp.where(valid, positions + 1, 0).sum().astype(jnp.float32)
+    return gated, total - gated.sum(), total
+
+
+def open_keys(
+    gates: Float[Array, "L N K K"],
+    blocks: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    window: int,
+) -> Float[Array, "L B N T"]:
+    """How many keys each query finds open at λ=1; log₂ of it bounds the entropy of its attention (T4).
+
+    Args:
+      gates: of the localist layers.
+      blocks, positions, segments, window: as of `pair_counts`.
+    """
+    one_hot = jnp.where((segments > 0)[..., None], jax.nn.one_hot(blocks, gates.shape[-1]), 0.0)
+    far = _far_keys(one_hot, positions, window)
+    opened = (gates > 0).astype(jnp.float32)[:, :, blocks]  # [L, N, B, T, K]
+    return jnp.einsum("LNBTk,BTk->LBNT", opened, far) + (positions + 1 - far.sum(-1))[:, None]
+
+
+def _far_keys(
+    one_hot: Float[Array, "B T K"], positions: Int[Array, "B T"], window: int
+) -> Float[Array, "B T K"]:
+    """Keys by block that a gate decides about: beyond the window and not of block 0."""
+    padded = jnp.pad(jnp.cumsum(one_hot, 1), ((0, 0), (1, 0), (0, 0)))
+    index = jnp.arange(one_hot.shape[1])
     start = index - positions  # where the segment begins
     end = jnp.maximum(index - window + 1, start)  # keys in [start, end) lie beyond the window
     take = jax.vmap(lambda rows, at: rows[at])
-    far = take(padded, end) - take(padded, start)
-    by_block = jnp.einsum("BTk,BTl->kl", one_hot, far)
-    total = jnp.where(valid, positions + 1, 0).sum().astype(jnp.float32)
-    gated = by_block.at[:, 0].set(0.0)
-    return gated, total - gated.sum(), total
+    return (take(padded, end) - take(padded, start)).at[..., 0].set(0.0)
 
 
 def open_share(
@@ -102,11 +126,3 @@ def open_share(
     open_pairs = jnp.einsum("LNkl,kl->L", (gates > 0).astype(jnp.float32), gated_pairs) / gates.shape[1]
     localist = (always + open_pairs) / jnp.maximum(total, 1.0)
     return jnp.concatenate([perception, localist]).mean()
-
-
-def pointwise_information(joint: Float[Array, "x y"]) -> Float[Array, "x y"]:
-    """log₂ P(x,y)/(P(x)P(y)) in bits from counts; 0 where nothing was counted."""
-    p = joint / jnp.maximum(joint.sum(), 1e-30)
-    independent = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
-    seen = p > 0
-    return jnp.where(seen, jnp.log2(jnp.where(seen, p, 1.0) / jnp.where(seen, independent, 1.0)), 0.0)

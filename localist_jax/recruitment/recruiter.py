@@ -101,6 +101,9 @@ class Recruiter(Hook):
         self._recent: deque[Batch] = deque()
         self._is_open, self._horizon = False, 0
         self._next = round(r.start * run.settings.train.steps) + 1
+        if not step:
+            blocks = int(np.asarray(run.state.blocks.active).sum())
+            journal.scalars(0, "recruitment", {"blocks": blocks, "births": 0})
         self._compile()
 
     def __call__(self, step: int, state: TrainState, batch: Batch) -> TrainState:
@@ -282,11 +285,17 @@ class Recruiter(Hook):
             state = self._let_go(step, state)
         self._is_open, self._next = False, step + self._run.settings.recruitment.every
         best = max(range(len(self._open)), key=lambda at: said.llr_bits[at])
+        placebo_bits = curve_bits[:, best, 1:].max(-1)
+        needed_bits = [max(0.0, x) + said.threshold_bits[best] for x in placebo_bits]
+        self._journal.curves(
+            step - 1 - len(curve_bits), "evidence",
+            {"candidate": curve_bits[:, best, 0], "best_placebo": placebo_bits, "needed": needed_bits},
+        )  # fmt: skip
         self._journal.scalars(
             step - 1, "recruitment",
             {
                 "llr_bits": said.llr_bits[best], "surprise_bits": said.surprise_bits[best],
-                "blocks": int(np.asarray(state.blocks.active).sum()),
+                "blocks": int(np.asarray(state.blocks.active).sum()), "births": int(self._trial.births),
                 "best_placebo_bits": max(said.placebo_bits[best]), "threshold_bits": said.threshold_bits[best],
             },
         )  # fmt: skip

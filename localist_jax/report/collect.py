@@ -7,6 +7,7 @@ with `inspect.npz`. Other programs may read them too.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,16 @@ import numpy as np
 
 from localist_jax import bits
 from localist_jax.locality import Dial, measures
+from localist_jax.locality.anchors import least_redundant, telling
 from localist_jax.model import Output
 from localist_jax.training.evaluate import STATISTICS, SWEEP
 from localist_jax.training.run import Run, write_json
 from localist_jax.training.state import GATES, at_path
 
 SAMPLED = (0.0, 0.9, 1.0)
-NAMED_BY = 8  # most informative tokens that describe a block
-SEEN_AT_LEAST = 5  # occurrences in a block before a token may describe it
+REDUNDANT_AT = (0.9, 0.99, 0.999)  # dials, and the fidelity that is wanted of them
+WANTED_FIDELITY = 0.9
+NAME = 3  # of a block's anchors make its name
 
 
 def collect(run: Run) -> None:
@@ -80,9 +83,8 @@ def samples(run: Run, prompt: str, localities: Sequence[float] = SAMPLED, max_ne
 
 
 def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
-    """What each block stands for: its usage, and the tokens that are most informative about it.
+    """What each block stands for: how much it serves, and its anchors, the tokens that tell most about it (T9).
 
-    A token is ranked by its share of I(block; token): P(block, token)·log₂ P(block, token)/(P(block)P(token)).
     Mutual information is the plug-in estimate less the Miller–Madow bias, over the validation rows.
     """
     K, V = run.settings.model.block_capacity, run.tokenizer.vocab_size
@@ -98,30 +100,54 @@ def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
         attended += np.asarray(joint, np.float64) * valid.sum()
     content = counts.copy()
     content[:, run.tokenizer.silent] = 0
-    information = np.asarray(measures.pointwise_information(jnp.asarray(content)))
-    share = content / max(content.sum(), 1)
-    worth = np.where(content >= SEEN_AT_LEAST, share * information, 0.0)
-    rows = []
-    for block in range(K):
-        if not bool(run.state.blocks.active[block]):
-            continue
-        best = [int(token) for token in np.argsort(-worth[block])[:NAMED_BY] if worth[block, token] > 0]
-        tokens = [(run.tokenizer.token_text(token), float(information[block, token])) for token in best]
-        name = "sink" if block == 0 else " · ".join(text.strip() or "␣" for text, _ in tokens[:3]) or "unused"
-        rows.append(
-            {
-                "block": block,
-                "name": name,
-                "usage": float(counts[block].sum() / counts.sum()),
-                "tokens": tokens,
-            }
-        )
+    parent = np.asarray(run.state.blocks.parent)
+    rows = [
+        {
+            "block": int(block),
+            "parent": int(parent[block]),
+            "usage": float(counts[block].sum() / counts.sum()),
+            **_anchored(run, content, int(block)),
+        }
+        for block in np.flatnonzero(np.asarray(run.state.blocks.active))
+    ]
     return {
         "blocks": rows,
+        "positions": int(content.sum()),
         "mutual_information_bits": _corrected_information(content),
         "block_entropy_bits": float(bits.entropy(jnp.asarray(content.sum(1) / max(content.sum(), 1)))),
         "attention_information_bits": float(bits.mutual_information(jnp.asarray(attended))),
+        "redundancy": _redundancy(run.settings.data.context),
     }
+
+
+def _anchored(run: Run, counts: np.ndarray, block: int) -> dict[str, Any]:
+    """Name and anchors of a block; counts are by block and token."""
+    told = telling(counts, block)
+    texts = [run.tokenizer.token_text(token) for token in told.tokens]
+    words = list(dict.fromkeys(text.strip() or "␣" for text in texts))[:NAME]
+    free = "without anchors" if counts[block].sum() else "unused"
+    anchors = zip(told.tokens, texts, told.gains_bits, told.log_odds, strict=True)
+    return {
+        "name": "sink" if block == 0 else " · ".join(words) or free,
+        "anchors": [
+            {"token": token, "text": text, "gain_bits": gain, "log_odds": odds}
+            for token, text, gain, odds in anchors
+        ],
+        "entropy_bits": told.entropy_bits,
+        "information_bits": told.information_bits,
+        "left_bits": told.left_bits,
+    }
+
+
+def _redundancy(keys: int) -> list[dict[str, float]]:
+    """How many of so many keys must be open to hold the wanted fidelity at a dial, their logits being equal (T9)."""
+    return [
+        {
+            "locality": value, "fidelity": WANTED_FIDELITY, "keys": keys,
+            "least": int(least_redundant(keys, -math.log1p(-value), WANTED_FIDELITY)),
+        }
+        for value in REDUNDANT_AT
+    ]  # fmt: skip
 
 
 def _read_blocks(model, params, chosen, batch, dial):

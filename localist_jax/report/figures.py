@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
+
+from localist_jax.recruitment import chronicle
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#2b6cb0", "#dd6b20", "#2f855a", "#c53030", "#6b46c1"
@@ -46,6 +49,14 @@ def svg(figure: Figure) -> str:
     text = buffer.getvalue()
     element = text[text.index("<svg") :]
     return re.sub(r' (width|height)="[0-9.]+pt"', "", element, count=2)  # the page sets the size
+
+
+def block_colour(block: int, lightness: float) -> str:
+    """A block's colour, the same wherever it is shown; grey for block 0."""
+    hue = (block * 0.61803398875) % 1.0
+    grey = lightness + (1 - lightness) / 2
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness if block else grey, 0.62 if block else 0.0)
+    return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
 
 
 def dial_axis(localities: Sequence[float]) -> np.ndarray:
@@ -204,4 +215,112 @@ def attention_by_block(attention: np.ndarray, blocks: Sequence[int], tokens: Seq
         axes.set_xticks([at for _, at in named], [n for n, _ in named], rotation=60, fontsize=8, ha="right")
         axes.tick_params(length=0)
         axes.set_title("attention (square root), positions sorted by block: rows look at columns")
+        return figure
+
+
+def recruitment(records: Sequence[chronicle.Record], steps: int, marks: Sequence[int] = ()) -> Figure:
+    """Above the evidence of every trial beside its best placebo, below the lives of the blocks that they were about.
+
+    Args:
+      records: of a run's recruiter (`chronicle.read`).
+      steps: of the run.
+      marks: steps at which something happened in the stream, such as a field that appeared.
+    """
+    tried, lives = chronicle.trials(records), chronicle.lives(records)
+    rows = {id(life): -at for at, life in enumerate(lives)}
+    with matplotlib.rc_context(STYLE):
+        height = 0.24 * max(2, len(lives)) + 0.5
+        figure = Figure(figsize=(10.5, 2.9 + height), layout="constrained")
+        evidence, timeline = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, height))
+        for trial in tried:
+            _evidence(evidence, trial)
+            row = next(rows[id(x)] for x in lives if x.block == trial["parent"] and _lives(x, trial["step"]))
+            width = trial["step"] - chronicle.begun(trial)
+            timeline.barh(row, width, 0.5, chronicle.begun(trial), color=_verdict(trial), alpha=0.35, lw=0)
+        for life in lives:
+            row, last = rows[id(life)], steps if life.ended is None else life.ended
+            colour = GREEN if life.trial else MUTED
+            timeline.plot([life.born, last], [row, row], color=colour, lw=2.2, solid_capstyle="butt")
+            if life.trial:
+                mother = next(x for x in lives if x.block == life.parent and _lives(x, life.born - 1))
+                timeline.plot([life.born] * 2, [rows[id(mother)], row], color=GREEN, lw=1)
+                timeline.plot(life.born, row, "o", ms=5, color=GREEN)
+            if life.ended is not None:
+                timeline.plot(life.ended, row, "X", ms=6, color=RED)
+        quiet = [r["step"] for r in records if r["kind"] == "quiet"]
+        timeline.plot(quiet, [-len(lives)] * len(quiet), "|", ms=7, color=MUTED)
+        names = [f"block {life.block}" for life in lives] + ["surveys without a trial"] * bool(quiet)
+        timeline.set_yticks([-at for at in range(len(names))], names)
+        timeline.set_ylim(-len(names) + 0.4, 0.6)
+        timeline.grid(axis="y", visible=False)
+        timeline.set_xlim(0, steps)
+        timeline.set_xlabel("step")
+        evidence.axhline(0, color=MUTED, lw=0.8, zorder=1)
+        evidence.set_title("evidence of trials, bits")
+        for name, style in _LEGEND.items():
+            evidence.plot([], [], label=name, **style)
+        evidence.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        for axes in (evidence, timeline):
+            for mark in marks:
+                axes.axvline(mark, color=INK, lw=0.8, ls="--", zorder=1)
+        return figure
+
+
+_LEGEND: dict[str, Any] = {
+    "recruited": {"color": GREEN, "lw": 2},
+    "rejected": {"color": RED},
+    "best placebo": {"color": MUTED, "lw": 1.2},
+    "needed at the end": {"color": INK, "marker": "_", "ls": "", "ms": 9, "mew": 1.6},
+    "born": {"color": GREEN, "marker": "o", "ls": "", "ms": 5},
+    "retired": {"color": RED, "marker": "X", "ls": "", "ms": 6},
+}
+
+
+def _evidence(axes, trial: chronicle.Record) -> None:
+    """One trial: the candidate, its best placebo, and where the candidate had to end."""
+    x = np.arange(chronicle.begun(trial), trial["step"]) + 1
+    mine, placebo = (np.asarray(trial[name]) for name in ("curve_bits", "best_placebo_curve_bits"))
+    colour = _verdict(trial)
+    axes.fill_between(x, placebo, mine, color=colour, alpha=0.12, lw=0)
+    axes.plot(x, placebo, **_LEGEND["best placebo"])
+    axes.plot(x, mine, **_LEGEND[trial["kind"]])
+    needed = chronicle.best_placebo_bits(trial) + trial["threshold_bits"]
+    axes.plot(trial["step"], needed, **_LEGEND["needed at the end"])
+    axes.annotate(
+        str(trial["trial"]), (x[-1], mine[-1]), (4, 0), textcoords="offset points", fontsize=7, color=colour
+    )
+
+
+def _verdict(trial: chronicle.Record) -> str:
+    return GREEN if trial["kind"] == "recruited" else RED
+
+
+def _lives(life: chronicle.Life, step: int) -> bool:
+    return life.born <= step and (life.ended is None or step <= life.ended)
+
+
+def router_map(places: np.ndarray, blocks: np.ndarray) -> Figure:
+    """Positions of a text on a plane of the router's space, in the colours of their blocks.
+
+    Args:
+      places: [n, 2].
+      blocks: [n].
+    """
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(5.4, 4.8), layout="constrained")
+        axes = figure.subplots()
+        colours = [block_colour(int(block), 0.55) for block in blocks]
+        axes.scatter(places[:, 0], places[:, 1], s=7, c=colours, lw=0, alpha=0.7)
+        for block in np.unique(blocks):
+            x, y = places[blocks == block].mean(0)
+            box = {
+                "boxstyle": "circle,pad=0.2",
+                "fc": "white",
+                "ec": block_colour(int(block), 0.4),
+                "lw": 1.2,
+            }
+            axes.text(x, y, str(block), ha="center", va="center", fontsize=8, bbox=box)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title("router's states, by block, where the blocks' means lie farthest apart")
         return figure

@@ -11,9 +11,11 @@ import jax
 from localist_jax import config, report
 from localist_jax.parallel import hosts
 from localist_jax.parallel.compilation import keep_programs
+from localist_jax.recruitment import chronicle
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import collect, figures
+from localist_jax.report.watch import Watch
 from localist_jax.training.journal import Journal
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
@@ -48,14 +50,15 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
         concepts = (
             coverage.wanted(workdir) if alone else hosts.agreed(lambda: coverage.remembered(workdir) or [])
         )
-    run = train(settings, workdir, command=command, hooks=hooks(settings, concepts))
+    watching = [Watch(every)] if (every := settings.train.eval_every) else []
+    run = train(settings, workdir, command=command, hooks=[*hooks(settings, concepts), *watching])
     if jax.process_count() > 1:  # measuring is one process's work: `localist report` does it
         return workdir
     return measure(run)
 
 
 def measure(run: Run) -> Path:
-    """Measures a trained run and writes its report; progress goes to standard error.
+    """Measures a trained run and writes its report; progress, and who was recruited why, goes to standard error.
 
     Raises:
       ValueError: a run that was adopted and has not been trained.
@@ -65,12 +68,17 @@ def measure(run: Run) -> Path:
             f"{run.workdir}: was adopted and not trained yet, so there is nothing to report; "
             "`localist localise` trains it"
         )
+    records = chronicle.read(run.workdir)
+    for line in chronicle.births(records):
+        print(f"recruitment: {line}", file=sys.stderr, flush=True)
     print("measure: dial sweep, samples, blocks", file=sys.stderr, flush=True)
     collect.collect(run)
     step = int(run.state.step)
     with Journal(run.workdir, resume_step=step) as journal:
         gates = at_path(run.state.params, GATES)
         journal.figure(step, "gates", figures.gate_maps(gates, run.state.blocks.active))
+        if chronicle.trials(records):
+            journal.figure(step, "recruitment", figures.recruitment(records, step))
         for sample in collect.read(run.workdir, "samples"):
             journal.text(step, f"sample@{sample['locality']:g}", sample["prompt"] + sample["text"])
     return report.write(run.workdir)

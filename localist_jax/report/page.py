@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from localist_jax.recruitment import chronicle
 from localist_jax.report import figures
 from localist_jax.training import journal
 from localist_jax.training.progress import human_count
@@ -68,7 +68,7 @@ def write(workdir: str | Path) -> Path:
         _section("The dial", _dial(sweep)),
         _section("Training", _training(records)),
         _section("Gates", _gates(gates, first)),
-        _section("Blocks", _blocks(blocks)),
+        _section("Blocks", _blocks(blocks, chronicle.read(workdir), about["config"]["train"]["steps"])),
         _section("Reading a text", _reading(inspected, attention[first:].mean((0, 1)))),
         _section("Samples", _samples(samples)),
         _section("How it was made", _provenance(about)),
@@ -192,27 +192,105 @@ def _gates(stored: Mapping[str, np.ndarray], first: int) -> str:
     return text + _figure(figure, "Gates of every localist layer and head.", "small")
 
 
-def _blocks(blocks: Record) -> str:
-    rows = []
+def _blocks(blocks: Record, records: Sequence[Record], steps: int) -> str:
+    newcomers = chronicle.newcomers(records)
+    by_place = {row["block"]: row for row in blocks["blocks"]}
     largest = max(row["usage"] for row in blocks["blocks"]) or 1.0
-    for row in blocks["blocks"]:
+    rows = []
+    for row, depth in _by_descent(blocks["blocks"]):
         bar = f'<span class="bar" style="width:{5 * row["usage"] / largest:.2f}rem"></span>{row["usage"]:.1%}'
-        words = ", ".join(f'<span class="word"><b>{escape(t)}</b> {b:.1f}</span>' for t, b in row["tokens"])
-        rows.append([str(row["block"]), escape(row["name"]), bar, words])
+        anchors = ", ".join(
+            f'<span class="word"><b>{escape(a["text"])}</b> {a["gain_bits"] * blocks["positions"]:,.0f}</span>'
+            for a in row["anchors"]
+        )
+        told = f"{row['information_bits']:.3f} of {row['entropy_bits']:.3f}"
+        name = "\u2003" * (depth - 1) + "↳ " * bool(depth) + escape(row["name"])
+        cells = [str(row["block"]), name, bar, anchors, told]
+        if newcomers:
+            cells += _origin(newcomers.get(row["block"]), by_place)
+        rows.append(cells)
+    head = ["block", "name", "tokens served", "anchors", "told by them, bits"]
+    head += ["born at step", "of", "bits saved", "beyond placebos", "needed"] * bool(newcomers)
+    table = _table(head, rows, text=(1, 2, 3))
+    return _information(blocks) + table + _redundancy(blocks["redundancy"]) + _recruitment(records, steps)
+
+
+def _by_descent(rows: Sequence[Record]) -> list[tuple[Record, int]]:
+    """Every block and its generation; children follow their parents."""
+    here = {row["block"] for row in rows}
+    children: dict[int | None, list[Record]] = {}
+    for row in rows:
+        root = row["parent"] == row["block"] or row["parent"] not in here
+        children.setdefault(None if root else row["parent"], []).append(row)
+
+    def below(block: int | None, depth: int) -> list[tuple[Record, int]]:
+        found = []
+        for row in children.get(block, []):
+            found += [(row, depth), *below(row["block"], depth + 1)]
+        return found
+
+    return below(None, 0)
+
+
+def _origin(life: chronicle.Life | None, by_place: Mapping[int, Record]) -> list[str]:
+    """When and of whom a block was born, and the bits that paid for it."""
+    if life is None or life.trial is None:
+        return ["–", "", "", "", ""]
+    mother = by_place.get(life.parent)
+    name = f"{life.parent} {escape(mother['name'])}" if mother else str(life.parent)
+    bits = life.trial["llr_bits"], chronicle.beyond_bits(life.trial), life.trial["threshold_bits"]
+    return [str(life.born), name, *(f"{x:,.1f}" for x in bits)]
+
+
+def _information(blocks: Record) -> str:
     information, entropy = blocks["mutual_information_bits"], blocks["block_entropy_bits"]
-    text = (
+    return (
         f"<p>I(block; token) = {information:.3f} bits of H(block) = {entropy:.3f} bits: what the word itself tells "
         f"about its block; the rest is context. I(query block; key block) under attention is "
-        f"{blocks['attention_information_bits']:.3f} bits. "
-        "Behind each token: log₂ P(token, block)/(P(token)·P(block)).</p>"
+        f"{blocks['attention_information_bits']:.3f} bits.</p>"
+        f"<p>Anchors are chosen greedily for what they tell about whether a position is the block's (T9). Behind each: "
+        f"the bits that it saves in telling so for all {blocks['positions']:,} held-out positions, less the bias of "
+        "the estimate; the first ones name the block. <i>Told by them</i>: I(block; anchors) of H(block), per "
+        "position; the difference is H(block | anchors).</p>"
     )
-    return text + _table(["block", "name", "usage", "most informative tokens, bits"], rows, text=(1, 2, 3))
 
 
-def _colour(block: int) -> str:
-    hue = (block * 0.61803398875) % 1.0
-    red, green, blue = colorsys.hls_to_rgb(hue, 0.86 if block else 0.93, 0.62 if block else 0.0)
-    return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
+def _redundancy(rows: Sequence[Record]) -> str:
+    """T9's closed form, at a few dials."""
+    first = rows[0]
+    said = ", ".join(f"{r['least']} ({r['least'] / r['keys']:.1%}) at λ={r['locality']:g}" for r in rows)
+    return (
+        f'<p class="note">How much redundancy a wanted fidelity takes (T9, logits equal but for the dial): '
+        f"{first['fidelity']:.0%} of a query's attention lies on the open ones of {first['keys']} keys when these "
+        f"are at least {said}.</p>"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _recruitment(records: Sequence[Record], steps: int) -> str:
+    """What became of every survey and trial."""
+    if not records:
+        return ""
+    lives = chronicle.lives(records)
+    tried, born = len(chronicle.trials(records)), sum(life.trial is not None for life in lives)
+    retired = sum(life.ended is not None for life in lives)
+    text = (
+        f"<h3>Recruitment</h3><p>{_count(tried, 'division')} of a block tried, {_count(born, 'block')} recruited, "
+        f"{_count(retired, 'block')} retired. A newcomer has to save more bits than the best of its placebos, random "
+        "divisions with as many new parameters, by as much as it takes to describe it, and to stand out from all of "
+        "them.</p>"
+    )
+    caption = (
+        "Above, the evidence of each trial, beside that of its best placebo. One that ends above its mark and was "
+        "rejected all the same did not stand out from its placebos by enough. Below, the blocks that the trials were "
+        "about."
+    )
+    lines = "".join(f"<li>{escape(line)}</li>" for line in chronicle.sentences(records))
+    picture = _figure(figures.recruitment(records, steps), caption) if lives else ""
+    return f"{text}{picture}<details open><summary>Every decision</summary><ul>{lines}</ul></details>"
 
 
 def _reading(read: Record, attention: np.ndarray) -> str:
@@ -225,7 +303,7 @@ def _reading(read: Record, attention: np.ndarray) -> str:
             f"price {read['price_bits'][i]:.3f} bits"
         )
         end = "<br>" if "⏎" in token else ""
-        style = f"background:{_colour(read['blocks'][i])}"
+        style = f"background:{figures.block_colour(read['blocks'][i], 0.86)}"
         spans.append(f'<span style="{style}" title="{escape(title)}">{escape(token)}</span>{end}')
     text = (
         f"<p>A held-out text at λ={read['locality']:g}; colours are blocks, and each token tells its figures when "

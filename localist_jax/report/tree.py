@@ -9,35 +9,31 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from localist_jax.hierarchy.ensemble import tree
 from localist_jax.hierarchy.recruiter import FILE
 from localist_jax.hierarchy.shipping import House
-from localist_jax.locality import measures
+from localist_jax.locality.anchors import telling
 from localist_jax.training.journal import read
 
-NAMED_BY = 6  # most informative tokens that describe an LLM
-SEEN_AT_LEAST = 5  # tokens, before one may describe it
+NAMED_BY = 6  # tokens that tell most describe an LLM
 Branch = dict[str, Any]
 
 
 def branches(house: House) -> list[Branch]:
     """One entry per LLM, each below its parent: depth, record, λ, tokens served, words, and its blocks.
 
-    An LLM's words are those with the largest share of I(LLM; token) in what the LLMs were given.
+    An LLM's words are those that tell most about it, in what the LLMs were given (`anchors.telling`).
     """
     e, tokenizer = house.ensemble, house.tokenizer
     served = e.signatures[list(e.active)].copy()
     served[:, tokenizer.silent] = 0
-    information = np.asarray(measures.pointwise_information(jnp.asarray(served)))
-    worth = np.where(served >= SEEN_AT_LEAST, served * information, 0.0)
     found = []
     for depth, record in tree(e):
         at = e.place(record.name)
         row = e.active.index(at)
-        best = [int(t) for t in np.argsort(-worth[row])[:NAMED_BY] if worth[row, t] > 0]
+        best = telling(served, row, NAMED_BY).tokens
         found.append({
             "depth": depth, "record": record, "locality": float(np.asarray(e.dial(at).locality).mean()),
             "tokens": int(served[row].sum()), "words": [tokenizer.token_text(t).strip() or "␣" for t in best],

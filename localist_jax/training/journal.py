@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -87,6 +87,12 @@ class Journal:
         self._records.write(record)
         for name, value in figures.items():
             self._board.add_scalar(f"{kind}/{_tag(name)}", value, step)
+
+    def curves(self, begin: int, kind: str, figures: Mapping[str, Sequence[float]]) -> None:
+        """Numbers of the steps after `begin`, known only now; for TensorBoard."""
+        for name, values in figures.items():
+            for at, value in enumerate(values, begin + 1):
+                self._board.add_scalar(f"{kind}/{_tag(name)}", value, at)
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text for TensorBoard."""

@@ -122,8 +122,9 @@ def train(
         with Journal(workdir, resume_step=start) as journal:
             for hook in hooks:
                 hook.start(run, journal, start)
-            if start and (memories := _memories(hooks)):
-                for hook, memory in zip(hooks, checkpoints.restore_memory(memories, start), strict=True):
+            if start and (kept := _remembering(hooks)):
+                memories = checkpoints.restore_memory([memory for _, memory in kept], start)
+                for (hook, _), memory in zip(kept, memories, strict=True):
                     hook.remember(memory)
             with Preemption() as preemption:
                 _Loop(run, batches, checkpoints, journal, hooks, preemption).go(start)
@@ -141,9 +142,10 @@ def _grown(
     return settings, model
 
 
-def _memories(hooks: Sequence[Hook]) -> list[PyTree]:
-    memories = [hook.memory() for hook in hooks]
-    return memories if jax.tree.leaves(memories) else []
+def _remembering(hooks: Sequence[Hook]) -> list[tuple[Hook, PyTree]]:
+    """The hooks that have something to keep, and what; the others may come and go between two parts of a run."""
+    memories = [(hook, hook.memory()) for hook in hooks]
+    return [(hook, memory) for hook, memory in memories if jax.tree.leaves(memory)]
 
 
 @dataclasses.dataclass
@@ -192,7 +194,7 @@ class _Loop:
                 with progress.paused():
                     self.checkpoints.save(
                         step, run.state, manifest=run.manifest(), cursor=self.batches.get_state(),
-                        memory=_memories(self.hooks),
+                        memory=[memory for _, memory in _remembering(self.hooks)],
                     )  # fmt: skip
             if stop and not last:
                 raise Preempted(

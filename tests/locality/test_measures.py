@@ -127,18 +127,32 @@ def test_block_information_equals_enumeration():
         assert float(bits.mutual_information(joint[head])) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_pointwise_information_adds_up_to_the_mutual_information():
-    counts = np.random.default_rng(6).integers(0, 5, (6, 9)).astype(float)
-    p = counts / counts.sum()
-    pointwise = np.asarray(measures.pointwise_information(jnp.asarray(counts)))
-    assert (pointwise[counts == 0] == 0).all()
-    assert (p * pointwise).sum() == pytest.approx(
-        float(bits.mutual_information(jnp.asarray(counts))), abs=1e-5
-    )
-
-
 def test_measures_are_differentiable_at_exact_zeros():
     alpha = jnp.array([1.0, 0.0, 0.0])
     assert np.isfinite(jax.grad(lambda a: measures.attention_entropy(a).sum())(alpha)).all()
     price = jax.grad(lambda a, w: measures.price_of_locality(a, w, jnp.zeros(())).sum(), (0, 1))(alpha, alpha)
     assert all(np.isfinite(g).all() for g in price)
+
+
+def test_open_keys_are_those_that_attention_may_see():
+    """Counted one by one; and they add up to what `pair_counts` counts."""
+    rng = np.random.default_rng(3)
+    B, T, K, L, N, window = 2, 14, 4, 2, 3, 3
+    segments = np.array([[1] * 6 + [2] * 8, [1] * 11 + [0] * 3])
+    positions = np.concatenate([np.r_[:6, :8], np.r_[:11, :3]]).reshape(B, T)
+    blocks = np.where(positions == 0, 0, rng.integers(1, K, (B, T)))
+    gates = rng.integers(0, 2, (L, N, K, K)).astype(float)
+    gates[..., 0] = 1.0
+    given = map(jnp.asarray, (gates, blocks, positions, segments))
+    found = np.asarray(measures.open_keys(*given, window))
+    for layer, b, n, i in np.ndindex(L, B, N, T):
+        if not segments[b, i]:
+            continue
+        keys = [j for j in range(i + 1) if segments[b, j] == segments[b, i]]
+        seen = [j for j in keys if i - j < window or gates[layer, n, blocks[b, i], blocks[b, j]] > 0]
+        assert found[layer, b, n, i] == len(seen)
+    gated, always, total = measures.pair_counts(*map(jnp.asarray, (blocks, positions, segments)), window, K)
+    share = measures.open_share(jnp.asarray(gates), gated, always, total, jnp.zeros(0))
+    assert float(share) == pytest.approx(
+        found.sum(where=(segments > 0)[None, :, None]) / (L * N * float(total)), rel=1e-5
+    )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from localist_jax.locality import Dial
 from localist_jax.model import forward
@@ -86,6 +87,22 @@ def test_every_candidate_is_written_down_with_its_bits(convinced):
         assert r["cost_bits"] > 0
     assert {r["trial"] for r in tried} == {1, 2}, "every candidate spends a codeword"
     assert '"kind": "recruitment"' in (folder / "metrics.jsonl").read_text()
+
+
+def test_tensorboard_gets_the_evidence_of_every_step_and_the_number_of_blocks(convinced):
+    _, folder = convinced
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    first = next(r for r in lines(folder) if "curve_bits" in r)
+    horizon = TRIAL["horizon"]
+    for tag, wanted in (("candidate", "curve_bits"), ("best_placebo", "best_placebo_curve_bits")):
+        shown = events.Scalars(f"evidence/{tag}")[:horizon]
+        np.testing.assert_allclose([x.value for x in shown], first[wanted], atol=0.06)
+        assert [x.step for x in shown] == list(range(first["step"] - horizon + 1, first["step"] + 1))
+    births = [x.value for x in events.Scalars("recruitment/births")]
+    left = sum(r["kind"] == "retired" for r in lines(folder))
+    blocks = [x.value for x in events.Scalars("recruitment/blocks")]
+    assert births == list(range(len(births)))
+    assert blocks[-1] == blocks[0] + births[-1] - left
 
 
 def test_evidence_is_enough_and_the_state_grows(convinced, settings):

@@ -1,0 +1,1 @@
+"""Adversarial streams: does recruitment stay calm, within its capacity, and explain itself?"""
