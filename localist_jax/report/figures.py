@@ -234,6 +234,9 @@ def recruitment(records: Sequence[chronicle.Record], steps: int, marks: Sequence
         evidence, timeline = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, height))
         for trial in tried:
             _evidence(evidence, trial)
+        for trial in {
+            r["step"]: r for r in sorted(tried, key=_won)
+        }.values():  # candidates of a trial share its place
             row = next(rows[id(x)] for x in lives if x.block == trial["parent"] and _lives(x, trial["step"]))
             width = trial["step"] - chronicle.begun(trial)
             timeline.barh(row, width, 0.5, chronicle.begun(trial), color=_verdict(trial), alpha=0.35, lw=0)
@@ -291,8 +294,12 @@ def _evidence(axes, trial: chronicle.Record) -> None:
     )
 
 
+def _won(trial: chronicle.Record) -> bool:
+    return trial["kind"] == "recruited"
+
+
 def _verdict(trial: chronicle.Record) -> str:
-    return GREEN if trial["kind"] == "recruited" else RED
+    return GREEN if _won(trial) else RED
 
 
 def _lives(life: chronicle.Life, step: int) -> bool:

@@ -4,6 +4,8 @@ import dataclasses
 import html
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,6 +15,7 @@ from localist_jax.recruitment import chronicle, recruiter
 from localist_jax.report import collect, figures, watch
 from localist_jax.report import page as page_module
 from localist_jax.training import journal
+from localist_jax.training.state import ROUTER, at_path, with_leaf
 
 
 def trial(step, parent, kind="rejected", bits=20.0, placebos=(5.0, 8.0), reason=recruiter.ENDED, **more):
@@ -164,3 +167,23 @@ def test_the_watch_leaves_a_map_and_a_timeline_and_the_state_alone(tiny_run, tmp
         assert [image.step for image in events.Images(name)] == [5, 11]
     trained = EventAccumulator(str(tiny_run.workdir / "tensorboard")).Reload()
     assert [image.step for image in trained.Images("router_map")] == [5, 11], "every run is watched"
+
+
+def test_a_router_that_cannot_tell_and_attention_that_does_not_choose_are_named(tiny_run, tmp_path, capfd):
+    run = dataclasses.replace(tiny_run, workdir=tmp_path)
+    params = run.state.params
+    attention = params["localist"]["attention"]
+    idle = {**attention, "query_norm": jax.tree.map(jnp.zeros_like, attention["query_norm"])}
+    undecided = with_leaf(params, ROUTER, jnp.zeros_like(at_path(params, ROUTER)))
+    broken = {**undecided, "localist": {**params["localist"], "attention": idle}}
+    with journal.Journal(tmp_path) as book:
+        hook = watch.Watch(1)
+        hook.start(run, book, 0)
+        hook(1, dataclasses.replace(run.state, params=broken), run.valid[0])
+    said = capfd.readouterr().err
+    assert "watch: step 0: ambiguous_routing: the router's doubt H(block | state) = 2.32 bits" in said, (
+        "log2(5)"
+    )
+    (record,) = journal.read(tmp_path / "metrics.jsonl")
+    assert record["entropy_bits"] == pytest.approx(record["open_bits"], abs=1e-3)
+    assert "ambiguous_attention" in said
