@@ -151,7 +151,11 @@ class Board:
 
     def blank(self, flat):
         """Zeros in which to sum what goes to `flat` by tiles; `flat` itself where `cut` gives rows."""
-        return flat if self.section.visit is None else jnp.zeros((*self.keys.rows.shape, *flat.shape[1:]), flat.dtype)
+        return (
+            flat
+            if self.section.visit is None
+            else jnp.zeros((*self.keys.rows.shape, *flat.shape[1:]), flat.dtype)
+        )
 
     def join(self, flat, tiles):
         """Adds these sums."""

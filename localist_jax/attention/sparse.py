@@ -87,7 +87,9 @@ def sparse(q, k, v, *, odds, relevant, route, window, stats, engine: Engine | No
     if stats == "none":
         return found.out, None
     with jax.named_scope("statistics"):
-        lse, entropy, *masses = (jnp.moveaxis(x, 1, 2) for x in (found.lse, found.entropy, *jnp.moveaxis(found.mass, 3, 0)))
+        lse, entropy, *masses = (
+            jnp.moveaxis(x, 1, 2) for x in (found.lse, found.entropy, *jnp.moveaxis(found.mass, 3, 0))
+        )
         sees = jnp.isfinite(lse)
         price = None
         if stats == "dense":
@@ -212,23 +214,30 @@ def _in_order(how, q, k, odds, q_at, k_at) -> Plan:
 
 
 def _by_block(how, q, k, odds, q_at, k_at) -> Plan:
-    (B, T), S = q.shape[:2], k.shape[1]
-    engine = how.engine
-    size, _, lanes = engine.middle if min(T, S) >= LONG_BLOCKS * odds.shape[3] else engine.small
+    size, _, lanes = _pure_tiles(how.engine, min(q.shape[1], k.shape[1]) // odds.shape[3])
     layouts = tiles.by_block(q_at.block, odds.shape[2], size), tiles.by_block(k_at.block, odds.shape[3], size)
     far = _section("far", layouts, q_at, k_at, odds, how.window, lanes)
-    smallest, largest = engine.band
+    near = _in_window(how, q, k, odds, q_at, k_at)
+    return Plan((near, far), how.engine.pure_cost * (far.cost + near.cost))
+
+
+def _pure_tiles(engine: Engine, length: int) -> tuple[int, int, int]:
+    """For blocks of this length on average."""
+    return engine.middle if length >= LONG_BLOCKS else engine.small
+
+
+def _in_window(how, q, k, odds, q_at, k_at) -> Section:
+    (B, T), S, N = q.shape[:2], k.shape[1], odds.shape[1]
+    engine, (smallest, largest) = how.engine, how.engine.band
     size = min(largest, max(smallest, 1 << (how.window - 1).bit_length()))
-    lanes = max(1, engine.lanes // size)
-    queries, possible = tiles.in_order(B, T, engine.fit(size, T)), True
-    if engine.overlaps and T == S:
-        keys, possible = tiles.band(B, T, engine.fit(size, T), how.window), tiles.in_step(q_at, k_at)
-        near = Section("near", queries, keys, queries.mark(q_at), keys.mark(k_at), None, odds.shape[1], lanes)
-    else:
-        keys = tiles.in_order(B, S, engine.fit(size, S))
-        near = _section("near", (queries, keys), q_at, k_at, odds, how.window, lanes)
-    cost = jnp.where(possible, engine.pure_cost * (far.cost + near.cost), jnp.inf)
-    return Plan((near, far), cost)
+    lanes, size = max(1, engine.lanes // size), engine.fit(size, T)
+    queries = tiles.in_order(B, T, size)
+    if not engine.overlaps or T != S:
+        layouts = queries, tiles.in_order(B, S, engine.fit(size, S))
+        return _section("near", layouts, q_at, k_at, odds, how.window, lanes)
+    keys = tiles.band(B, T, size, how.window)
+    whole = tiles.in_step(q_at, k_at)
+    return Section("near", queries, keys, queries.mark(q_at), keys.mark(k_at), None, N, lanes, whole)
 
 
 PLANS = {"in order": _in_order, "by block": _by_block}

@@ -86,7 +86,8 @@ def prepare(s: Section, terms: Terms, groups: int, keyed: bool = False) -> Pass:
             own = _per_head(jax.nn.one_hot(block, terms.log_odds.shape[2], dtype=rows.dtype), N)
     at = s.k_at
     seg = jnp.where(at.seg > 0, at.seg, -1)  # padding is seen by nothing, not even by itself
-    keys = Keys(*(_per_head(x, groups) for x in (at.pos, seg, at.block[..., slots])), terms.log_odds.shape[3])
+    pos, seg, block = (_per_head(x, groups) for x in (at.pos, seg, at.block[..., slots]))
+    keys = Keys(pos, seg, block, terms.log_odds.shape[3])
     row = jnp.arange(B * N * I) // I
     kv_row = row // N * groups + row % N // (N // groups)
     queries = Queries(_per_head(s.q_at.pos, N), _per_head(s.q_at.seg, N), rows, own)
@@ -106,10 +107,13 @@ def forward(kernel: Callable, s: Section, terms: Terms, q, k, v, found: Found | 
     """
     p, ql, kl = prepare(s, terms, k.shape[2]), s.q_layout, s.k_layout
     out, lse, entropy, mass = kernel(p, ql.cut(q), kl.cut(k), kl.cut(v))
-    new = Found(ql.join(out), _join(ql, lse, s.heads))
+    new = Found(ql.join(out).astype(lse.dtype), _join(ql, lse, s.heads))
     if terms.traits is not None:
         kinds = jnp.moveaxis(terms.traits, -1, 0)
-        masses = [jnp.zeros_like(lse) if mass is None else (mass * _of_blocks(x, s.q_at.block)).sum(-1) for x in kinds]
+        masses = [
+            jnp.zeros_like(lse) if mass is None else (mass * _of_blocks(x, s.q_at.block)).sum(-1)
+            for x in kinds
+        ]
         mass = jnp.stack([_join(ql, x, s.heads) for x in masses], -1)
         new = dataclasses.replace(new, entropy=_join(ql, entropy, s.heads), mass=mass)
     return new if found is None else _merged(found, new)
@@ -130,7 +134,9 @@ def _merged(a: Found, b: Found) -> Found:
     return dataclasses.replace(jax.tree.map(jnp.add, weighed(a), weighed(b)), lse=lse)
 
 
-def backward(kernel: Callable, s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slopes: Slopes) -> Slopes:
+def backward(
+    kernel: Callable, s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slopes: Slopes
+) -> Slopes:
     """As `flash.backward`, by a kernel.
 
     Args:
@@ -142,8 +148,8 @@ def backward(kernel: Callable, s: Section, terms: Terms, q, k, v, dout, given: d
     """
     keyed, ql, kl, N = slopes.by_key is not None, s.q_layout, s.k_layout, s.heads
     p = prepare(s, terms, k.shape[2], keyed)
-    rows = {name: None if x is None else _cut(ql, x) for name, x in given.items()}
-    if rows["dmass"] is not None:
+    rows: dict[str, Any] = {name: None if x is None else _cut(ql, x) for name, x in given.items()}
+    if terms.traits is not None:
         kinds = jnp.moveaxis(terms.traits, -1, 0)
         each = zip(jnp.moveaxis(rows["dmass"], -1, 0), kinds, strict=True)
         rows["dmass"] = sum(x[..., None] * _of_blocks(trait, s.q_at.block) for x, trait in each)
@@ -158,7 +164,9 @@ def backward(kernel: Callable, s: Section, terms: Terms, q, k, v, dout, given: d
         odds = jnp.einsum("BTk,BTNl->BNkl", own, sums, precision=jax.lax.Precision.HIGHEST)
     new = Slopes(ql.join(dq), kl.join(dk), kl.join(dv), odds)
     if keyed and sums is None:
-        new = dataclasses.replace(new, by_key=jnp.zeros_like(slopes.by_key), by_query=jnp.zeros_like(slopes.by_query))
+        new = dataclasses.replace(
+            new, by_key=jnp.zeros_like(slopes.by_key), by_query=jnp.zeros_like(slopes.by_query)
+        )
     elif keyed:
         new = dataclasses.replace(new, by_key=sums, by_query=_join(kl, by_query, N))
     return jax.tree.map(jnp.add, slopes, new)

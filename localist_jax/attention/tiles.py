@@ -230,6 +230,7 @@ class Section:
       pairs, q_layout, k_layout, q_at, k_at: what its name says; marks are in tiles.
       visit: bool [B, N, I, J], the key tiles of each query tile; None: each has its own.
       heads, lanes: of queries; that run side by side.
+      whole: whether the tiles visited hold all pairs that there are; where not, the plan is not to be taken.
     """
 
     pairs: Pairs
@@ -240,6 +241,7 @@ class Section:
     visit: Any
     heads: int
     lanes: int
+    whole: Any = True
 
     def listed(self) -> WorkList:
         """What it visits."""
@@ -253,4 +255,4 @@ class Section:
         """Pairs in the tiles to visit."""
         B, I, C = self.q_layout.index.shape
         visits = B * self.heads * I if self.visit is None else self.visit.sum(dtype=jnp.float32)
-        return visits * C * self.k_layout.index.shape[2]
+        return jnp.where(self.whole, visits * C * self.k_layout.index.shape[2], jnp.inf)

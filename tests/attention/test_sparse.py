@@ -102,6 +102,24 @@ def test_the_way_with_less_to_do_is_taken():
     assert cost["own"]["by block"] < 0.5 * cost["own"]["in order"]
 
 
+@pytest.mark.parametrize("order", ["in step", "shuffled", "with a gap"])
+def test_the_band_is_only_taken_where_it_holds_the_window(order, monkeypatch):
+    """Neighbours in place need not be neighbours in the row: then positions stay in order, and all is right still."""
+    monkeypatch.setattr(sparse, "CPU", dataclasses.replace(sparse.CPU, pure_cost=1e-9))
+    qkv, call = dataclasses.replace(LONG, packed=False).make()
+    place = np.arange(LONG.T)
+    if order == "shuffled":
+        place = np.random.default_rng(1).permutation(LONG.T)
+    call["q_pos"] = call["k_pos"] = place[None]
+    if order == "with a gap":
+        call["q_seg"] = call["k_seg"] = np.where((place > 300) & (place < 310), 0, 1)[None]
+    assert bool(jnp.isfinite(plans(call, qkv)["by block"].cost)) == (order == "in step")
+    found, wanted = (
+        attend(*arrays(qkv), **arrays(call), implementation=name)[0] for name in ("sparse", "reference")
+    )
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
 @pytest.mark.parametrize("stats", ["none", "open"])
 def test_closed_blocks_are_never_read(stats, monkeypatch):
     """Keys and values that no gate opens are NaN: reading a single one would spoil a whole row.

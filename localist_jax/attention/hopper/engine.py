@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from localist_jax.attention import flash, tiled
+from localist_jax.attention.flash import Slopes, Terms
 from localist_jax.attention.hopper import steps
 from localist_jax.attention.hopper.lists import TILE, Lists, Side, is_mixed
 from localist_jax.attention.hopper.program import Call
 from localist_jax.attention.hopper.steps import LOG2E, Settings
-from localist_jax.attention.flash import Slopes, Terms
 from localist_jax.attention.sparse import Engine, sparse
 from localist_jax.attention.tiled import Pass
 from localist_jax.attention.tiles import Section
@@ -195,5 +195,7 @@ def _log_odds(p: Pass):
     return {"high": high.astype(jnp.bfloat16), "low": (rows - high).astype(jnp.bfloat16)}
 
 
-ENGINE = Engine(forward=partial(tiled.forward, forward), backward=backward, wide=(TILE, TILE, 1), middle=(TILE, TILE, 1),
-                small=(TILE, TILE, 1), band=(TILE, TILE), lanes=TILE, pure_cost=1.2, whole=True, overlaps=False)  # fmt: skip
+ENGINE = Engine(
+    forward=partial(tiled.forward, forward), backward=backward, wide=(TILE, TILE, 1), middle=(TILE, TILE, 1),
+    small=(TILE, TILE, 1), band=(TILE, TILE), lanes=TILE, pure_cost=1.2, whole=True, overlaps=False,
+)  # fmt: skip
