@@ -10,9 +10,9 @@ where the traits t_f are those of the pair of blocks, and backward, from the cot
     dz = α ∘ (dout·v + Σ_f dmass_f t_f − dH·z − c),   c = out·dout + mass·dmass − dlse − dH·(lse − H)
 
 so that a pass over any part of the keys needs only lse, H and c of the whole. A pass goes on from what the one before
-has found, and only its own rows are written. Nothing is cut or sorted beforehand: tiles are gathered where they are
-needed, by the positions of their slots. Block-dependent terms are contractions with the keys' blocks: in tiles of
-mixed blocks a one-hot per key, in pure tiles one row per tile.
+has found, and only its own rows are written. Queries are gathered where they are needed, by the positions of their
+tile's slots; keys are cut into tiles once, unless each tile is visited only once. Block-dependent terms are
+contractions with the keys' blocks: in tiles of mixed blocks a one-hot per key, in pure tiles one row per tile.
 """
 
 from __future__ import annotations
