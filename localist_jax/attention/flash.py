@@ -2,14 +2,16 @@
 
 For each query i and the keys j of the tiles on its list, with z = s + ln ω:
 
-    lse = ln Σ e^z,   out = Σ α v,   mass_l = Σ_{j in block l} α   where α = e^{z − lse}
+    lse = ln Σ e^z,   out = Σ α v,   mass_f = Σ α t_f   where α = e^{z − lse}
     H = lse − Σ α z   (nats)
 
-and backward, from the cotangents of all four,
+where the traits t_f are those of the pair of blocks, and backward, from the cotangents of all four,
 
-    dz = α ∘ (dout·v + dmass_l − dH·z − c),   c = out·dout + mass·dmass − dlse − dH·(lse − H)
+    dz = α ∘ (dout·v + Σ_f dmass_f t_f − dH·z − c),   c = out·dout + mass·dmass − dlse − dH·(lse − H)
 
-so that a pass over any part of the keys needs only lse, H and c of the whole. Block-dependent terms are
+so that a pass over any part of the keys needs only lse, H and c of the whole. A pass goes on from what the one before
+has found, and only its own rows are written. Queries are gathered where they are needed, by the positions of their
+tile's slots; keys are cut into tiles once, unless each tile is visited only once. Block-dependent terms are
 contractions with the keys' blocks: in tiles of mixed blocks a one-hot per key, in pure tiles one row per tile.
 """
 
@@ -22,101 +24,193 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from localist_jax.attention.tiles import Pairs, WorkList
+from localist_jax.attention.tiles import FAR, Layout, Marks, Section, WorkList
 
 MASKED = -1e30  # a logit whose exponential is exactly 0; finite, so that 0·z is 0
 LOWEST = -1e29  # running maxima start above it: e^(MASKED − LOWEST) = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Queries:
-    """Tiles of queries (R = B·N·I).
+class Terms:
+    """What all passes of a call share.
 
     Attributes:
-      pos, seg: int32 [R, C].
-      rows: ln ω of each query (or pure tile) with each key block, [R, C | 1, K]; None where blocks do not matter.
-      own: the one-hot of the queries' own blocks, [R, C | 1, Kq]; only for the router's gradient.
+      window, scale: of the attention.
+      log_odds: [B, N, Kq, K], MASKED where closed.
+      traits: of pairs of blocks, [B, N, Kq, K, F], whose mass is wanted; None without statistics.
     """
 
-    pos: jax.Array
-    seg: jax.Array
-    rows: Any = None
-    own: Any = None
-
-    def __getitem__(self, index):
-        """The tiles at `index` [P]."""
-        parts = (None if x is None else x[index] for x in (self.rows, self.own))
-        return Queries(self.pos[index], self.seg[index], *parts)
+    window: int
+    scale: float
+    log_odds: jax.Array
+    traits: jax.Array | None
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Keys:
-    """Tiles of keys (R = B·G·J).
+class Found:
+    """What passes have found so far: out [B, T, N, Hv]; lse, H [B, T, N] and mass [B, T, N, F], or None."""
 
-    Attributes:
-      pos, seg: int32 [R, C].
-      block: int32 [R, C], or [R, 1] in pure tiles.
-      blocks: K.
+    out: jax.Array
+    lse: jax.Array
+    entropy: Any = None
+    mass: Any = None
+
+    @classmethod
+    def nothing(cls, shape: tuple[int, ...], v, terms: Terms) -> Found:
+        """Of queries in this shape, before the first pass."""
+        wide = _wide(v)
+        lse = jnp.full(shape, -jnp.inf, wide)
+        out = jnp.zeros((*shape, v.shape[-1]), wide)
+        if terms.traits is None:
+            return cls(out, lse)
+        return cls(out, lse, jnp.zeros(shape, wide), jnp.zeros((*shape, terms.traits.shape[-1]), wide))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slopes:
+    """Gradients, summed over passes: dq, dk, dv in the inputs' shapes, and of ln ω by blocks [B, N, Kq, K].
+
+    For the router also, of each query head, Σ_j ∂/∂ln ω by the key's block, by_key [B, T, N, K], and Σ_i of it by the
+    query's, by_query [B, S, N, Kq]; else None.
     """
 
+    dq: jax.Array
+    dk: jax.Array
+    dv: jax.Array
+    odds: jax.Array
+    by_key: Any = None
+    by_query: Any = None
+
+    @classmethod
+    def nothing(cls, q, k, v, terms: Terms, keyed: bool) -> Slopes:
+        """Before the first pass."""
+        (B, T, N), S, wide, (Kq, K) = q.shape[:3], k.shape[1], _wide(q), terms.log_odds.shape[2:]
+        of_each = [(x.shape) for x in (q, k, v)] + [terms.log_odds.shape]
+        of_each += [(B, T, N, K), (B, S, N, Kq)] if keyed else []
+        return cls(*(jnp.zeros(shape, wide) for shape in of_each))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """What is known of tiles, per head: arrays [R, C], R = B·heads·M.
+
+    Attributes:
+      rows: uint32, places among the rows of a [B, T, heads, …] array. A table, since a gather works out its indices
+        anew for every number that it fetches; unsigned, since it looks after negative ones too.
+      filled: bool.
+      pos, seg, block: int32; of pure tiles the block is [R, 1].
+    """
+
+    rows: jax.Array
+    filled: jax.Array
     pos: jax.Array
     seg: jax.Array
     block: jax.Array
-    blocks: int
 
-    def __getitem__(self, index):
-        """The tiles at `index` [P]."""
-        return Keys(self.pos[index], self.seg[index], self.block[index], self.blocks)
+    @classmethod
+    def of(cls, layout: Layout, at: Marks, heads: int) -> Slots:
+        """Those of a layout, for so many heads."""
+        start = layout.length * jnp.arange(len(layout.index))
+        rows = (layout.index + start[:, None, None])[:, None] * heads + jnp.arange(heads)[:, None, None]
+        marks = layout.filled, at.pos, at.seg, at.block[..., : 1 if layout.pure else None]
+        per_head = [rows.astype(jnp.uint32), *(jnp.repeat(x[:, None], heads, 1) for x in marks)]
+        return cls(*(x.reshape(-1, x.shape[-1]) for x in per_head))
 
-    @property
-    def rows(self):
-        """The one-hot block of each key (or pure tile), float32 [R, C | 1, K]; made where it is used."""
-        return jax.nn.one_hot(self.block, self.blocks, dtype=jnp.float32)
+    def __getitem__(self, tiles) -> Slots:
+        """The tiles at `tiles` [P]."""
+        return jax.tree.map(lambda x: _get(x, tiles), self)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
-    """One pass over a work list.
+class Board:
+    """The tiles of a section, and who visits which."""
+
+    section: Section
+    work: WorkList
+    queries: Slots
+    keys: Slots
+
+    @classmethod
+    def of(cls, s: Section, groups: int) -> Board:
+        """With so many heads of keys."""
+        seg = jnp.where(s.k_at.seg > 0, s.k_at.seg, -1)  # padding is seen by nothing, not even by itself
+        keys = Slots.of(s.k_layout, dataclasses.replace(s.k_at, seg=seg), groups)
+        return cls(s, s.listed(), Slots.of(s.q_layout, s.q_at, s.heads), keys)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Lanes, and queries of each."""
+        return self.work.order.shape[1], self.queries.pos.shape[1]
+
+    def cut(self, x):
+        """Heads of keys [B, S, G, H] as tiles [R, C', H]; as rows where each tile is visited only once."""
+        return _flat(x) if self.section.visit is None else _get(_flat(x), self.keys.rows)
+
+    def blank(self, flat):
+        """Zeros in which to sum what goes to `flat` by tiles; `flat` itself where `cut` gives rows."""
+        return (
+            flat
+            if self.section.visit is None
+            else jnp.zeros((*self.keys.rows.shape, *flat.shape[1:]), flat.dtype)
+        )
+
+    def join(self, flat, tiles):
+        """Adds these sums."""
+        return tiles if self.section.visit is None else _add(flat, self.keys.rows, tiles)
+
+    def lanes(self, g) -> Lanes:
+        """Those of group g; numbers past the last tile are padding."""
+        s, index = self.section, self.work.order[g]
+        (B, I, _), J = s.q_layout.index.shape, s.k_layout.index.shape[1]
+        tile = jnp.minimum(index, B * s.heads * I - 1)
+        shared = B * s.heads * J // len(self.keys.pos)  # query heads that share a head of keys
+        own = self.queries[tile]
+        into = jnp.where(own.filled & (index == tile)[:, None], own.rows, jnp.uint32(FAR))
+        first = tile // I // shared * J
+        return Lanes(self, tile // I, own, into, self.work.counts[index], self.work.lists[tile], first)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """Query tiles that run side by side.
 
     Attributes:
-      pairs: which pairs it attends to; with "all", pairs inside the window have ω = 1 and no block.
-      window, scale: of the attention.
-      work: which key tiles each query tile visits, counted within its row.
-      heads: query heads of all rows, B·N.
-      first: int32 [R], the first key tile of the query tile's row (b, g) among all key tiles.
-      first_of_head: the same for rows (b, n), where each query head has key tiles of its own.
-      measured: whether entropy and masses are wanted.
+      board: on which they lie.
+      head: int32 [P], counted through B·N.
+      own: what is known of them.
+      into: uint32 [P, C], `own.rows`, but past the end where a slot is empty.
+      counts, lists: int32 [P], [P, J], how many key tiles they visit, and which.
+      first: int32 [P], what to add to these.
     """
 
-    pairs: Pairs
-    window: int
-    scale: float
-    work: WorkList
-    heads: int
+    board: Board
+    head: jax.Array
+    own: Slots
+    into: jax.Array
+    counts: jax.Array
+    lists: jax.Array
     first: jax.Array
-    first_of_head: jax.Array
-    queries: Queries
-    keys: Keys
-    measured: bool
 
-    def logits(self, q, k, at, to, live, keys_first=False):
-        """z and, where the window matters, which pairs lie beyond it (None: all).
+    def of_blocks(self, table):
+        """Table[b, n, block] of each query (or pure tile): [P, C | 1, K, …]."""
+        return table.reshape(-1, *table.shape[2:])[self.head[:, None], self.own.block]
 
-        [P, C, C'], or with `keys_first` [P, C', C]: products that contract a left factor's rows are slow on CPU, so
-        the forward pass keeps queries as rows and the backward pass keys.
+    def visit(self, j) -> tuple[Slots, jax.Array, jax.Array]:
+        """Of the j-th key tile of each lane its slots, where it lies in what `cut` gives, and which lanes have one.
+
+        One that is done stays at its last.
         """
-        rows, columns = (k, q) if keys_first else (q, k)
-        a, b = (to, at) if keys_first else (at, to)
-        s = _matmul("pxh,pyh->pxy", rows, columns) * self.scale
-        gap = (a.pos[:, :, None] - b.pos[:, None, :]) * (-1 if keys_first else 1)
-        seen = (a.seg[:, :, None] == b.seg[:, None, :]) & live[:, None, None]
-        far = gap >= self.window
-        if self.pairs == "near":
-            return jnp.where(seen & (gap >= 0) & ~far, s, MASKED), None
-        bias = _exact("pxn,pyn->pxy", a.rows, b.rows)
-        if self.pairs == "far":
-            return jnp.where(seen & far, s + bias, MASKED), None
-        return jnp.where(seen & (gap >= 0), s + jnp.where(far, bias, 0.0), MASKED), far
+        here = jnp.clip(self.counts - 1, 0, j)[:, None]
+        tile = self.first + jnp.take_along_axis(self.lists, here, 1)[:, 0]
+        to = self.board.keys[tile]
+        return to, to.rows if self.board.section.visit is None else tile, j < self.counts
+
+    def run(self, step, state):
+        """All visits."""
+        return lax.fori_loop(0, self.counts.max(), lambda j, state: step(state, *self.visit(j)), state)
 
 
 def _wide(x):
@@ -133,20 +227,21 @@ def _exact(spec, a, b):
     return jnp.einsum(spec, a, b, precision=lax.Precision.HIGHEST)
 
 
-def _place(x, tile):
-    """Where in [B, J, C, G, H] the tiles `tile` [P] lie: their numbers count through rows, heads and tiles."""
-    _, J, _, G, _ = x.shape
-    return tile // (G * J), tile % J, slice(None), tile // J % G
+def _flat(x):
+    """[B, T, N, …] as rows."""
+    return x.reshape(-1, *x.shape[3:])
 
 
-def _fetch(x, tile):
-    """The tiles at `tile`, [P, C, H]."""
-    return x[_place(x, tile)]
+def _get(flat, rows):
+    return flat.at[rows].get(mode="promise_in_bounds")
 
 
-def _entry(lists, counts, j):
-    """The j-th tile of each lane's list; a lane that is done stays at its last, so that no other tile is read."""
-    return jnp.take_along_axis(lists, jnp.clip(counts - 1, 0, j)[:, None], 1)[:, 0]
+def _put(flat, rows, x):
+    return flat.at[rows].set(x, mode="drop", unique_indices=True)
+
+
+def _add(flat, rows, x):
+    return flat.at[rows].add(x, mode="drop")
 
 
 def by_block(weights, rows):
@@ -156,142 +251,155 @@ def by_block(weights, rows):
     return _exact("pij,pjl->pil", weights, rows)
 
 
-def forward(p: Pass, q, k, v):
-    """Attends.
+def _one_hot(block, blocks: int):
+    return jax.nn.one_hot(block, blocks, dtype=jnp.float32)
+
+
+def _logits(s: Section, terms: Terms, at: Slots, to: Slots, live, q, k, log_odds, keys_first=False):
+    """z and, where the window matters, which pairs lie beyond it (None: all).
+
+    [P, C, C'], or with `keys_first` [P, C', C]: products that contract a left factor's rows are slow on CPU, so
+    the forward pass keeps queries as rows and the backward pass keys.
+    """
+    turn = (lambda a, b: (b, a)) if keys_first else (lambda a, b: (a, b))
+    z = _matmul("pxh,pyh->pxy", *turn(q, k)) * terms.scale
+    a, b = turn(at, to)
+    gap = (a.pos[:, :, None] - b.pos[:, None, :]) * (-1 if keys_first else 1)
+    seen = (a.seg[:, :, None] == b.seg[:, None, :]) & live[:, None, None]
+    far = gap >= terms.window
+    if s.pairs == "near":
+        return jnp.where(seen & (gap >= 0) & ~far, z, MASKED), None
+    bias = _exact("pxn,pyn->pxy", *turn(log_odds, _one_hot(to.block, log_odds.shape[-1])))
+    if s.pairs == "far":
+        return jnp.where(seen & far, z + bias, MASKED), None
+    return jnp.where(seen & (gap >= 0), z + jnp.where(far, bias, 0.0), MASKED), far
+
+
+def forward(s: Section, terms: Terms, q, k, v, found: Found | None) -> Found:
+    """Attends to a section's pairs besides what was found before.
 
     Args:
-      p: the pass.
-      q: [B, I, C, N, H]; k: [B, J, C', G, H]; v: [B, J, C', G, Hv], in tiles whose heads lie in place: nothing is
-        copied but the tiles that are visited.
-
-    Returns:
-      out [B, I, C, N, Hv]; lse [R, C] (−∞ where nothing was visible); H [R, C] in nats and mass [R, C, K], or None.
+      s, terms: the section, and what it shares with others.
+      q: [B, T, N, H]; k: [B, S, G, H]; v: [B, S, G, Hv].
+      found: so far; None: nothing.
     """
-    C, wide = q.shape[2], _wide(q)
-    groups, lanes = p.work.order.shape
-    K = p.keys.blocks if p.measured and p.pairs != "near" else 0
+    measured, blocked, blocks = terms.traits is not None, s.pairs != "near", terms.log_odds.shape[-1]
+    mixed = blocked and measured and not s.q_layout.pure
+    board = Board.of(s, k.shape[2])
+    qs, ks, vs = _flat(q), board.cut(k), board.cut(v)
+    start, whole = Found.nothing(board.shape, v, terms), found or Found.nothing(q.shape[:3], v, terms)
 
-    def group(g, outs):
-        index = p.work.order[g]
-        at, counts, first, lists = (x[index] for x in (p.queries, p.work.counts, p.first, p.work.lists))
-        qt = _fetch(q, index)
+    def group(g, flats):
+        at = board.lanes(g)
+        qt = _get(qs, at.own.rows)
+        log_odds = at.of_blocks(terms.log_odds) if blocked else None
+        traits = at.of_blocks(terms.traits) if blocked and measured else None
 
-        def step(j, state):
+        def step(state, to, place, live):
             top, total, acc, zsum, mass = state
-            live = j < counts
-            tile = first + _entry(lists, counts, j)
-            to = p.keys[tile]
-            z, far = p.logits(qt, _fetch(k, tile), at, to, live)
+            z, far = _logits(s, terms, at.own, to, live, qt, _get(ks, place), log_odds)
             new = jnp.maximum(top, z.max(-1))
             weight, fade = jnp.exp(z - new[..., None]), jnp.exp(top - new)
             total = fade * total + weight.sum(-1)
-            acc = fade[..., None] * acc + _matmul("pqk,pkh->pqh", weight.astype(v.dtype), _fetch(v, tile))
-            if p.measured:
+            acc = fade[..., None] * acc + _matmul("pqk,pkh->pqh", weight.astype(v.dtype), _get(vs, place))
+            if measured:
                 zsum = fade * zsum + (weight * z).sum(-1)
-            if K:
+                mass = fade[..., None] * mass
+            if traits is not None:
                 beyond = weight if far is None else jnp.where(far, weight, 0.0)
-                mass = fade[..., None] * mass + by_block(beyond, to.rows)
+                rows = _one_hot(to.block, blocks)
+                mass = mass + by_block(beyond, rows if mixed else _exact("pyn,pynf->pyf", rows, traits))
             return new, total, acc, zsum, mass
 
-        zero = jnp.zeros((lanes, C), wide)
-        state = (
-            zero + LOWEST,
-            zero,
-            jnp.zeros((lanes, C, v.shape[-1]), wide),
-            zero,
-            jnp.zeros((lanes, C, K), wide),
-        )
-        top, total, acc, zsum, mass = lax.fori_loop(0, counts.max(), step, state)
+        before = start if found is None else jax.tree.map(lambda x: _get(x, at.own.rows), flats)
+        some = jnp.isfinite(before.lse)
+        lse = jnp.where(some, before.lse, LOWEST)
+        zsum = jnp.where(some, lse - before.entropy, 0.0) if measured else None
+        mass = jnp.zeros((*board.shape, blocks), before.out.dtype) if mixed else before.mass
+        top, total, acc, zsum, mass = at.run(step, (lse, some.astype(lse.dtype), before.out, zsum, mass))
         some = total > 0
         safe = jnp.where(some, total, 1.0)
         lse = jnp.where(some, top + jnp.log(safe), -jnp.inf)
-        entropy = jnp.where(some, lse - zsum / safe, 0.0)
-        out, *figures = outs
-        out = out.at[_place(out, index)].set(acc / safe[..., None], mode="drop", unique_indices=True)
-        found = (lse, entropy, mass / safe[..., None])
-        return out, *(
-            lax.dynamic_update_index_in_dim(a, x, g, 0) for a, x in zip(figures, found, strict=True)
-        )
+        after = Found(acc / safe[..., None], lse)
+        if measured:
+            mass = _exact("pqn,pqnf->pqf", mass, traits) if mixed else mass
+            entropy = jnp.where(some, lse - zsum / safe, 0.0)
+            after = dataclasses.replace(after, entropy=entropy, mass=mass / safe[..., None])
+        return jax.tree.map(lambda x, new: _put(x, at.into, new), flats, after)
 
-    figures = (jnp.zeros((groups, lanes, *shape), wide) for shape in ((C,), (C,), (C, K)))
-    outs = (jnp.zeros((*q.shape[:4], v.shape[-1]), wide), *figures)
-    out, *figures = lax.fori_loop(0, groups, group, outs)
-    lse, entropy, mass = (x.reshape(groups * lanes, *x.shape[2:])[p.work.place] for x in figures)
-    return out, lse, entropy if p.measured else None, mass if K else None
+    flats = lax.fori_loop(0, board.work.groups, group, jax.tree.map(_flat, whole))
+    return jax.tree.map(lambda x, like: x.reshape(like.shape), flats, whole)
 
 
-def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns: int):
-    """Gradients of a pass, given lse and c of the whole.
+def backward(s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slopes: Slopes) -> Slopes:
+    """Adds a section's gradients.
 
     Args:
-      p, q, k, v: as in `forward`.
-      lse, c: [R, C]; lse finite.
-      dout: [B, I, C, N, Hv]; dentropy: [R, C] per nat, or None; dmass: [R, C, K], or None.
-      dexpected: [R, C] of Σ α ln ω, or None: what it adds to ∂/∂ln ω besides dz.
-      columns: key tiles of all query heads, B·N·J, if the keys' block sums are wanted (for the router); else 0.
-
-    Returns:
-      dq, dk, dv as their inputs; Σ_j ∂/∂ln ω by the key's block [R, C, K], or None; and, if wanted,
-      Σ_i ∂/∂ln ω of each query head by the query's block [B·N·J, C', Kq].
+      s, terms, q, k, v: as in `forward`.
+      dout: [B, T, N, Hv].
+      given: lse (finite) and c [B, T, N] of the whole; dentropy [B, T, N] per nat, dmass [B, T, N, F], and dexpected
+        [B, T, N], that of Σ α ln ω, for what it adds to ∂/∂ln ω besides dz; or None.
+      slopes: so far.
     """
-    (C, _, H), wide = q.shape[2:], _wide(q)
-    groups, lanes = p.work.order.shape
-    blocked = p.pairs != "near"
-    keyed = blocked and columns > 0
-    K = p.keys.blocks if blocked else 0
-    own: Any = p.queries.own
-    Kq = own.shape[-1] if keyed else 0
-    k_turned = k.swapaxes(2, 4)
+    blocked, keyed, (Kq, blocks) = s.pairs != "near", slopes.by_key is not None, terms.log_odds.shape[2:]
+    summed = blocked and s.q_layout.pure and not keyed  # a pure tile's queries have one sum by key block
+    board, groups = Board.of(s, k.shape[2]), k.shape[2]
+    (lanes, C), wide = board.shape, slopes.dq.dtype
+    qs, ks, vs, douts = _flat(q), board.cut(k), board.cut(v), _flat(dout)
+    givens = jax.tree.map(_flat, given)
 
-    def group(g, outs):
-        dq, sums, dk, dv, by_query = outs
-        index = p.work.order[g]
-        at, counts, first, lists = (x[index] for x in (p.queries, p.work.counts, p.first, p.work.lists))
-        first_of_head = p.first_of_head[index]
-        qt, dout_t = (_fetch(x, index) for x in (q, dout))
-        lse_t, c_t = lse[index], c[index]
-        dh_t, dm_t, dx_t = (None if x is None else x[index] for x in (dentropy, dmass, dexpected))
+    def group(g, slopes):
+        at = board.lanes(g)
+        qt, dout_t = _get(qs, at.own.rows), _get(douts, at.own.rows)
+        of = jax.tree.map(lambda x: _get(x, at.own.rows), givens)
+        own = _one_hot(at.own.block, Kq).astype(wide)
+        log_odds = at.of_blocks(terms.log_odds) if blocked else None
+        dmass = None
+        if blocked and of["dmass"] is not None:
+            dmass = (of["dmass"][:, :, None] * at.of_blocks(terms.traits)).sum(-1)
 
-        def step(j, state):
-            dqt, row, dk, dv, by_query = state
-            live = j < counts
-            local = _entry(lists, counts, j)
-            tile = first + local
-            to = p.keys[tile]
-            z, far = p.logits(qt, _fetch(k, tile), at, to, live, keys_first=True)
-            alpha = jnp.exp(z - lse_t[:, None])
-            push = _matmul("pkh,pqh->pkq", _fetch(v, tile), dout_t) - c_t[:, None]
-            if dm_t is not None and blocked:
-                by_key = _exact("pkn,pqn->pkq", to.rows, dm_t)
+        def step(state, to, place, live):
+            dq, sums, dk, dv, by_query = state
+            kt, rows = _get(ks, place), _one_hot(to.block, blocks)
+            z, far = _logits(s, terms, at.own, to, live, qt, kt, log_odds, keys_first=True)
+            alpha = jnp.exp(z - of["lse"][:, None])
+            push = _matmul("pkh,pqh->pkq", _get(vs, place), dout_t) - of["c"][:, None]
+            if dmass is not None:
+                by_key = _exact("pkn,pqn->pkq", rows, dmass)
                 push = push + (by_key if far is None else jnp.where(far, by_key, 0.0))
-            if dh_t is not None:
-                push = push - dh_t[:, None] * z
+            if of["dentropy"] is not None:
+                push = push - of["dentropy"][:, None] * z
             dz = alpha * push
             narrow = dz.astype(k.dtype)
-            dqt = dqt + _matmul("phk,pkq->phq", _fetch(k_turned, tile), narrow)
-            dk = dk.at[_place(dk, tile)].add(_matmul("pkq,pqh->pkh", narrow, qt))
-            dv = dv.at[_place(dv, tile)].add(_matmul("pkq,pqh->pkh", alpha.astype(v.dtype), dout_t))
+            dq = dq + _matmul("pkh,pkq->phq", kt, narrow)
+            dk = _add(dk, place, _matmul("pkq,pqh->pkh", narrow, qt) * terms.scale)
+            dv = _add(dv, place, _matmul("pkq,pqh->pkh", alpha.astype(v.dtype), dout_t))
             if blocked:
-                dbias = dz if dx_t is None else dz + dx_t[:, None] * alpha
+                dbias = dz if of["dexpected"] is None else dz + of["dexpected"][:, None] * alpha
                 beyond = dbias if far is None else jnp.where(far, dbias, 0.0)
-                row = row + by_block(beyond.swapaxes(1, 2), to.rows)
+                each = by_block(beyond.swapaxes(1, 2), rows)
+                sums = sums + (each.sum(1, keepdims=True) if summed else each)
                 if keyed:
-                    by_query = by_query.at[first_of_head + local].add(by_block(beyond, own[index]))
-            return dqt, row, dk, dv, by_query
+                    head = (at.head % s.heads).astype(jnp.uint32)[:, None]
+                    by_query = _add(by_query, to.rows // groups * s.heads + head, by_block(beyond, own))
+            return dq, sums, dk, dv, by_query
 
-        state = (jnp.zeros((lanes, H, C), wide), jnp.zeros((lanes, C, K), wide), dk, dv, by_query)
-        dqt, row, *rest = lax.fori_loop(0, counts.max(), step, state)
-        dqt = dqt.swapaxes(1, 2) * p.scale
-        dq = dq.at[_place(dq, index)].set(dqt, mode="drop", unique_indices=True)
-        return dq, lax.dynamic_update_index_in_dim(sums, row, g, 0), *rest
+        dq = jnp.zeros((lanes, q.shape[-1], C), wide)
+        sums = jnp.zeros((lanes, 1 if summed else C, blocks if blocked else 0), wide)
+        dq, sums, dk, dv, by_query = at.run(step, (dq, sums, slopes.dk, slopes.dv, slopes.by_query))
+        odds, by_key = slopes.odds, slopes.by_key
+        if blocked:
+            table = _exact("pqk,pql->pkl", jnp.broadcast_to(own, (lanes, sums.shape[1], Kq)), sums)
+            odds = odds.at[at.head].add(table)
+            if keyed:
+                by_key = _add(by_key, at.into, sums)
+        dq = _add(slopes.dq, at.into, dq.swapaxes(1, 2) * terms.scale)
+        return Slopes(dq, dk, dv, odds, by_key, by_query)
 
-    outs = (
-        jnp.zeros(q.shape, wide),
-        jnp.zeros((groups, lanes, C, K), wide),
-        jnp.zeros(k.shape, wide),
-        jnp.zeros(v.shape, wide),
-        jnp.zeros((columns, k.shape[2], Kq), wide),
-    )
-    dq, sums, dk, dv, by_query = lax.fori_loop(0, groups, group, outs)
-    sums = sums.reshape(groups * lanes, C, K)[p.work.place]
-    return dq, dk * p.scale, dv, sums if blocked else None, by_query if keyed else None
+    flats = dataclasses.replace(jax.tree.map(_flat, slopes), odds=slopes.odds.reshape(-1, Kq, blocks))
+    of_keys = flats.dk, flats.dv
+    dk, dv = (board.blank(x) for x in of_keys)
+    flats = lax.fori_loop(0, board.work.groups, group, dataclasses.replace(flats, dk=dk, dv=dv))
+    dk, dv = (board.join(*x) for x in zip(of_keys, (flats.dk, flats.dv), strict=True))
+    flats = dataclasses.replace(flats, dk=dk, dv=dv)
+    return jax.tree.map(lambda x, like: x.reshape(like.shape), flats, slopes)

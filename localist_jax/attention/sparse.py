@@ -21,11 +21,11 @@ from jax import lax
 from localist_jax import bits
 from localist_jax.attention import flash, tiles
 from localist_jax.attention.api import AttentionStats, Stats
-from localist_jax.attention.flash import MASKED, Keys, Pass, Queries
-from localist_jax.attention.tiles import Layout, Marks
+from localist_jax.attention.flash import MASKED, Found, Slopes, Terms
+from localist_jax.attention.tiles import Layout, Marks, Section
 
 # Queries and keys of a tile, and lanes, that are fast on CPU.
-WIDE, MIDDLE, SMALL = (256, 512, 4), (128, 128, 16), (64, 64, 32)
+WIDE, MIDDLE, SMALL = (256, 512, 4), (128, 128, 32), (64, 64, 64)
 LONG_BLOCKS = 256  # positions, on average, from which tiles of one block are of the middle size
 SMALLEST = 1 << 17  # pairs of a row below which positions always stay in order
 
@@ -35,10 +35,11 @@ class Engine:
     """What runs the passes, and in what tiles.
 
     Attributes:
-      forward, backward: as those of `flash`.
+      forward, backward: as those of `flash`; with kernels that take tiles, those of `tiled`.
       wide, middle, small: queries and keys of a tile, and lanes; middle and small ones are also the pure ones.
       band: the smallest and largest tile of the pass over the window.
       lanes: queries side by side in that pass.
+      overlaps: whether tiles of keys may overlap, so that each of these tiles has one that holds its whole window.
       pure_cost: time of a pair in small tiles over that in wide ones.
       whole: whether tiles keep their size where there are fewer positions.
     """
@@ -49,9 +50,10 @@ class Engine:
     middle: tuple[int, int, int] = MIDDLE
     small: tuple[int, int, int] = SMALL
     band: tuple[int, int] = (32, 128)
-    lanes: int = 2048
+    lanes: int = 8192
     pure_cost: float = 1.7
     whole: bool = False
+    overlaps: bool = True
 
     def fit(self, size: int, length: int) -> int:
         """The size of tiles of so many positions."""
@@ -81,47 +83,58 @@ def sparse(q, k, v, *, odds, relevant, route, window, stats, engine: Engine | No
     few = q.shape[1] < engine.small[0] or q.shape[1] * k.shape[1] < SMALLEST
     ways = ("in order",) if few else ("in order", "by block")
     how = How(window=window, stats=stats, ways=ways, engine=engine)
-    out, lse, entropy, mass, expected = _attend(how, q, k, v, odds, route, where["q"], where["k"])
+    found = _attend(how, q, k, v, odds, route, relevant, where["q"], where["k"])
     if stats == "none":
-        return out, None
+        return found.out, None
     with jax.named_scope("statistics"):
-        is_relevant = _rows(relevant, places["q_block"]).astype(mass.dtype)
+        lse, entropy, *masses = (
+            jnp.moveaxis(x, 1, 2) for x in (found.lse, found.entropy, *jnp.moveaxis(found.mass, 3, 0))
+        )
         sees = jnp.isfinite(lse)
-        fidelity = sees - (mass * (1 - is_relevant)).sum(-1)
-        gated = (mass * is_relevant)[..., 1:].sum(-1)
         price = None
         if stats == "dense":
             plain = How(window=1, ways=("in order",), engine=engine)
             ones = jnp.ones_like(odds)
-            _, dense_lse, *_ = _attend(plain, q, k, v[..., :1], ones, None, where["q"], where["k"])
-            gain = jnp.where(sees, lse, 0.0) - jnp.where(sees, dense_lse, 0.0)
-            price = bits.from_nats(expected - gain)
-        return out, AttentionStats(
+            dense = _attend(plain, q, k, v[..., :1], ones, None, relevant, where["q"], where["k"])
+            gain = jnp.where(sees, lse, 0.0) - jnp.where(sees, jnp.moveaxis(dense.lse, 1, 2), 0.0)
+            price = bits.from_nats(masses[2] - gain)
+        return found.out, AttentionStats(
             lse=lse,
             entropy_bits=bits.from_nats(entropy),
-            fidelity=fidelity,
-            gated_mass=gated,
+            fidelity=sees - masses[0],
+            gated_mass=masses[1],
             price_bits=price,
         )
 
 
 def _rows(table, block):
-    """table[b, n, block[b, t], :] → [B, N, T, K]."""
-    table = jnp.broadcast_to(table, (block.shape[0], *table.shape[1:]))
-    return jax.vmap(lambda by_head, row: by_head[:, row])(table, block)
+    """table[b, n, block[b, t], :] → [B, T, N, K]."""
+    return jax.vmap(lambda by_head, row: by_head[:, row].swapaxes(0, 1))(table, block)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(how: How, q, k, v, odds, route, q_at: Marks, k_at: Marks):
-    """out [B, T, N, Hv]; lse [B, N, T]; if measured H in nats, mass by key block [B, N, T, K], and Σ α ln ω."""
-    return _forward(how, q, k, v, odds, route, q_at, k_at)[0]
+def _attend(how: How, q, k, v, odds, route, relevant, q_at: Marks, k_at: Marks) -> Found:
+    """What all passes find; `out` in the values' type."""
+    return _forward(how, q, k, v, odds, route, relevant, q_at, k_at)[0]
 
 
-def _forward(how, q, k, v, odds, route, q_at, k_at):
-    out, *figures = _choose(how, partial(_attend_forward, how), q, k, v, odds, q_at, k_at)
-    expected = (figures[-1] * _rows(_log(odds), q_at.block)).sum(-1) if how.stats == "dense" else None
-    result = (out.astype(v.dtype), *figures, expected)
-    return result, (q, k, v, odds, route, q_at, k_at, out, *figures)
+def _forward(how, q, k, v, odds, route, relevant, q_at, k_at):
+    found = _choose(how, partial(_attend_forward, how), q, k, odds, q_at, k_at, q, k, v, odds, relevant)
+    result = dataclasses.replace(found, out=found.out.astype(v.dtype))
+    return result, (q, k, v, odds, route, relevant, q_at, k_at, found)
+
+
+def _terms(how: How, q, odds, relevant) -> Terms:
+    """Traits of a pair of blocks: whether it is not relevant; whether a gate opened it; and, for the price, ln ω."""
+    wide = jnp.promote_types(odds.dtype, jnp.float32)
+    shape = (len(q), *odds.shape[1:])
+    log_odds = jnp.broadcast_to(jnp.where(odds > 0, _log(odds), MASKED).astype(wide), shape)
+    traits = None
+    if how.stats != "none":
+        gated = relevant & (jnp.arange(odds.shape[3]) > 0)
+        kinds = [~relevant, gated] + [_log(odds)] * (how.stats == "dense")
+        traits = jnp.stack([jnp.broadcast_to(x, shape).astype(wide) for x in kinds], -1)
+    return Terms(how.window, q.shape[-1] ** -0.5, log_odds, traits)
 
 
 def _log(odds):
@@ -129,103 +142,50 @@ def _log(odds):
     return jnp.log(jnp.where(odds > 0, odds, 1.0))
 
 
-def _backward(how, saved, cotangents):
-    q, k, v, odds, route, q_at, k_at, out, lse, entropy, mass = saved
-    dout, dlse, dentropy, dmass, dexpected = cotangents
-    B, wide = len(q), jnp.promote_types(out.dtype, jnp.float32)
-    seen = jnp.isfinite(lse)
-    safe = jnp.where(seen, lse, 0.0)
-    c = jnp.einsum("BTNH,BTNH->BNT", out, dout, preferred_element_type=wide) - jnp.where(seen, dlse, 0.0)
-    if how.stats == "none":
-        dentropy = dmass = dexpected = None
-    else:
-        if how.stats == "dense":
-            dmass = dmass + dexpected[..., None] * _rows(_log(odds), q_at.block)
-        else:
-            dexpected = None
-        c = c + (mass * dmass).sum(-1) - dentropy * (safe - entropy)
+def _backward(how, saved, cotangents: Found):
+    q, k, v, odds, route, relevant, q_at, k_at, found = saved
+    wide = jnp.promote_types(found.out.dtype, jnp.float32)
+    seen = jnp.isfinite(found.lse)
+    safe, dout = jnp.where(seen, found.lse, 0.0), cotangents.out
+    c = jnp.einsum("BTNH,BTNH->BTN", found.out, dout, preferred_element_type=wide)
+    given = {"lse": safe, "dentropy": cotangents.entropy, "dmass": cotangents.mass, "dexpected": None}
+    c = c - jnp.where(seen, cotangents.lse, 0.0)
+    if how.stats != "none":
+        c = c + (found.mass * cotangents.mass).sum(-1) - cotangents.entropy * (safe - found.entropy)
+    if how.stats == "dense":
+        given["dexpected"] = cotangents.mass[..., 2]
     work = partial(_attend_backward, how, keyed=route is not None)
-    more = (safe, c, dout, dentropy, dmass, dexpected)
-    dq, dk, dv, by_key, by_query = _choose(how, work, q, k, v, odds, q_at, k_at, *more)
+    more = q, k, v, odds, relevant, dout, {**given, "c": c}
+    s = _choose(how, work, q, k, odds, q_at, k_at, *more)
 
     with jax.named_scope("odds"):
-        wide_odds = jnp.broadcast_to(odds, (B, *odds.shape[1:])).astype(wide)
+        wide_odds = jnp.broadcast_to(odds, s.odds.shape).astype(wide)
         inverse = jnp.where(wide_odds > 0, 1 / jnp.where(wide_odds > 0, wide_odds, 1.0), 0.0)
-        by_key = by_key * _rows(inverse, q_at.block)  # Σ_j ∂/∂ω of each query and key block
-        own = jax.nn.one_hot(q_at.block, odds.shape[2], dtype=wide)
-        dodds = jnp.where(odds > 0, jnp.einsum("BTk,BNTl->BNkl", own, by_key), 0.0)
+        dodds = s.odds * inverse
         if odds.shape[0] == 1:
             dodds = dodds.sum(0, keepdims=True)
         droute = None
         if route is not None:
-            by_query = by_query * _rows(inverse.swapaxes(2, 3), k_at.block)
-            droute = jnp.einsum("BNTl,BNkl->BTk", by_key, wide_odds)
-            droute = droute + jnp.einsum("BNSk,BNkl->BSl", by_query, wide_odds)
+            by_key = s.by_key * _rows(inverse, q_at.block)
+            by_query = s.by_query * _rows(inverse.swapaxes(2, 3), k_at.block)
+            droute = jnp.einsum("BTNl,BNkl->BTk", by_key, wide_odds)
+            droute = droute + jnp.einsum("BSNk,BNkl->BSl", by_query, wide_odds)
             droute = droute.astype(route.dtype)
-    narrow = (x.astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v), (dodds, odds)))
-    return (*narrow, droute, None, None)
+    narrow = (x.astype(like.dtype) for x, like in ((s.dq, q), (s.dk, k), (s.dv, v), (dodds, odds)))
+    return (*narrow, droute, None, None, None)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _choose(how: How, work, q, k, v, odds, q_at, k_at, *more):
+def _choose(how: How, work, q, k, odds, q_at, k_at, *arguments):
     """Runs `work` on the passes of the way that has less to do."""
     plans = {way: PLANS[way](how, q, k, odds, q_at, k_at) for way in how.ways}
     if len(plans) == 1:
-        return work(next(iter(plans.values())), q, k, v, odds, *more)
+        return work(next(iter(plans.values())), *arguments)
     first, second = plans.values()
     run = [lambda args, plan=plan: work(plan, *args) for plan in (second, first)]
-    return lax.cond(second.cost < first.cost, *run, (q, k, v, odds, *more))
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """One pass of a plan before its work lists are made: pairs, layouts, marks in tiles, visits, lanes."""
-
-    pairs: tiles.Pairs
-    q_layout: Layout
-    k_layout: Layout
-    q_at: Marks
-    k_at: Marks
-    visit: jax.Array
-    lanes: int
-
-    @classmethod
-    def make(cls, pairs: tiles.Pairs, layouts: tuple[Layout, Layout], q_at, k_at, is_open, window, lanes):
-        """The section of these pairs in these layouts (of queries and of keys)."""
-        q_at, k_at = (layout.mark(at) for layout, at in zip(layouts, (q_at, k_at), strict=True))
-        visit = tiles.visited(q_at, k_at, is_open, window, pairs)
-        return cls(pairs, *layouts, q_at, k_at, visit, min(lanes, visit.size // visit.shape[-1]))
-
-    @property
-    def cost(self):
-        """Pairs in the tiles to visit."""
-        return self.visit.sum(dtype=jnp.float32) * self.q_at.pos.shape[-1] * self.k_at.pos.shape[-1]
-
-    def prepare(self, how: How, odds, groups: int, scale: float, keyed: bool) -> Pass:
-        """The pass, ready to run."""
-        B, N, I, J = self.visit.shape
-        wide = jnp.promote_types(odds.dtype, jnp.float32)
-        slots = slice(0, 1) if self.q_layout.pure else slice(None)  # the first slot of a tile is filled
-        rows = own = None
-        if self.pairs != "near":
-            log_odds = jnp.where(odds > 0, _log(odds), MASKED).astype(wide)
-            block = self.q_at.block[..., slots]
-            rows = _rows(log_odds, block.reshape(B, -1)).reshape(B * N * I, block.shape[-1], -1)
-            if keyed:
-                own = _per_head(jax.nn.one_hot(block, odds.shape[2], dtype=wide), N)
-        at = self.k_at
-        seg = jnp.where(at.seg > 0, at.seg, -1)  # padding is seen by nothing, not even by itself
-        pos, seg, block = (_per_head(x, groups) for x in (at.pos, seg, at.block[..., slots]))
-        row = jnp.arange(B * N * I) // I
-        kv_row = row // N * groups + row % N // (N // groups)
-        queries = Queries(_per_head(self.q_at.pos, N), _per_head(self.q_at.seg, N), rows, own)
-        return Pass(
-            pairs=self.pairs, window=how.window, scale=scale, work=tiles.work_list(self.visit, self.lanes),
-            heads=B * N, first=kv_row * J, first_of_head=row * J, queries=queries,
-            keys=Keys(pos, seg, block, odds.shape[3]), measured=how.stats != "none",
-        )  # fmt: skip
+    return lax.cond(second.cost < first.cost, *run, arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,96 +196,66 @@ class Plan:
     cost: Any
 
 
+def _section(pairs: tiles.Pairs, layouts: tuple[Layout, Layout], q_at, k_at, odds, window, lanes) -> Section:
+    """One in these layouts (of queries and of keys)."""
+    q_at, k_at = (layout.mark(at) for layout, at in zip(layouts, (q_at, k_at), strict=True))
+    visit = tiles.visited(q_at, k_at, odds > 0, window, pairs)
+    return Section(pairs, *layouts, q_at, k_at, visit, odds.shape[1], lanes)
+
+
 def _in_order(how, q, k, odds, q_at, k_at) -> Plan:
     (B, T), S = q.shape[:2], k.shape[1]
     engine = how.engine
     is_small = min(T, S) < engine.small[0] or max(T, S) < engine.wide[1]
     rows, columns, lanes = engine.small if is_small else engine.wide
     layouts = tiles.in_order(B, T, engine.fit(rows, T)), tiles.in_order(B, S, engine.fit(columns, S))
-    section = Section.make("all", layouts, q_at, k_at, odds > 0, how.window, lanes)
+    section = _section("all", layouts, q_at, k_at, odds, how.window, lanes)
     return Plan((section,), section.cost)
 
 
 def _by_block(how, q, k, odds, q_at, k_at) -> Plan:
-    (B, T), S = q.shape[:2], k.shape[1]
-    engine = how.engine
-    size, _, lanes = engine.middle if min(T, S) >= LONG_BLOCKS * odds.shape[3] else engine.small
+    size, _, lanes = _pure_tiles(how.engine, min(q.shape[1], k.shape[1]) // odds.shape[3])
     layouts = tiles.by_block(q_at.block, odds.shape[2], size), tiles.by_block(k_at.block, odds.shape[3], size)
-    far = Section.make("far", layouts, q_at, k_at, odds > 0, how.window, lanes)
-    smallest, largest = engine.band
+    far = _section("far", layouts, q_at, k_at, odds, how.window, lanes)
+    near = _in_window(how, q, k, odds, q_at, k_at)
+    return Plan((near, far), how.engine.pure_cost * (far.cost + near.cost))
+
+
+def _pure_tiles(engine: Engine, length: int) -> tuple[int, int, int]:
+    """For blocks of this length on average."""
+    return engine.middle if length >= LONG_BLOCKS else engine.small
+
+
+def _in_window(how, q, k, odds, q_at, k_at) -> Section:
+    (B, T), S, N = q.shape[:2], k.shape[1], odds.shape[1]
+    engine, (smallest, largest) = how.engine, how.engine.band
     size = min(largest, max(smallest, 1 << (how.window - 1).bit_length()))
-    layouts = tiles.in_order(B, T, engine.fit(size, T)), tiles.in_order(B, S, engine.fit(size, S))
-    near = Section.make("near", layouts, q_at, k_at, odds > 0, how.window, max(1, engine.lanes // size))
-    return Plan((far, near), engine.pure_cost * (far.cost + near.cost))
+    lanes, size = max(1, engine.lanes // size), engine.fit(size, T)
+    queries = tiles.in_order(B, T, size)
+    if not engine.overlaps or T != S:
+        layouts = queries, tiles.in_order(B, S, engine.fit(size, S))
+        return _section("near", layouts, q_at, k_at, odds, how.window, lanes)
+    keys = tiles.band(B, T, size, how.window)
+    whole = tiles.in_step(q_at, k_at)
+    return Section("near", queries, keys, queries.mark(q_at), keys.mark(k_at), None, N, lanes, whole)
 
 
 PLANS = {"in order": _in_order, "by block": _by_block}
 
 
-def _per_head(x, heads: int):
-    """[B, M, …] → [B·heads·M, …]."""
-    return jnp.repeat(x[:, None], heads, 1).reshape(-1, *x.shape[2:])
-
-
-def _split(layout: Layout, x):
-    """[B, T, N, …] → tiles [B·N·M, C, …]."""
-    cut = jnp.moveaxis(layout.cut(x), 3, 1)
-    return cut.reshape(-1, *cut.shape[3:])
-
-
-def _merge(layout: Layout, x, B: int):
-    """Tiles [B·N·M, C, …] → [B, T, N, …]."""
-    M, C = layout.index.shape[1:]
-    return layout.join(jnp.moveaxis(x.reshape(B, -1, M, C, *x.shape[2:]), 1, 3))
-
-
-def _attend_forward(how: How, plan: Plan, q, k, v, odds):
-    """Unmerged passes are merged by their log-sum-exp: w = e^{lse_a − lse}, H = Σ w (H_a − ln w)."""
-    B, (G, H) = q.shape[0], k.shape[2:]
-    parts: list[Any] = []
+def _attend_forward(how: How, plan: Plan, q, k, v, odds, relevant) -> Found:
+    terms, found = _terms(how, q, odds, relevant), None
     for section in plan.sections:
-        p = section.prepare(how, odds, G, H**-0.5, keyed=False)
-        ql, kl = section.q_layout, section.k_layout
         with jax.named_scope(f"attend_{section.pairs}"):
-            values, *figures = how.engine.forward(p, ql.cut(q), kl.cut(k), kl.cut(v))
-        parts.append([ql.join(values), *(None if x is None else _merge(ql, x, B) for x in figures)])
-    lse = parts[0][1] if len(parts) == 1 else jnp.logaddexp(parts[0][1], parts[1][1])
-    out: Any = None
-    entropy: Any = None
-    mass: Any = None
-    for part_out, part_lse, part_entropy, part_mass in parts:
-        gap = jnp.where(jnp.isfinite(part_lse), part_lse - jnp.where(jnp.isfinite(lse), lse, 0.0), 0.0)
-        share = jnp.where(jnp.isfinite(part_lse), jnp.exp(gap), 0.0)
-        out = _plus(out, share[..., None] * part_out)
-        if how.stats != "none":
-            entropy = _plus(entropy, share * (part_entropy - gap))
-            mass = _plus(mass, None if part_mass is None else share[..., None] * part_mass)
-    by_head = [None if x is None else jnp.moveaxis(x, 2, 1) for x in (lse, entropy, mass)]
-    return out, *by_head
+            found = how.engine.forward(section, terms, q, k, v, found)
+    assert found is not None
+    return found
 
 
-def _plus(a, b):
-    return b if a is None else a if b is None else a + b
-
-
-def _attend_backward(
-    how: How, plan: Plan, q, k, v, odds, lse, c, dout, dentropy, dmass, dexpected, *, keyed: bool
-):
-    """dq, dk, dv; Σ_j ∂/∂ln ω by key block [B, N, T, K]; Σ_i of it by query block [B, N, S, Kq] if `keyed`."""
-    B, N, (G, H) = q.shape[0], q.shape[2], k.shape[2:]
-    by_row = dict(lse=lse, c=c, dentropy=dentropy, dmass=dmass, dexpected=dexpected)
-    totals: list[Any] = [None] * 5
+def _attend_backward(how: How, plan: Plan, q, k, v, odds, relevant, dout, given, *, keyed: bool) -> Slopes:
+    terms = _terms(how, q, odds, relevant)
+    slopes = Slopes.nothing(q, k, v, terms, keyed)
     for section in plan.sections:
-        p = section.prepare(how, odds, G, H**-0.5, keyed)
-        ql, kl = section.q_layout, section.k_layout
-        rows = {name: None if x is None else _split(ql, jnp.moveaxis(x, 1, 2)) for name, x in by_row.items()}
-        columns = B * N * section.visit.shape[-1] if keyed else 0
         with jax.named_scope(f"attend_{section.pairs}_backward"):
-            tiles_of_all = ql.cut(q), kl.cut(k), kl.cut(v)
-            found = how.engine.backward(p, *tiles_of_all, dout=ql.cut(dout), columns=columns, **rows)
-        for at, (x, layout) in enumerate(zip(found, (ql, kl, kl, ql, kl), strict=True)):
-            if x is not None:
-                whole = layout.join(x) if at < 3 else _merge(layout, x, B)
-                totals[at] = _plus(totals[at], whole)
-    dq, dk, dv, *sums = totals
-    return dq, dk, dv, *(None if x is None else jnp.moveaxis(x, 2, 1) for x in sums)
+            slopes = how.engine.backward(section, terms, q, k, v, dout, given, slopes)
+    return slopes

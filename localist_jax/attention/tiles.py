@@ -9,7 +9,7 @@ visited. A tile is visited if some pair in it may be seen and is open; what is n
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -43,19 +43,21 @@ class Layout:
     Attributes:
       index: int32 [B, M, C], the position in each slot; in an empty one some position of the same tile.
       filled: bool [B, M, C], whether there is one.
-      slot: int32 [B, T], the slot (in 0 … M·C−1) of each position.
+      length: T, of positions.
       pure: whether all positions of a tile have the same block.
+      slot: int32 [B, T], the slot (in 0 … M·C−1) of each position; None where some lie in several tiles.
     """
 
     index: jax.Array
     filled: jax.Array
-    slot: jax.Array
-    pure: bool
+    length: int
+    pure: bool = False
+    slot: Any = None
 
     def cut(self, x: jax.Array) -> jax.Array:
         """[B, T, …] → tiles [B, M, C, …]; what empty slots hold has no meaning, but is finite where x is."""
         (B, M, C), T = self.index.shape, x.shape[1]
-        if self.pure:
+        if self.pure or self.slot is None:
             return jax.vmap(lambda row, index: row[index])(x, self.index)
         wide = jnp.pad(x, [(0, 0), (0, M * C - T)] + [(0, 0)] * (x.ndim - 2))
         return wide.reshape(B, M, C, *x.shape[2:])
@@ -84,9 +86,17 @@ def in_order(batch: int, length: int, size: int) -> Layout:
     return Layout(
         index=of_row(jnp.minimum(slots, length - 1), count, size),
         filled=of_row(slots < length, count, size),
+        length=length,
         slot=of_row(slots[:length], length),
-        pure=False,
     )
+
+
+def band(batch: int, length: int, size: int, window: int) -> Layout:
+    """Tiles that overlap: of neighbouring positions and those up to `window` − 1 before them."""
+    count = -(-length // size)
+    index = jnp.arange(count, dtype=jnp.int32)[:, None] * size + jnp.arange(1 - window, size, dtype=jnp.int32)
+    index = jnp.broadcast_to(index, (batch, *index.shape))
+    return Layout(jnp.clip(index, 0, length - 1), (index >= 0) & (index < length), length)
 
 
 def by_block(block: Int[Array, "B T"], blocks: int, size: int) -> Layout:
@@ -112,7 +122,7 @@ def by_block(block: Int[Array, "B T"], blocks: int, size: int) -> Layout:
     index, slot = jax.vmap(one)(block)
     filled = index >= 0
     index = jnp.maximum(0, jnp.where(filled, index, index[..., :1]))  # a tile's first slot is filled
-    return Layout(index=index, filled=filled, slot=slot, pure=True)
+    return Layout(index=index, filled=filled, length=T, pure=True, slot=slot)
 
 
 def most_tiles(length: int, blocks: int, size: int) -> int:
@@ -163,6 +173,13 @@ def _not_after(a, b):
     return (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] <= b[1]))
 
 
+def in_step(q: Marks, k: Marks) -> Bool[Array, ""]:
+    """Whether queries [B, T] and keys [B, T] have the same places, in order, one position after the other or more."""
+    alike = ((q.pos == k.pos) & (q.seg == k.seg)).all()
+    (seg, after), (pos, later) = ((x[:, :-1], x[:, 1:]) for x in (k.seg, k.pos))
+    return alike & ((after == 0) | ((seg > 0) & ((seg < after) | ((seg == after) & (pos < later))))).all()
+
+
 @dataclasses.dataclass(frozen=True)
 class WorkList:
     """For each query tile, the key tiles to visit; query tiles of like length run side by side in P lanes.
@@ -171,18 +188,19 @@ class WorkList:
       lists: int32 [R, J], key tiles of each query tile, those to visit first (R = B·N·I query tiles).
       counts: int32 [R + P], how many of them; 0 for the padding.
       order: int32 [groups, P], query tiles in the order in which they run; R and more: padding.
-      place: int32 [R], the inverse of `order`.
+      groups: how many of them have something to do.
     """
 
     lists: jax.Array
     counts: jax.Array
     order: jax.Array
-    place: jax.Array
+    groups: Any
 
 
 def work_list(visit: Bool[Array, "B N I J"], lanes: int) -> WorkList:
     """Compacts the map of visits into lists, and orders the query tiles by the length of theirs."""
     rows, J = visit.size // visit.shape[-1], visit.shape[-1]
+    lanes = min(lanes, rows)
     flat = visit.reshape(rows, J)
     rank = jnp.where(flat, jnp.cumsum(flat, -1) - 1, J)
     row = jnp.arange(rows)[:, None]
@@ -190,6 +208,51 @@ def work_list(visit: Bool[Array, "B N I J"], lanes: int) -> WorkList:
     lists = jnp.zeros((rows, J), jnp.int32).at[row, rank].set(tiles, mode="drop")
     groups = -(-rows // lanes)
     counts = jnp.pad(flat.sum(-1, dtype=jnp.int32), (0, groups * lanes - rows))
-    order = jnp.argsort(-counts, stable=True).astype(jnp.int32)
-    place = jnp.zeros(groups * lanes, jnp.int32).at[order].set(jnp.arange(groups * lanes, dtype=jnp.int32))
-    return WorkList(lists=lists, counts=counts, order=order.reshape(groups, lanes), place=place[:rows])
+    order = jnp.argsort(-counts, stable=True).astype(jnp.int32).reshape(groups, lanes)
+    return WorkList(lists, counts, order, (counts[order] > 0).any(-1).sum())
+
+
+def each_its_own(batch: int, heads: int, count: int, lanes: int) -> WorkList:
+    """The list of as many tiles of queries and of keys, where each visits the one of its number."""
+    rows = batch * heads * count
+    lanes = min(lanes, rows)
+    groups = -(-rows // lanes)
+    order = jnp.arange(groups * lanes, dtype=jnp.int32)
+    lists = jnp.tile(jnp.arange(count, dtype=jnp.int32), batch * heads)[:, None]
+    return WorkList(lists, (order < rows).astype(jnp.int32), order.reshape(groups, lanes), groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One pass of a plan: which pairs, and in which tiles.
+
+    Attributes:
+      pairs, q_layout, k_layout, q_at, k_at: what its name says; marks are in tiles.
+      visit: bool [B, N, I, J], the key tiles of each query tile; None: each has its own.
+      heads, lanes: of queries; that run side by side.
+      whole: whether the tiles visited hold all pairs that there are; where not, the plan is not to be taken.
+    """
+
+    pairs: Pairs
+    q_layout: Layout
+    k_layout: Layout
+    q_at: Marks
+    k_at: Marks
+    visit: Any
+    heads: int
+    lanes: int
+    whole: Any = True
+
+    def listed(self) -> WorkList:
+        """What it visits."""
+        B, I, _ = self.q_layout.index.shape
+        if self.visit is None:
+            return each_its_own(B, self.heads, I, self.lanes)
+        return work_list(self.visit, self.lanes)
+
+    @property
+    def cost(self):
+        """Pairs in the tiles to visit."""
+        B, I, C = self.q_layout.index.shape
+        visits = B * self.heads * I if self.visit is None else self.visit.sum(dtype=jnp.float32)
+        return jnp.where(self.whole, visits * C * self.k_layout.index.shape[2], jnp.inf)

@@ -1,4 +1,4 @@
-"""`flash.forward` and `flash.backward` as Pallas kernels for TPUs, over the same passes and work lists.
+"""`flash.forward` and `flash.backward` as Pallas kernels for TPUs, over the same work lists.
 
 A grid step is one visit: grid (row of a work list, place on it). Lists and counts lie in scalar memory before the
 kernel starts, so that the next tile is fetched while this one is worked on; the grid ends with the longest list,
@@ -25,8 +25,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from localist_jax.attention.flash import LOWEST, MASKED, Pass
+from localist_jax.attention import tiled
+from localist_jax.attention.flash import LOWEST, MASKED
 from localist_jax.attention.sparse import Engine, sparse
+from localist_jax.attention.tiled import Pass
 from localist_jax.attention.tiles import WorkList, work_list
 
 LANES = 128  # width of a vector register, to which head sizes are padded
@@ -50,7 +52,7 @@ def tpu(q, k, v, **call):
 
 
 def forward(p: Pass, q, k, v):
-    """See `flash.forward`."""
+    """See `tiled.forward`."""
     places = q.shape
     q, k, v = (_per_head(x) for x in (q, k, v))
     (R, C, _), Hv = q.shape, v.shape[-1]
@@ -73,7 +75,7 @@ def forward(p: Pass, q, k, v):
 
 
 def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns: int):
-    """See `flash.backward`."""
+    """See `tiled.backward`."""
     q_places, k_places = q.shape, k.shape
     q, k, v, dout = (_per_head(x) for x in (q, k, v, dout))
     (R, C, H), (S, C2, Hv) = q.shape, v.shape
@@ -421,8 +423,8 @@ class Call:
 # Tiles are large because a visit costs a third of a microsecond whatever it does. The cost of a pair in pure tiles
 # is an estimate from that; no TPU was at hand to measure it.
 ENGINE = Engine(
-    forward,
-    backward,
+    partial(tiled.forward, forward),
+    partial(tiled.backward, backward),
     wide=(256, 512, 1),
     middle=(128, 128, 1),
     small=(128, 128, 1),
@@ -430,4 +432,5 @@ ENGINE = Engine(
     lanes=1,
     pure_cost=3.0,
     whole=True,
+    overlaps=False,
 )

@@ -62,24 +62,19 @@ def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(w
     qkv, call = Case(B=2, T=300, K=5, window=9, dial=dial, packed=True).make()
     reached = np.zeros(open_pairs(call, "all").shape, int)
     for section in plans(call, qkv)[way].sections:
-        tile_q, tile_k = (
-            np.asarray(layout.slot) // layout.index.shape[2]
-            for layout in (section.q_layout, section.k_layout)
-        )
-        visit = np.asarray(section.visit)
         wanted = open_pairs(call, section.pairs)
-        needed = np.zeros_like(visit)
-        for b, n in np.ndindex(wanted.shape[:2]):
-            i, j = np.nonzero(wanted[b, n])
-            needed[b, n, tile_q[b, i], tile_k[b, j]] = True
-            reached[b, n, i, j] += visit[b, n, tile_q[b, i], tile_k[b, j]]
-        assert (visit | ~needed).all()
-        if section.pairs == "far":  # no tile of a closed pair of blocks
-            block_q, block_k = (np.asarray(at.block)[..., 0] for at in (section.q_at, section.k_at))
-            for b, n, i, j in zip(*np.nonzero(visit), strict=True):
-                assert call["odds"][0, n, block_q[b, i], block_k[b, j]] > 0
-    np.testing.assert_array_equal(reached > 0, open_pairs(call, "all"))
-    assert reached.max() == 1
+        work, (B, I, _) = section.listed(), section.q_layout.index.shape
+        (at_q, filled_q), (at_k, filled_k) = (
+            (np.asarray(x.index), np.asarray(x.filled)) for x in (section.q_layout, section.k_layout)
+        )
+        block_q, block_k = (np.asarray(at.block)[..., 0] for at in (section.q_at, section.k_at))
+        for row, (b, n, i) in enumerate(np.ndindex(B, section.heads, I)):
+            for j in np.asarray(work.lists[row, : work.counts[row]]):
+                pairs = np.ix_(at_q[b, i][filled_q[b, i]], at_k[b, j][filled_k[b, j]])
+                reached[b, n][pairs] += wanted[b, n][pairs]
+                if section.pairs == "far":  # no tile of a closed pair of blocks
+                    assert call["odds"][0, n, block_q[b, i], block_k[b, j]] > 0
+    np.testing.assert_array_equal(reached, open_pairs(call, "all"))
 
 
 def test_layouts_lose_nothing():
@@ -105,6 +100,24 @@ def test_the_way_with_less_to_do_is_taken():
         cost[name] = {way: float(plan.cost) for way, plan in plans(call, qkv).items()}
     assert cost["all"]["in order"] < cost["all"]["by block"]
     assert cost["own"]["by block"] < 0.5 * cost["own"]["in order"]
+
+
+@pytest.mark.parametrize("order", ["in step", "shuffled", "with a gap"])
+def test_the_band_is_only_taken_where_it_holds_the_window(order, monkeypatch):
+    """Neighbours in place need not be neighbours in the row: then positions stay in order, and all is right still."""
+    monkeypatch.setattr(sparse, "CPU", dataclasses.replace(sparse.CPU, pure_cost=1e-9))
+    qkv, call = dataclasses.replace(LONG, packed=False).make()
+    place = np.arange(LONG.T)
+    if order == "shuffled":
+        place = np.random.default_rng(1).permutation(LONG.T)
+    call["q_pos"] = call["k_pos"] = place[None]
+    if order == "with a gap":
+        call["q_seg"] = call["k_seg"] = np.where((place > 300) & (place < 310), 0, 1)[None]
+    assert bool(jnp.isfinite(plans(call, qkv)["by block"].cost)) == (order == "in step")
+    found, wanted = (
+        attend(*arrays(qkv), **arrays(call), implementation=name)[0] for name in ("sparse", "reference")
+    )
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("stats", ["none", "open"])

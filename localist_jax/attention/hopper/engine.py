@@ -21,13 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from localist_jax.attention import flash
-from localist_jax.attention.flash import Pass
+from localist_jax.attention import flash, tiled
+from localist_jax.attention.flash import Slopes, Terms
 from localist_jax.attention.hopper import steps
 from localist_jax.attention.hopper.lists import TILE, Lists, Side, is_mixed
 from localist_jax.attention.hopper.program import Call
 from localist_jax.attention.hopper.steps import LOG2E, Settings
 from localist_jax.attention.sparse import Engine, sparse
+from localist_jax.attention.tiled import Pass
+from localist_jax.attention.tiles import Section
 
 CHANNELS = 64  # of bfloat16 in a swizzled row of shared memory, to which head sizes are padded
 MOST_BLOCKS, LARGEST_HEAD = 64, 128
@@ -65,7 +67,7 @@ def on_hopper() -> bool:
 
 
 def forward(p: Pass, q, k, v):
-    """See `flash.forward`."""
+    """See `tiled.forward`."""
     return _as_it_needs(p, partial(_forward, q=q, k=k, v=v))
 
 
@@ -100,10 +102,15 @@ def _forward(p: Pass, q, k, v):
     return found["out"][..., :value], lse, entropy, found["mass"][..., :K] if K else None
 
 
-def backward(p: Pass, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns: int):
+def backward(s: Section, terms: Terms, q, k, v, dout, given, slopes: Slopes) -> Slopes:
     """See `flash.backward`; where statistics have cotangents it is that one which runs."""
-    if not all(x is None for x in (dentropy, dmass, dexpected)):
-        return flash.backward(p, q, k, v, lse, c, dout, dentropy, dmass, dexpected, columns)
+    if not all(given[name] is None for name in ("dentropy", "dmass", "dexpected")):
+        return flash.backward(s, terms, q, k, v, dout, given, slopes)
+    return tiled.backward(_kernel, s, terms, q, k, v, dout, given, slopes)
+
+
+def _kernel(p: Pass, q, k, v, lse, c, dout, columns: int, **_):
+    """See `tiled.backward`."""
     keyed = p.pairs != "near" and columns > 0
     return _as_it_needs(p, partial(_backward, q=q, k=k, v=v, lse=lse, c=c, dout=dout, keyed=keyed))
 
@@ -188,5 +195,7 @@ def _log_odds(p: Pass):
     return {"high": high.astype(jnp.bfloat16), "low": (rows - high).astype(jnp.bfloat16)}
 
 
-ENGINE = Engine(forward=forward, backward=backward, wide=(TILE, TILE, 1), middle=(TILE, TILE, 1), small=(TILE, TILE, 1),
-                band=(TILE, TILE), lanes=TILE, pure_cost=1.2, whole=True)  # fmt: skip
+ENGINE = Engine(
+    forward=partial(tiled.forward, forward), backward=backward, wide=(TILE, TILE, 1), middle=(TILE, TILE, 1),
+    small=(TILE, TILE, 1), band=(TILE, TILE), lanes=TILE, pure_cost=1.2, whole=True, overlaps=False,
+)  # fmt: skip

@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from localist_jax.attention.flash import Pass
+from localist_jax.attention.tiled import Pass
 from localist_jax.attention.tiles import work_list
 
 GROUPS, ROWS = 2, 64  # warpgroups that compute, and the positions of each

@@ -16,8 +16,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from localist_jax.attention.flash import LOWEST, MASKED, Pass
+from localist_jax.attention.flash import LOWEST, MASKED
 from localist_jax.attention.hopper.lists import LOG2E, ROWS, TILE, is_mixed
+from localist_jax.attention.tiled import Pass
 
 BY_ROW, BY_COLUMN = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
