@@ -15,10 +15,10 @@ import numpy as np
 
 from localist_jax.data import Batch, Tokenizer
 from localist_jax.hierarchy import signature
+from localist_jax.hierarchy.coding import mixed
 from localist_jax.hierarchy.documents import rows
 from localist_jax.hierarchy.engine import Engine
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.hierarchy.recruiter import mixed
 from localist_jax.locality import Dial
 from localist_jax.model import Generation, generate
 
