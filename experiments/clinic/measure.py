@@ -63,13 +63,14 @@ def streamed(
     recruits: bool,
     ends: Sequence[int],
     base: TrainState | None = None,
+    kind: type[SpecialistRecruiter] = SpecialistRecruiter,
 ) -> tuple[SpecialistRecruiter, dict[str, Any]]:
     """Streams the notes of a case; measures held-out ones at the ends of phases, and before and after every birth.
 
     `base` is the state of the first LLM; None: untrained. A row of the curve: batch, domain of its first note, bits per
     token under the mixture, under the best member, T13's bound; tokens; the member that was given the most notes.
     """
-    recruiter = _recruiter(case, chosen, recruits, folder, base)
+    recruiter = _recruiter(case, chosen, recruits, folder, base, kind)
     curve, checks = [], []
     members = 1
     for batch, notes in enumerate(case.notes, 1):
@@ -101,14 +102,19 @@ def streamed(
 
 
 def _recruiter(
-    case: Clinic, chosen: config.Config, recruits: bool, folder: Path, base: TrainState | None
+    case: Clinic,
+    chosen: config.Config,
+    recruits: bool,
+    folder: Path,
+    base: TrainState | None,
+    kind: type[SpecialistRecruiter],
 ) -> SpecialistRecruiter:
     if not recruits:
         chosen = chosen.replace(hierarchy={"every": 0, "capacity": 1})
     engine = engine_of(case.tokenizer, chosen.replace(train={"seed": 0}))
     state = base or fresh_state(engine.model, chosen, make_mesh(config.Mesh(), jax.devices()[:1]))
     ensemble = Ensemble.create(state, chosen.hierarchy.capacity, case.tokenizer.vocab_size)
-    return SpecialistRecruiter(ensemble, engine, chosen.hierarchy, folder, chosen.train.seed)
+    return kind(ensemble, engine, chosen.hierarchy, folder, chosen.train.seed)
 
 
 @functools.lru_cache(maxsize=2)

@@ -35,6 +35,7 @@ def summary(results: Results) -> dict[str, Any]:
     return {
         "streams": table,
         "random_split_recruits": sum(m - 1 for m in table[runs.NULL]["members"]),
+        "random_split_trials": sum(sum(table[runs.NULL][k]) for k in ("recruited", "rejected", "abandoned")),
         "random_split_streams": len(table[runs.NULL]["members"]),
         "coordination_bits_over_bound": max(map(_coordination, everything)),
         "late_births": [runs.late_births(r) for r in results["recurring", "recruits"]],
@@ -62,6 +63,8 @@ def _of_stream(name: str, results: Results) -> dict[str, Any]:
         ],
     }  # fmt: skip
     for condition in runs.conditions(name):
+        if (name, condition) not in results:
+            continue
         found[f"bits_per_token_{condition}"] = [_rate(r) for r in results[name, condition]]
         found[f"last_quarter_{condition}"] = [_rate(r, 0.75) for r in results[name, condition]]
     return found
@@ -139,8 +142,8 @@ copied from the first domain's when it comes for the first time (*told*).
 *Order 0. Each line is an LLM, with the domains whose held-out pieces it codes best at the end.*
 
 {study.table(head, recruited)}
-- **Null**: {f["random_split_recruits"]} LLMs recruited in {f["random_split_streams"]} streams without domains (target
-  0).
+- **Null**: {f["random_split_recruits"]} LLMs recruited in {f["random_split_streams"]} streams with
+  {f["random_split_trials"]} trials of divisions at random (target 0).
 - **A domain that returns** after another went to the LLM that it had had last in {f["returns_to_own"]} of
   {f["returns"]} cases, all streams together, counted from the first birth on. In the recurring streams, after both
   domains had come twice, {", ".join(map(str, f["late_births"]))} LLMs were recruited.
@@ -159,8 +162,36 @@ Held-out pieces by LLM, by place (NMI above is of these), where there is more th
 
 {lists or "- none"}
 
-{{verdict}}
+{verdict(f)}
 """
+
+
+def verdict(f: Mapping[str, Any]) -> str:
+    """What fell short, from the figures."""
+    worth = [
+        (name, np.mean(row["bits_per_token_one"]), np.mean(row["bits_per_token_recruits"]),
+         np.mean(row["bits_per_token_told"]))
+        for name, row in f["streams"].items()
+        if "bits_per_token_told" in row
+    ]  # fmt: skip
+    shares = "; ".join(
+        f"{name} {100 * (one - recruits) / (one - told):.0f} % of {one - told:.3f}"
+        if told < one
+        else f"{name} –"
+        for name, one, recruits, told in worth
+    )
+    orders = f["streams"]["order"]["members"]
+    book = f["streams"]["one book"]["members"]
+    return f"""What fell short. Where an LLM for each domain saves bits, the rule finds little of it, bits per token:
+{shares}. Of seven domains it ended with {min(orders)} to {max(orders)} LLMs. Its trials open while a domain is new,
+when a copy learns what the incumbent learns and saves nothing; what specialists save comes when domains return, and by
+then the trial is over. And on these streams two LLMs that learn from pieces at random save bits too, so the bar is
+high. In pieces of one book at random it recruited {sum(m - 1 for m in book)} LLMs in {len(book)} streams: there are
+kinds of text within a book too, so this is counted neither as a false alarm nor as a find.
+
+One base for all streams, so seeds differ in the order and in the pieces alone; {runs.WIDTH} wide LLMs; the learning
+rate (10⁻²) is the one at which telling the domains apart is worth most, and at 5·10⁻³ one LLM takes fewer bits than one
+here (seen on an order that is not reported: 6.545 against 6.627 bits per token; *told* 6.527 and 6.482)."""
 
 
 def _taken(served: Mapping[str, Sequence[int]], domain: str) -> list[int]:

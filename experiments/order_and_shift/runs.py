@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from experiments.clinic.setting import Clinic
 from experiments.order_and_shift.base import pretrained, settings, trained
 from experiments.order_and_shift.texts import BOOKS, DOMAINS, MIXED, SESSION, Library
 from localist_jax import config
+from localist_jax.hierarchy.recruiter import SpecialistRecruiter
+from localist_jax.hierarchy.signature import Division
 from localist_jax.locality import Dial
 from localist_jax.training.run import write_json
 from localist_jax.training.state import TrainState
@@ -30,7 +34,8 @@ STREAMS = {
     "gradual": "the share of statute law rises from none to all",
     "recurring": "economics and statute law by turns, six sessions each",
     "mixed": "every piece from one of the seven domains at random: no sessions",
-    "random split": "pieces of one book at random: no domains",
+    "one book": "pieces of economics at random: no sessions, and no domains but those within a book",
+    "random split": "as recurring, but every division that is tried is drawn at random",
 }
 NULL = "random split"
 CONDITIONS = ("recruits", "one", "told")  # an ensemble; its base alone; an LLM for each domain, by its name
@@ -38,7 +43,7 @@ CONDITIONS = ("recruits", "one", "told")  # an ensemble; its base alone; an LLM 
 
 def conditions(name: str) -> tuple[str, ...]:
     """What a stream is run with."""
-    return CONDITIONS[:1] if name in ("mixed", NULL) else CONDITIONS
+    return CONDITIONS[:1] if name in ("mixed", "one book", NULL) else CONDITIONS
 
 
 def sessions(name: str, seed: int) -> list[str]:
@@ -58,9 +63,31 @@ def sessions(name: str, seed: int) -> list[str]:
         return [ONE] * FIRST + [
             OTHER if x < s else ONE for x, s in zip(rng.random(len(share)), share, strict=True)
         ]
-    if name == "recurring":
+    if name in ("recurring", NULL):
         return [ONE] * FIRST + ([OTHER] * 6 + [ONE] * 6) * 3
     return [MIXED if name == "mixed" else ONE] * 32
+
+
+@dataclasses.dataclass(frozen=True)
+class AtRandom(Division):
+    """A division by the documents' check sums, which know nothing of what they are about."""
+
+    def takes(self, documents: np.ndarray) -> np.ndarray:
+        """Which documents go to the newcomer: always the same ones, as many as `share` says."""
+        sums = [zlib.crc32(self.direction.tobytes() + row.tobytes()) for row in documents.astype(np.int32)]
+        return np.asarray(sums) < self.share * 2**32
+
+
+class Blind(SpecialistRecruiter):
+    """Tries divisions at random, as if each promised much."""
+
+    def _division(self, arrivals: bool) -> tuple[int, Division] | None:
+        if arrivals:
+            return None
+        parent = max(self.ensemble.active, key=lambda at: self.ensemble.signatures[at].sum())
+        share = float(self._rng.uniform(0.2, 0.5))
+        salt = self._rng.random(self.ensemble.signatures.shape[1])
+        return parent, AtRandom("hard", salt, 0.0, share, excess_bits=1e6, explained=0.0, ways=1)
 
 
 _library = functools.cache(Library)
@@ -83,8 +110,9 @@ def job(root: Path, name: str, condition: str, seed: int) -> dict[str, Any]:
         result = _told(case, chosen, base)
     else:
         recruiter, result = measure.streamed(
-            case, chosen, folder, condition == "recruits", [len(case.notes)], base
-        )
+            case, chosen, folder, condition == "recruits", [len(case.notes)], base,
+            Blind if name == NULL else SpecialistRecruiter,
+        )  # fmt: skip
         result["served"] = {d: row["members"] for d, row in measure.held_out(recruiter, case).items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", result | {"sessions": stream})

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from experiments.order_and_shift import runs
@@ -41,7 +42,7 @@ def test_shifts_do_what_they_are_called():
     half = len(gradual) // 2
     assert gradual[:half].count(runs.OTHER) < gradual[half:].count(runs.OTHER)
     assert sum(a != b for a, b in itertools.pairwise(recurring)) == 6
-    assert set(runs.sessions(runs.NULL, 0)) == {runs.ONE}
+    assert set(runs.sessions("one book", 0)) == {runs.ONE}
 
 
 @pytest.mark.parametrize(("last", "same"), [("b", 1), ("a", 0)])
@@ -56,3 +57,14 @@ def test_domains_and_llms_agree_fully_or_not_at_all():
     assert agreement({"x": [5, 0], "y": [0, 5]}) == pytest.approx(1)
     assert agreement({"x": [5, 5], "y": [5, 5]}) == pytest.approx(0, abs=1e-6)
     assert agreement({"x": [5, 0], "y": [5, 0]}) == 0
+
+
+def test_a_random_division_knows_nothing_of_domains_and_stays_the_same():
+    rng = np.random.default_rng(0)
+    documents = rng.poisson(1, (4000, 50)).astype(float)
+    documents[:2000, :25] = 0  # another domain
+    division = runs.AtRandom("hard", rng.random(50), 0.0, 0.3, excess_bits=1.0, explained=0.0, ways=1)
+    taken = division.takes(documents)
+    assert (division.takes(documents) == taken).all()
+    assert abs(taken[:2000].mean() - 0.3) < 0.05
+    assert abs(taken[2000:].mean() - 0.3) < 0.05
