@@ -53,7 +53,7 @@ def main() -> None:
                 arguments.out, "order_and_shift", title=TITLE, body=page.body(figures), figures=figures,
                 command=shlex.join(["python", "-m", "experiments.order_and_shift", *sys.argv[1:]]),
                 seeds=range(max(arguments.orders, arguments.seeds)),
-                pictures={"tree": page.tree(results["order", "recruits"][0]), "saved": page.saved(results)},
+                pictures={"tree": page.tree(results["order", "recruits"][1]), "saved": page.saved(results)},
             )
         )  # fmt: skip
 

@@ -139,7 +139,7 @@ copied from the first domain's when it comes for the first time (*told*).
 
 {{tree}}
 
-*Order 0. Each line is an LLM, with the domains whose held-out pieces it codes best at the end.*
+*Order 1. Each line is an LLM, with the domains whose held-out pieces it codes best at the end.*
 
 {study.table(head, recruited)}
 - **Null**: {f["random_split_recruits"]} LLMs recruited in {f["random_split_streams"]} streams with

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Blind(SpecialistRecruiter):
             return None
         parent = max(self.ensemble.active, key=lambda at: self.ensemble.signatures[at].sum())
         share = float(self._rng.uniform(0.2, 0.5))
-        salt = self._rng.random(self.ensemble.signatures.shape[1])
+        salt = np.asarray(self._rng.random(self.ensemble.signatures.shape[1]))
         return parent, AtRandom("hard", salt, 0.0, share, excess_bits=1e6, explained=0.0, ways=1)
 
 
@@ -123,7 +123,8 @@ def _told(case: Clinic, chosen: config.Config, base: TrainState) -> dict[str, An
     """An LLM for each domain, which alone codes its pieces and learns from them; it begins as the first one is then."""
     engine = measure.engine_of(case.tokenizer, chosen.replace(train={"seed": 0}))
     first, dial = case.notes[0][0].domain, Dial(1.0)
-    states, curve = {first: base}, []
+    states = {first: base}
+    curve: list[list[Any]] = []
     for number, notes in enumerate(case.notes, 1):
         domain, batch = notes[0].domain, case.batch(notes)
         state = states.get(domain, states[first])
@@ -133,7 +134,7 @@ def _told(case: Clinic, chosen: config.Config, base: TrainState) -> dict[str, An
     return {"curve": curve, "j_bits": sum(row[2] * row[5] for row in curve)}
 
 
-def owners(result: dict[str, Any]) -> list[tuple[str, str]]:
+def owners(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(domain, LLM that was given most of it) of every session."""
     given = [row[6] for row in result["curve"]]
     parts = [given[i : i + SESSION] for i in range(0, len(given), SESSION)]
@@ -142,7 +143,7 @@ def owners(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def returns(result: dict[str, Any]) -> tuple[int, int]:
+def returns(result: Mapping[str, Any]) -> tuple[int, int]:
     """How often a domain came back after another, once there were two LLMs; and how often to the LLM it had last."""
     births = [r["step"] for r in result["decisions"] if r["kind"] == "recruited"]
     begin = -(-births[0] // SESSION) if births else len(result["sessions"])
@@ -157,12 +158,12 @@ def returns(result: dict[str, Any]) -> tuple[int, int]:
     return back, same
 
 
-def late_births(result: dict[str, Any]) -> int:
+def late_births(result: Mapping[str, Any]) -> int:
     """LLMs recruited after the second domain of a recurring stream had begun to come for the third time."""
     third = SESSION * (FIRST + 24)
     return sum(r["kind"] == "recruited" and r["step"] > third for r in result["decisions"])
 
 
-def seen(result: dict[str, Any], batch: int) -> Sequence[str]:
+def seen(result: Mapping[str, Any], batch: int) -> Sequence[str]:
     """Domains that had come before a batch."""
     return sorted(set(result["sessions"][: (batch - 1) // SESSION]))

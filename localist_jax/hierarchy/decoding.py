@@ -13,7 +13,6 @@ from localist_jax.locality import Dial
 from localist_jax.model import Transformer
 from localist_jax.model.cache import Cache
 from localist_jax.model.generate import _read
-from localist_jax.types import Numeric
 
 
 class ReadingAlong:
@@ -81,7 +80,10 @@ def _mixture(weights: Float[Array, "B M"], logits: Float[Array, "B M V"]):
 
 @jax.jit
 def _weighed(
-    weights: Float[Array, "B M"], known: Float[Array, "B M V"], written: Int[Array, " B"], running: Numeric
+    weights: Float[Array, "B M"],
+    known: Float[Array, "B M V"],
+    written: Int[Array, " B"],
+    running: Int[Array, " B"],
 ) -> Float[Array, "B M"]:
     """Weights after one more token, of the requests that still run."""
     said = jnp.take_along_axis(known, written[:, None, None], -1)[..., 0]
