@@ -226,7 +226,7 @@ def _owners(result: Result, domains: Sequence[str]) -> dict[str, str]:
     for name, place in places.items():
         mine = [d for d in domains if int(np.argmax(result["checks"][-1][d]["members"])) == place]
         if mine:
-            found[name] = ", ".join(mine)
+            found[name] = ", ".join(mine) if len(mine) < 4 else f"{len(mine)} domains"
     return found
 
 
