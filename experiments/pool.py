@@ -92,7 +92,8 @@ class Pool:
 
     Args:
       workers: how many.
-      own_cores: whether each keeps to its own share of the processor's cores: small models hardly gain from several.
+      own_cores: whether each keeps to its own share of the processor's cores, one at the least: small models
+        hardly gain from several.
     """
 
     def __init__(self, workers: int, own_cores: bool = True):
@@ -153,5 +154,4 @@ def _settle(slots, workers: int, own_cores: bool) -> None:
     slot = slots.get()
     if own_cores and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        if len(cores) >= workers:
-            os.sched_setaffinity(0, cores[slot::workers])
+        os.sched_setaffinity(0, cores[slot % len(cores) :: workers])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,18 @@ from experiments.clinic.alignment import kinds_of, nmi
 from experiments.clinic.setting import BATCH, VOCABULARY, Clinic, clinic, settings
 from experiments.clinic.world import DOMAINS, Note
 from localist_jax import config
+from localist_jax.data import Tokenizer
 from localist_jax.hierarchy import signature
+from localist_jax.hierarchy.coding import code
 from localist_jax.hierarchy.engine import Engine
 from localist_jax.hierarchy.ensemble import Ensemble, tree
-from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter, code
+from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter
 from localist_jax.hierarchy.shipping import House
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.journal import read
 from localist_jax.training.run import boxed_state, fresh_state, write_json
+from localist_jax.training.state import TrainState
 
 OPENING = 16  # tokens of a document by which its signature is read
 
@@ -53,10 +57,20 @@ def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, 
 
 
 def streamed(
-    case: Clinic, chosen: config.Config, folder: Path, recruits: bool, ends: Sequence[int]
+    case: Clinic,
+    chosen: config.Config,
+    folder: Path,
+    recruits: bool,
+    ends: Sequence[int],
+    base: TrainState | None = None,
+    kind: type[SpecialistRecruiter] = SpecialistRecruiter,
 ) -> tuple[SpecialistRecruiter, dict[str, Any]]:
-    """Streams the notes of a case; measures held-out ones at the ends of phases, and before and after every birth."""
-    recruiter = _recruiter(case, chosen, recruits, folder)
+    """Streams the notes of a case; measures held-out ones at the ends of phases, and before and after every birth.
+
+    `base` is the state of the first LLM; None: untrained. A row of the curve: batch, domain of its first note, bits per
+    token under the mixture, under the best member, T13's bound; tokens; the member that was given the most notes.
+    """
+    recruiter = _recruiter(case, chosen, recruits, folder, base, kind)
     curve, checks = [], []
     members = 1
     for batch, notes in enumerate(case.notes, 1):
@@ -68,8 +82,10 @@ def streamed(
         )
         coded = recruiter.observe(placed)
         tokens = placed.scored.sum()
+        given = int(np.bincount(coded.member[coded.member >= 0]).argmax())
         curve.append([batch, notes[0].domain, float(coded.bits.sum() / tokens), float(coded.best_bits.sum() / tokens),
-                      float(coded.bound_bits.sum() / tokens), int(tokens)])  # fmt: skip
+                      float(coded.bound_bits.sum() / tokens), int(tokens),
+                      recruiter.ensemble.record(given).name])  # fmt: skip
         if len(recruiter.ensemble.active) > members:
             checks.append({"batch": batch, "what": "birth", "before": before, **held_out(recruiter, case)})
         members = len(recruiter.ensemble.active)
@@ -85,14 +101,26 @@ def streamed(
     }  # fmt: skip
 
 
-def _recruiter(case: Clinic, chosen: config.Config, recruits: bool, folder: Path) -> SpecialistRecruiter:
+def _recruiter(
+    case: Clinic,
+    chosen: config.Config,
+    recruits: bool,
+    folder: Path,
+    base: TrainState | None,
+    kind: type[SpecialistRecruiter],
+) -> SpecialistRecruiter:
     if not recruits:
         chosen = chosen.replace(hierarchy={"every": 0, "capacity": 1})
-    model = Transformer(chosen.model, case.tokenizer.vocab_size)
-    engine = Engine(model, chosen, case.tokenizer.byte_lengths)
-    state = fresh_state(model, chosen, make_mesh(config.Mesh(), jax.devices()[:1]))
+    engine = engine_of(case.tokenizer, chosen.replace(train={"seed": 0}))
+    state = base or fresh_state(engine.model, chosen, make_mesh(config.Mesh(), jax.devices()[:1]))
     ensemble = Ensemble.create(state, chosen.hierarchy.capacity, case.tokenizer.vocab_size)
-    return SpecialistRecruiter(ensemble, engine, chosen.hierarchy, folder, chosen.train.seed)
+    return kind(ensemble, engine, chosen.hierarchy, folder, chosen.train.seed)
+
+
+@functools.lru_cache(maxsize=2)
+def engine_of(tokenizer: Tokenizer, chosen: config.Config) -> Engine:
+    """For LLMs of that configuration; those that were compiled last are kept."""
+    return Engine(Transformer(chosen.model, tokenizer.vocab_size), chosen, tokenizer.byte_lengths)
 
 
 def _nearly(recruiter: SpecialistRecruiter) -> int:

@@ -178,21 +178,21 @@ def _short(f: Mapping[str, Any]) -> str:
     return "".join(missed)
 
 
-def growth(result: Result) -> Figure:
-    """The tree of LLMs over the stream, with the bits that paid for it."""
+def growth(result: Result, colours: Mapping[str, str] = COLOURS) -> Figure:
+    """The tree of LLMs over the stream, with the bits that paid for it; `colours` by domain."""
     births = [r for r in result["decisions"] if r["kind"] == "recruited"]
     ends = {r["name"]: r["step"] for r in result["decisions"] if r["kind"] == "retired"}
     last = result["curve"][-1][0]
     at = {"base": 0.0} | {r["name"]: float(i + 1) for i, r in enumerate(births)}
-    owners = _owners(result)
+    owners = _owners(result, tuple(colours))
     with matplotlib.rc_context(drawing.STYLE):
         figure = Figure(figsize=(10.5, 3.4), layout="constrained")
         axes = figure.subplots()
         for batch, domain, *_ in result["curve"]:
-            axes.barh(-0.9, 1, left=batch - 1, height=0.35, color=COLOURS[domain], lw=0)
+            axes.barh(-0.9, 1, left=batch - 1, height=0.35, color=colours[domain], lw=0)
         for name, y in at.items():
             born = next((r["step"] for r in births if r["name"] == name), 0)
-            colour = COLOURS.get(owners.get(name, ""), drawing.MUTED)
+            colour = colours.get(owners.get(name, ""), drawing.MUTED)
             axes.plot([born, ends.get(name, last)], [y, y], color=colour, lw=4, solid_capstyle="butt")
             axes.text(
                 last + 6, y, f"{name}\n{owners.get(name, 'nothing')}", va="center", color=colour, fontsize=8
@@ -219,14 +219,14 @@ def growth(result: Result) -> Figure:
         return figure
 
 
-def _owners(result: Result) -> dict[str, str]:
-    """The department that each LLM serves at the end, by name of the LLM."""
+def _owners(result: Result, domains: Sequence[str]) -> dict[str, str]:
+    """The domains that each LLM serves at the end, by name of the LLM."""
     places = {r["name"]: r["place"] for r in result["decisions"] if r["kind"] == "recruited"} | {"base": 0}
     found = {}
     for name, place in places.items():
-        mine = [d for d in DOMAINS if int(np.argmax(result["checks"][-1][d]["members"])) == place]
+        mine = [d for d in domains if int(np.argmax(result["checks"][-1][d]["members"])) == place]
         if mine:
-            found[name] = ", ".join(mine)
+            found[name] = ", ".join(mine) if len(mine) < 4 else f"{len(mine)} domains"
     return found
 
 

@@ -25,9 +25,9 @@ from experiments.coordination_overhead.house import BATCH, Domains, trained, wit
 from localist_jax.errors import one_line
 from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.answer import answer, route
+from localist_jax.hierarchy.coding import mixed
 from localist_jax.hierarchy.engine import Engine
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.hierarchy.recruiter import mixed
 from localist_jax.model.generate import _read
 from localist_jax.report import figures as drawing
 from localist_jax.report import study

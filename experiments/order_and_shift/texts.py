@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from experiments.clinic.setting import BATCH, CONTEXT, HELD_OUT, VOCABULARY, Clinic
 from experiments.clinic.world import Note
-from localist_jax.data import Tokenizer
+from localist_jax import config
+from localist_jax.data import Batch, Tokenizer, corpora
 from localist_jax.data.corpora import ROOT_VARIABLE, CorpusError
-from localist_jax.hierarchy.documents import pieces
+from localist_jax.hierarchy.documents import pieces, rows
 
 BOOKS = (
     "population_health", "nutrition", "pharmacology", "economics", "intellectual_property_law", "python_programming"
@@ -21,11 +23,12 @@ BOOKS = (
 LAW, MIXED = "dc_code", "mixed"
 DOMAINS = (*BOOKS, LAW)
 SESSION = 4  # batches
-READ = 400_000  # characters of each domain and split at the most
+READ = {"train": 1_000_000, "held out": 60_000}  # characters of each domain at the most
+LEARNED = 400_000  # characters of each domain that the tokenizer is made from
 
 
 class Library:
-    """Pieces of text of every domain, and one tokenizer for all.
+    """Pieces of text of every domain, general text to begin with, and one tokenizer for all.
 
     Raises:
       CorpusError: the folder of the corpora is not there.
@@ -37,18 +40,23 @@ class Library:
             raise CorpusError(f"order_and_shift: set {ROOT_VARIABLE} to a folder with openstax/ and {LAW}/")
         texts = {book: _texts([root / "openstax" / f"{book}.jsonl"]) for book in BOOKS}
         texts[LAW] = _texts(sorted((root / LAW).glob("*.jsonl")))
-        self.tokenizer = Tokenizer.train([t for both in texts.values() for t in both["train"]], VOCABULARY)
+        learned = [text for both in texts.values() for text in _at_most(both["train"], LEARNED)]
+        self.tokenizer = Tokenizer.train(learned, VOCABULARY)
         self._pieces = {
-            (domain, split): self._cut(domain, texts[domain][split])
+            (domain, split): [
+                Note(domain, self.tokenizer.decode(p), ()) for p in self._cut(texts[domain][split])
+            ]
             for domain in DOMAINS
             for split in ("train", "held out")
         }
 
-    def _cut(self, domain: str, texts: list[str]) -> list[Note]:
-        ids = [piece for text in self.tokenizer.encode_batch(texts) for piece in pieces(text, CONTEXT)]
-        return [Note(domain, self.tokenizer.decode(p), ()) for p in ids if len(p) == CONTEXT]
+    def _cut(self, texts: Sequence[str]) -> list[np.ndarray]:
+        found = [
+            piece for text in self.tokenizer.encode_batch(list(texts)) for piece in pieces(text, CONTEXT)
+        ]
+        return [piece for piece in found if len(piece) == CONTEXT]
 
-    def case(self, sessions: list[str], seed: int) -> Clinic:
+    def case(self, sessions: Sequence[str], seed: int) -> Clinic:
         """A stream of sessions of the domains named, in order; of `MIXED`, each piece is from a domain at random."""
         rng = np.random.default_rng([seed, 11])
         order = {d: itertools.cycle(rng.permutation(len(self._pieces[d, "train"])).tolist()) for d in DOMAINS}
@@ -61,6 +69,14 @@ class Library:
         known = sorted({n.domain for batch in batches for n in batch})
         return Clinic(self.tokenizer, batches, {d: self._pieces[d, "held out"][:HELD_OUT] for d in known})
 
+    def general(self, batches: int, seed: int) -> list[Batch]:
+        """Batches of WikiText-2, pieces in random order."""
+        found = self._cut(corpora.load(config.Data(corpus="wikitext-2")).train)
+        order = itertools.cycle(np.random.default_rng([seed, 13]).permutation(len(found)).tolist())
+        return [
+            rows([found[next(order)] for _ in range(BATCH)], CONTEXT, Tokenizer.BOS) for _ in range(batches)
+        ]
+
 
 def _texts(files: list[Path]) -> dict[str, list[str]]:
     """Texts of the training split, and of what is held out."""
@@ -69,7 +85,7 @@ def _texts(files: list[Path]) -> dict[str, list[str]]:
         for line in file.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             found["train" if record["split"] == "train" else "held out"].append(record["text"])
-    return {split: _at_most(texts, READ) for split, texts in found.items()}
+    return {split: _at_most(texts, READ[split]) for split, texts in found.items()}
 
 
 def _at_most(texts: list[str], characters: int) -> list[str]:

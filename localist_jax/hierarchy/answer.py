@@ -15,10 +15,11 @@ import numpy as np
 
 from localist_jax.data import Batch, Tokenizer
 from localist_jax.hierarchy import signature
+from localist_jax.hierarchy.coding import mixed
+from localist_jax.hierarchy.decoding import ReadingAlong
 from localist_jax.hierarchy.documents import rows
 from localist_jax.hierarchy.engine import Engine
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.hierarchy.recruiter import mixed
 from localist_jax.locality import Dial
 from localist_jax.model import Generation, generate
 
@@ -45,11 +46,19 @@ class Route:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one request got, from whom, and why."""
+    """What one request got, from whom, and why.
+
+    Attributes:
+      name: of the member that wrote, or had the most weight after the prompt.
+      route: why.
+      generation: what was written.
+      weights: of the members of the shortlist after it; where one member wrote alone, those after the prompt.
+    """
 
     name: str
     route: Route
     generation: Generation
+    weights: tuple[float, ...]
 
 
 def route(ensemble: Ensemble, engine: Engine, batch: Batch, shortlist: int = 2) -> list[Route]:
@@ -95,9 +104,10 @@ def answer(
     shortlist: int = 2,
     batch: int = 8,
     dial: Dial | None = None,
+    mix: bool = False,
     **options: Any,
 ) -> list[Answer]:
-    """Continues every prompt by the member that it is routed to.
+    """Continues every prompt by the member that it is routed to, or by the mixture of its shortlist.
 
     Args:
       ensemble, engine, tokenizer: the members, what runs them, and their vocabulary.
@@ -105,6 +115,7 @@ def answer(
       shortlist: see `route`.
       batch: requests of one call; calls with fewer are filled up.
       dial: for all requests; None: each member's own.
+      mix: whether all members of a prompt's shortlist write together (`decoding.ReadingAlong`).
       options: of `model.generate`.
 
     Raises:
@@ -119,17 +130,32 @@ def answer(
         part = [x or [Tokenizer.BOS] for x in ids[start : start + batch]]
         routes += route(ensemble, engine, rows(part, context, Tokenizer.BOS, batch), shortlist)
     answers: dict[int, Answer] = {}
-    for at in sorted({r.member for r in routes}):
-        mine = [i for i, r in enumerate(routes) if r.member == at]
-        state = ensemble.state(at)
-        setting = dial or ensemble.dial(at)
+    for members in sorted({_writers(r, mix) for r in routes}):
+        mine = [i for i, r in enumerate(routes) if _writers(r, mix) == members]
+        first, others = members[0], members[1:]
+        state = ensemble.state(first)
         for start in range(0, len(mine), batch):
             group = mine[start : start + batch]
-            asked = [ids[i] for i in group] + [ids[group[0]]] * (batch - len(group))
+            filled = group + [group[0]] * (batch - len(group))
+            along = None
+            if others:
+                code = np.asarray([[dict(zip(routes[i].listed, routes[i].bits, strict=True))[m] for m in members]
+                                   for i in filled])  # fmt: skip
+                along = ReadingAlong(engine.model, ensemble, others, code, dial, context)
             written = generate(
-                engine.model, state.params, state.blocks, asked, setting, context=context, bos=tokenizer.bos,
-                silent=tokenizer.silent, stop=tokenizer.stop, **options,
+                engine.model, state.params, state.blocks, [ids[i] for i in filled], dial or ensemble.dial(first),
+                context=context, bos=tokenizer.bos, silent=tokenizer.silent, stop=tokenizer.stop, along=along,
+                **options,
             )  # fmt: skip
-            for i, generation in zip(group, written, strict=False):
-                answers[i] = Answer(ensemble.record(at).name, routes[i], generation)
+            for row, i in enumerate(group):
+                found, weights = routes[i], routes[i].weights
+                if along is not None:
+                    now = dict(zip(members, along.weights[row].tolist(), strict=True))
+                    weights = tuple(now[m] for m in found.listed)
+                answers[i] = Answer(ensemble.record(found.member).name, found, written[row], weights)
     return [answers[i] for i in range(len(prompts))]
+
+
+def _writers(found: Route, mix: bool) -> tuple[int, ...]:
+    """Places of the members that continue a text: one alone, or its shortlist, whatever its order."""
+    return tuple(sorted(found.listed)) if mix else (found.member,)

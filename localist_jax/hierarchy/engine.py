@@ -101,4 +101,18 @@ class Queue:
         if len(self._rows) < size:
             raise ValueError(f"queue: {size} documents were asked for, {len(self._rows)} are waiting")
         taken, self._rows = self._rows[:size], self._rows[size:]
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *taken)
+        return together(taken)
+
+
+def together(documents: Iterable[Batch]) -> Batch:
+    """Documents, at least one, as one batch."""
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *documents)
+
+
+def apart(batch: Batch, lengths: Sequence[int]) -> list[Queue]:
+    """Queues of so many documents each, from the first rows of a batch."""
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    queues = [Queue() for _ in lengths]
+    for queue, start, length in zip(queues, starts, lengths, strict=True):
+        queue.put(batch, range(start, start + length))
+    return queues

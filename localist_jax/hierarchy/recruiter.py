@@ -14,21 +14,23 @@ Of many processes each sees the whole stream and does the same; what one of them
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from localist_jax import bits, config
 from localist_jax.data import Batch
-from localist_jax.hierarchy import mixture, signature
+from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.account import Account
 from localist_jax.hierarchy.blocks import BlockRecruiters
-from localist_jax.hierarchy.engine import Engine, Queue
+from localist_jax.hierarchy.coding import Coded, code, mixed
+from localist_jax.hierarchy.documents import rows
+from localist_jax.hierarchy.engine import Engine, Queue, apart, together
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.hierarchy.signature import KINDS, Division, Memory
 from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
@@ -38,63 +40,10 @@ from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Records
 from localist_jax.training.state import TrainState
+from localist_jax.types import PyTree
 
 FILE = "hierarchy.jsonl"
 LOOK = 4  # batches between two looks for arrivals
-_code = jax.jit(mixture.code)
-
-
-@dataclasses.dataclass(frozen=True)
-class Coded:
-    """How one batch was coded, before anyone learned from it.
-
-    Attributes:
-      bits: [B], of each document under the mixture; 0 for rows of padding.
-      best_bits: [B], under the member that coded it best.
-      bound_bits: [B], coordination that T13 allows: log₂ M.
-      member: int [B], place of the member that it is given to; −1 for rows of padding.
-      weights: [B, M], of the members after the whole document.
-    """
-
-    bits: Float[np.ndarray, " B"]
-    best_bits: Float[np.ndarray, " B"]
-    bound_bits: Float[np.ndarray, " B"]
-    member: Int[np.ndarray, " B"]
-    weights: Float[np.ndarray, "B M"]
-
-
-def code(ensemble: Ensemble, engine: Engine, batch: Batch) -> tuple[Coded, Float[np.ndarray, "B T M1"]]:
-    """Codes a batch, a document per row, by Bayes' mixture of all members with equal prior weights.
-
-    Returns:
-      how it was coded, and the bits of each token under each member (by place; one spare place comes last).
-    """
-    losses = np.zeros((*batch.tokens.shape, ensemble.capacity + 1), np.float32)
-    for at in ensemble.active:
-        losses[..., at] = engine.losses(ensemble.state(at), batch, ensemble.dial(at))
-    length, weights = mixed(losses, ensemble.active)
-    real = np.asarray(batch.segments).max(1) > 0
-    totals = losses.sum(1)[:, list(ensemble.active)]
-    coded = Coded(
-        bits=np.where(real, length.sum(1), 0.0),
-        best_bits=np.where(real, totals.min(1), 0.0),
-        bound_bits=np.where(real, np.log2(len(ensemble.active)), 0.0),
-        member=np.where(real, weights[:, -1].argmax(-1), -1),
-        weights=np.exp(weights[:, -1, :-1]),
-    )
-    return coded, losses
-
-
-def mixed(losses: Float[np.ndarray, "B T M"], members) -> tuple[np.ndarray, np.ndarray]:
-    """`mixture.code` with equal weights for the LLMs at some places; compiled once per capacity."""
-
-    def both():
-        listed = np.isin(np.arange(losses.shape[-1]), members)
-        prior = mixture.uniform(jnp.broadcast_to(listed, (losses.shape[0], losses.shape[-1])))
-        length, weights = _code(jnp.asarray(losses), prior)
-        return np.asarray(length), np.asarray(weights)
-
-    return hosts.agreed(both)
 
 
 class SpecialistRecruiter:
@@ -109,6 +58,7 @@ class SpecialistRecruiter:
       blocks: that recruit blocks inside the members; None: nobody does.
       concepts: that somebody named, and no block covers; whose documents lie outside every member's domain is tried
         before all others, and by its turn if that fails.
+      resume_step: batches of a stream that goes on (see `stream.resume`); the record is cut there.
     """
 
     def __init__(
@@ -120,6 +70,7 @@ class SpecialistRecruiter:
         seed: int = 0,
         blocks: BlockRecruiters | None = None,
         concepts: Sequence[Concept] = (),
+        resume_step: int = 0,
     ):
         self._blocks, self._concepts = blocks, concepts
         self._tried: set[str] = set()  # concepts
@@ -127,7 +78,7 @@ class SpecialistRecruiter:
         self.account = Account()
         self.trial: Trial | None = None
         self.trials = self.batches = 0
-        self._records = Records(workdir / FILE)
+        self._records = Records(workdir / FILE, resume_step)
         self._rng = np.random.default_rng([seed, 7])
         self._queues = {at: Queue() for at in ensemble.active}
         self._memories = {at: self._memory() for at in ensemble.active}
@@ -241,15 +192,19 @@ class SpecialistRecruiter:
             return
         self.trials += 1
         self._tried.add(division.name)
-        self.trial = Trial(
-            self.engine, parent, self.ensemble.state(parent), self.ensemble.dial(parent), self._queues[parent],
-            division, placebos=self.settings.placebos, horizon=self.settings.horizon, cost_bits=cost,
-            opened=self.batches, number=self.trials, rng=self._rng,
-        )  # fmt: skip
+        self.trial = self._trial(parent, division, cost, self.batches)
         self._write(
             "opened", trial=self.trials, parent=self.ensemble.record(parent).name,
             share=round(division.share, 4), excess_bits=round(division.excess_bits, 1), proposal=division.kind,
             explained=round(division.explained, 3), concept=division.name,
+        )  # fmt: skip
+
+    def _trial(self, parent: int, division: Division, cost_bits: float, opened: int) -> Trial:
+        """The last one that was opened."""
+        return Trial(
+            self.engine, parent, self.ensemble.state(parent), self.ensemble.dial(parent), self._queues[parent],
+            division, placebos=self.settings.placebos, horizon=self.settings.horizon, cost_bits=cost_bits,
+            opened=opened, number=self.trials, rng=self._rng,
         )  # fmt: skip
 
     def _cost(self, division: Division) -> float:
@@ -378,6 +333,69 @@ class SpecialistRecruiter:
         self._records.write(
             {"step": self.batches, "kind": kind, **what, "j_bits": round(self.account.total_bits, 1)}
         )
+
+    # What a checkpoint keeps beside the ensemble.
+
+    def memory(self) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        """Arrays, and what is ready for JSON."""
+        queues = [*self._queues.values(), *(self.trial.queues if self.trial else ())]
+        waiting = [row for queue in queues for row in queue]
+        kept = [memory.arrays() for memory in self._memories.values() if len(memory)]
+        arrays: dict[str, PyTree] = {"trial": self.trial.memory() if self.trial else {}}
+        if waiting:
+            arrays["waiting"] = together(waiting)
+        if kept:
+            arrays["documents"], arrays["bits"] = (
+                np.concatenate(x).astype(np.float32) for x in zip(*kept, strict=True)
+            )
+        return arrays, {
+            "members": list(self._queues), "waiting": list(map(len, queues)),
+            "remembered": list(map(len, self._memories.values())), "worth": [[at, x] for at, x in self._worth.items()],
+            "tried": sorted(self._tried), "trials": self.trials, "batches": self.batches, "next": self._next,
+            "turn": self._turn, "account": dataclasses.asdict(self.account), "rng": self._rng.bit_generator.state,
+            "trial": self.trial and {
+                "division": self.trial.division.to_dict(), "cost_bits": self.trial.cost_bits,
+                "parent": self.trial.parent, "opened": self.trial.opened, "sides": self.trial.sides,
+                "curve_bits": self.trial.curve_bits,
+            },
+        }  # fmt: skip
+
+    def remember(self, about: dict[str, Any], restored: Callable[[PyTree], PyTree]) -> None:
+        """Goes on where `memory` was taken, in the middle of a trial too.
+
+        Args:
+          about: the second part of it.
+          restored: the first part, given arrays of its shapes.
+        """
+        self.trials, self.batches = about["trials"], about["batches"]
+        self._next, self._turn, self._tried = about["next"], about["turn"], set(about["tried"])
+        self._worth, self.account = {at: x for at, x in about["worth"]}, Account(**about["account"])
+        self._queues = {at: Queue() for at in about["members"]}
+        trial = about["trial"]
+        if trial:
+            division = Division.of_dict(trial["division"])
+            self.trial = self._trial(trial["parent"], division, trial["cost_bits"], trial["opened"])
+        data, vocabulary = self.engine.settings.data, self.ensemble.signatures.shape[1]
+        wanted: dict[str, PyTree] = {"trial": self.trial.memory() if self.trial else {}}
+        if count := sum(about["waiting"]):
+            wanted["waiting"] = rows([], data.context, 0, count)
+        if count := sum(about["remembered"]):
+            wanted["documents"], wanted["bits"] = (
+                np.zeros(n, np.float32) for n in ((count, vocabulary), (count,))
+            )
+        arrays = restored(wanted)
+        queues = apart(arrays.get("waiting"), about["waiting"])
+        self._queues = dict(zip(about["members"], queues, strict=False))
+        if self.trial:
+            rest = queues[len(self._queues) :]
+            self.trial.remember(arrays["trial"], rest, trial["sides"], trial["curve_bits"])
+        self._memories, start = {}, 0
+        for at, count in zip(about["members"], about["remembered"], strict=True):
+            self._memories[at] = self._memory()
+            for i in range(start, start + count):
+                self._memories[at].put(np.asarray(arrays["documents"][i], float), float(arrays["bits"][i]))
+            start += count
+        self._rng.bit_generator.state = about["rng"]
 
     def close(self) -> None:
         """Closes the record."""

@@ -28,6 +28,7 @@ from localist_jax.parallel import hosts, rules
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.run import Run, abstract_state, machine, versions, write_json
+from localist_jax.types import PyTree
 
 ENSEMBLE, SPECIALIST = "ensemble.json", "specialist.json"
 
@@ -63,8 +64,18 @@ class House:
             Path(workdir), ensemble, settings, tokenizer, Engine(model, settings, tokenizer.byte_lengths)
         )
 
-    def save(self, step: int, command: str = "") -> None:
-        """Writes the folder, with a checkpoint of all members after `step` batches."""
+    def save(
+        self,
+        step: int,
+        command: str = "",
+        *,
+        memory: PyTree | None = None,
+        stream: dict[str, Any] | None = None,
+    ) -> None:
+        """Writes the folder, with a checkpoint of all members after `step` batches.
+
+        `memory` (arrays) and `stream` (ready for JSON) are what a recruiter keeps beside them (see `stream.save`).
+        """
         self.workdir.mkdir(parents=True, exist_ok=True)
         e = self.ensemble
         records = [dataclasses.asdict(r) if r else None for r in e.records]
@@ -75,7 +86,8 @@ class House:
         }
         topology = {"specialists": len(e.active), "capacity": e.capacity}
         with Checkpoints(self.workdir / "checkpoints", keep=2) as checkpoints:
-            checkpoints.save(step, _arrays(e), manifest={**about, "topology": topology}, cursor={})
+            manifest = {**about, "topology": topology, "stream": stream}
+            checkpoints.save(step, _arrays(e), manifest=manifest, cursor={}, memory=memory and [memory])
         if hosts.is_first():
             self.tokenizer.save(self.workdir / "tokenizer.json")
             made = {"versions": versions(), "machine": machine(), "date": datetime.date.today().isoformat()}

@@ -8,7 +8,8 @@ Two uses: which members are worth asking about a text (a *shortlist*), and how t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -116,6 +117,17 @@ class Division:
     def is_arrival(self) -> bool:
         """Whether it looks as if a new domain has arrived."""
         return self.kind == "hard" and self.explained > ARRIVAL
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, every digit kept."""
+        concept = self.concept and [self.concept.name, [*self.concept.anchors.items()]]
+        return {**vars(self), "direction": self.direction.tolist(), "concept": concept}
+
+    @classmethod
+    def of_dict(cls, found: Mapping[str, Any]) -> Division:
+        """What `to_dict` made."""
+        concept = found["concept"] and Concept(found["concept"][0], dict(found["concept"][1]))
+        return cls(**{**found, "direction": np.asarray(found["direction"]), "concept": concept})
 
     def takes(self, documents: Float[np.ndarray, "n V"]) -> Bool[np.ndarray, " n"]:
         """Which documents go to the newcomer."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
@@ -25,8 +26,9 @@ from localist_jax.hierarchy.signature import Division
 from localist_jax.locality import Dial
 from localist_jax.recruitment.evidence import Evidence
 from localist_jax.training.state import TrainState
+from localist_jax.types import PyTree
 
-HEIR, NEWCOMER = 0, 1
+SIDES = HEIR, NEWCOMER = 0, 1
 Coding = Callable[[Float[np.ndarray, "B T M"], Sequence[int]], Float[np.ndarray, "B T"]]
 
 
@@ -149,3 +151,35 @@ class Trial:
                     contender.states[side] = self._engine.train(contender.states[side], full)
         self.sides[NEWCOMER] += len(newcomer)
         self.sides[HEIR] += len(heir)
+
+    # What a checkpoint keeps, beside what the trial was made from.
+
+    @property
+    def queues(self) -> list[Queue]:
+        """Of all contenders, heir before newcomer."""
+        return [queue for contender in self.contenders for queue in contender.queues]
+
+    def memory(self) -> dict[str, PyTree]:
+        """States of all contenders and the evidence."""
+        states = [state for contender in self.contenders for state in contender.states]
+        return {
+            "states": jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+            "evidence": self.evidence,
+            "signature": np.asarray(self.signature, np.float32),
+        }
+
+    def remember(
+        self,
+        memory: dict[str, PyTree],
+        queues: Sequence[Queue],
+        sides: list[int],
+        curve_bits: list[list[float]],
+    ) -> None:
+        """Goes on where `memory` was taken."""
+        self.sides, self.curve_bits = sides, curve_bits
+        self.evidence, self.signature = memory["evidence"], np.asarray(memory["signature"], float)
+        for nth, contender in enumerate(self.contenders):
+            contender.states = [
+                jax.tree.map(lambda x, at=2 * nth + side: x[at], memory["states"]) for side in SIDES
+            ]
+            contender.queues = (queues[2 * nth], queues[2 * nth + 1])

@@ -66,6 +66,7 @@ def generate(
     silent: np.ndarray | None = None,
     stop: Sequence[int] = (),
     on_tokens: Callable[[Sequence[int]], None] | None = None,
+    along: Callable[..., jax.Array] | None = None,
 ) -> list[Generation]:
     """Continues every prompt.
 
@@ -86,6 +87,7 @@ def generate(
       silent: bool [V], tokens that are never sampled; None: PAD and BOS of our own tokenizer.
       stop: tokens that end a request.
       on_tokens: called with the new token of every request after each step.
+      along: other models that read along: (logits, then what `_read` takes after the cache) → the logits of all.
 
     Raises:
       ValueError: no prompts, a prompt that does not fit the context, settings out of range, or a number of
@@ -118,6 +120,8 @@ def generate(
         if step == 1 and rules is not None:
             _run_once(read, cache, tokens, positions, segments, at, dial, None)
         logits, figures, by_layer, cache = read(cache, tokens, positions, segments, at, dial, rules)
+        if along is not None:
+            logits = along(logits, tokens, positions, segments, at, rules)
         chosen, code = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
         chosen, code, figures, fetched = jax.device_get((chosen, code, figures, guide.wanted(by_layer)))
         reasons = guide.ended(fetched) or [""] * B

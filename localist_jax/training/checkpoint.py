@@ -115,8 +115,8 @@ class Checkpoints:
             "cursor": _pack_cursor(cursor),
             "leaves": _leaf_table(state),
         }
-        arrays = jax.tree.map(_key_to_data, state)
-        about["fingerprints"] = fingerprints({"state": arrays, "memory": memory or []})
+        arrays, memory = jax.tree.map(_key_to_data, (state, memory or []))
+        about["fingerprints"] = fingerprints({"state": arrays, "memory": memory})
         about["digest"] = _digest(about)
         items = {"state": ocp.args.StandardSave(arrays), "manifest": ocp.args.JsonSave(about)}
         if memory:
@@ -181,10 +181,10 @@ class Checkpoints:
           CheckpointError: the checkpoint has none, or one of other shapes.
         """
         with self._damage_as_error(step):
-            items = ocp.args.Composite(memory=ocp.args.StandardRestore(wanted))
+            items = ocp.args.Composite(memory=ocp.args.StandardRestore(jax.tree.map(_key_to_data, wanted)))
             memory = self._open().restore(step, args=items)["memory"]
         self._verify(step, {"memory": memory}, self.manifest(step))
-        return memory
+        return jax.tree.map(_data_to_key, wanted, memory)
 
     def _verify(self, step: int, arrays: PyTree, about: dict[str, Any]) -> None:
         if about["format"] < 2:

@@ -10,7 +10,9 @@ import pytest
 from localist_jax.__main__ import main
 from localist_jax.data import Tokenizer
 from localist_jax.hierarchy.answer import answer, route
+from localist_jax.hierarchy.coding import mixed
 from localist_jax.hierarchy.command import member_for
+from localist_jax.hierarchy.documents import rows
 from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.hierarchy.shipping import House
 from localist_jax.locality import Dial
@@ -94,6 +96,31 @@ def test_requests_are_grouped_and_every_answer_says_from_whom(house):
     assert (engine.compile_count, _read._cache_size()) == compiled
     with pytest.raises(ValueError, match="no prompts"):
         answer(e, engine, tokenizer, [])
+
+
+def test_a_mixture_writes_what_its_members_code_together(house):
+    """Bits of what was written are those of Bayes' mixture over the whole text, less those of the prompt."""
+    e, engine, tokenizer = house.ensemble, house.engine, house.tokenizer
+    prompts = ["heart", "the liver and", "the dose"]
+    answers = answer(
+        e, engine, tokenizer, prompts, mix=True, batch=4, max_new=4, temperature=1.0, top_p=1.0, stats="none"
+    )
+    for prompt, one in zip(prompts, answers, strict=True):
+        before = tokenizer.encode(prompt).tolist()
+        batch = rows([before + one.generation.tokens], T, tokenizer.BOS, 4)
+        losses = np.stack([np.asarray(engine.losses(e.state(at), batch, e.dial(at))) for at in (0, 1)], -1)
+        length, after = mixed(losses, (0, 1))
+        np.testing.assert_allclose(
+            one.generation.bits, length[0, len(before) : len(before) + 4], rtol=1e-3, atol=1e-3
+        )
+        by_place = dict(zip(one.route.listed, one.weights, strict=True))
+        after_all_but_one = np.exp(
+            after[0, len(before) + 2]
+        )  # the last token is written, and not read any more
+        np.testing.assert_allclose([by_place[0], by_place[1]], after_all_but_one, rtol=1e-2, atol=1e-3)
+        assert by_place != dict(zip(one.route.listed, one.route.weights, strict=True)), (
+            "what was written counts"
+        )
 
 
 def test_a_route_shows_its_evidence(pair, engine):

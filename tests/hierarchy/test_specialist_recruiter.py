@@ -7,8 +7,9 @@ import pytest
 
 from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.account import Account, accepts
+from localist_jax.hierarchy.coding import code
 from localist_jax.hierarchy.ensemble import Record
-from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter, code
+from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Records, read
 from tests.hierarchy.conftest import VOCABULARY, batch_of, same

@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from localist_jax.hierarchy.coding import code
 from localist_jax.hierarchy.documents import rows
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.hierarchy.recruiter import SpecialistRecruiter, code
+from localist_jax.hierarchy.recruiter import SpecialistRecruiter
 from localist_jax.hierarchy.shipping import House
 from localist_jax.parallel import mesh as meshes
 from localist_jax.training.run import fresh_state
