@@ -139,6 +139,7 @@ def advance(
     # The slow mean lags the fast one by about 1.5 windows: their relative gap is the fall per that stretch.
     flat = (state.slow - state.fast) < settings.flat_tolerance * state.slow
     begin = (flat & (progress >= settings.open_at_least)) | (progress >= settings.open_at_most)
+    begin &= settings.open_share_target < 1  # a target of 1 asks for nothing to be closed
     opened_at = jnp.where(state.priced, state.opened_at, jnp.where(begin, step, -1)).astype(jnp.int32)
     length = jnp.maximum(1.0, settings.ramp * (steps - opened_at))
     ramp = jnp.clip((step - opened_at) / length, 0.0, 1.0)

@@ -51,6 +51,14 @@ def test_a_flat_loss_opens_the_price_phase_but_not_too_early():
     assert STEPS * SETTINGS.open_at_least < later < STEPS * SETTINGS.open_at_most
 
 
+def test_a_target_of_everything_leaves_the_gates_open():
+    for target, begins in ((1.0, False), (0.99, True)):
+        settings = dataclasses.replace(SETTINGS, open_share_target=target)
+        prices, opened = drive(lambda step: 3.0, settings)
+        assert (opened >= 0) is begins
+        assert (prices > 0).any() is np.bool_(begins)
+
+
 def test_dual_ascent_rises_while_too_much_is_open_and_falls_when_too_little_is():
     prices, opened = drive(lambda _: 3.0, share_of=lambda step: 0.5 if step < 250 else 0.05)
     rising, falling = prices[opened:250], prices[251:]
