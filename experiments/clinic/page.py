@@ -202,9 +202,10 @@ def growth(result: Result, colours: Mapping[str, str] = COLOURS) -> Figure:
             axes.plot([r["opened"], r["step"]], [parent, y], color=drawing.INK, lw=1)
             paid = f"{r['llr_bits']:+,.0f} bits for {r['threshold_bits']:.1f}"
             others = f"placebos at most {max(r['placebo_bits']):+,.0f}"
+            side = ("right", -4) if r["step"] > last / 2 else ("left", 4)  # clear of the names at the end
             axes.annotate(
-                f"{paid}\n{others}", (r["step"], y), xytext=(4, 6), textcoords="offset points", fontsize=8,
-                color=drawing.INK,
+                f"{paid}\n{others}", (r["step"], y), ha=side[0], xytext=(side[1], 6), textcoords="offset points",
+                fontsize=8, color=drawing.INK,
             )  # fmt: skip
         refused = [r["step"] for r in result["decisions"] if r["kind"] in ("rejected", "abandoned")]
         axes.plot(refused, [-0.45] * len(refused), "x", color=drawing.RED, ms=5)
