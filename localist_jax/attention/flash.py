@@ -145,21 +145,22 @@ class Board:
         """Lanes, and queries of each."""
         return self.work.order.shape[1], self.queries.pos.shape[1]
 
+    @property
+    def in_place(self) -> bool:
+        """Whether keys stay as rows: each tile has one visit at the most, and a step of decoding reads what is open."""
+        return self.section.visit is None or self.section.q_layout.index.shape[1] == 1
+
     def cut(self, x):
-        """Heads of keys [B, S, G, H] as tiles [R, C', H]; as rows where each tile is visited only once."""
-        return _flat(x) if self.section.visit is None else _get(_flat(x), self.keys.rows)
+        """Heads of keys [B, S, G, H] as tiles [R, C', H]; as rows where they stay in place."""
+        return _flat(x) if self.in_place else _get(_flat(x), self.keys.rows)
 
     def blank(self, flat):
         """Zeros in which to sum what goes to `flat` by tiles; `flat` itself where `cut` gives rows."""
-        return (
-            flat
-            if self.section.visit is None
-            else jnp.zeros((*self.keys.rows.shape, *flat.shape[1:]), flat.dtype)
-        )
+        return flat if self.in_place else jnp.zeros((*self.keys.rows.shape, *flat.shape[1:]), flat.dtype)
 
     def join(self, flat, tiles):
         """Adds these sums."""
-        return tiles if self.section.visit is None else _add(flat, self.keys.rows, tiles)
+        return tiles if self.in_place else _add(flat, self.keys.rows, tiles)
 
     def lanes(self, g) -> Lanes:
         """Those of group g; numbers past the last tile are padding."""
@@ -206,7 +207,7 @@ class Lanes:
         here = jnp.clip(self.counts - 1, 0, j)[:, None]
         tile = self.first + jnp.take_along_axis(self.lists, here, 1)[:, 0]
         to = self.board.keys[tile]
-        return to, to.rows if self.board.section.visit is None else tile, j < self.counts
+        return to, to.rows if self.board.in_place else tile, j < self.counts
 
     def run(self, step, state):
         """All visits."""
