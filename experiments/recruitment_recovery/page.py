@@ -145,7 +145,7 @@ batch coded before it is learned from.
 {{evidence}}
 
 The evidence of each candidate over its trial beside its best placebo, and the lives of blocks, in the largest world,
-seed 0; a dashed line marks where a field appears.
+the first seed; a dashed line marks where a field appears.
 
 {{stream}}
 
