@@ -27,7 +27,9 @@ TIMING = ("time", "tokens_per_second")
 def curve(workdir):
     """The loop's own records, without what depends on the clock."""
     records = journal.read(workdir / "metrics.jsonl")
-    return [{k: v for k, v in r.items() if k not in TIMING} for r in records if r["kind"] in ("train", "eval")]
+    return [
+        {k: v for k, v in r.items() if k not in TIMING} for r in records if r["kind"] in ("train", "eval")
+    ]
 
 
 def assert_same_state(one, other):
