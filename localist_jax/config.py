@@ -164,9 +164,7 @@ class Gates:
     pattern: str = (
         "learned"  # or a control, fixed: closed (nothing beyond the window), own (each block itself)
     )
-    open_share_target: float = (
-        0.24  # open causal pairs at λ=1 over all layers; μ by dual ascent; 1: all stay open
-    )
+    open_share_target: float = 0.24  # open pairs at λ=1 over all layers; μ by dual ascent; 1: all stay open
     gate_bits: float = 0.0  # or: description length of one gate over the training tokens, bits
     step_travel: float = 6.0  # how often a useless gate could travel 1 → 0 in the price phase
     flat_tolerance: float = 0.01  # the price phase opens when the loss falls slower than this

@@ -17,7 +17,7 @@ from localist_jax.data import Batch
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer
 from localist_jax.model.cache import Cache
-from localist_jax.model.generate import _read
+from localist_jax.model.generate import read_tokens
 from localist_jax.parallel import rules
 from localist_jax.parallel.flops import matrix_flops
 from localist_jax.recruitment import growth
@@ -143,7 +143,9 @@ def generate(s: Shapes) -> Lowered:
     )
 
     def read(params, blocks, cache, token, position, segment, at, dial):
-        return _read(s.model, params, blocks, cache, token, position, segment, at, dial, None, stats="none")
+        return read_tokens(
+            s.model, params, blocks, cache, token, position, segment, at, dial, None, stats="none"
+        )
 
     traced = s.trace(
         read, s.state.params, s.state.blocks, jax.tree.map(split, cache), token, token, token,

@@ -28,7 +28,7 @@ from localist_jax.hierarchy.answer import answer, route
 from localist_jax.hierarchy.coding import mixed
 from localist_jax.hierarchy.engine import Engine
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.model.generate import _read
+from localist_jax.model.generate import read_tokens
 from localist_jax.report import figures as drawing
 from localist_jax.report import study
 from localist_jax.training.run import write_json
@@ -127,7 +127,7 @@ def quality(domains: Domains, engine: Engine, ensemble: Ensemble, seed: int) -> 
 
 def _compilations() -> int:
     """Of the function that generation reads with."""
-    return _read._cache_size()  # type: ignore[attr-defined]
+    return read_tokens._cache_size()  # type: ignore[attr-defined]
 
 
 def speed(

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.agreement import adjusted_rand, contingency, normalised_information
 from experiments.pool import train_and_measure
+from experiments.recruitment_recovery import runs as fields
 from experiments.recruitment_text import senses
 from experiments.recruitment_text.books import Shelf, Stream
 from localist_jax import bits
@@ -33,34 +34,26 @@ CONDITIONS = ("recruits", "none", "from start", "dense")
 NULLS = ("one book", "shuffled")
 RECRUITING = ("recruits", *NULLS)
 
-BASE: dict[str, Any] = {
-    "data": {"corpus": "books", "context": 64, "batch": 16, "vocab_size": 2048, "shuffle": False, "valid_rows": 0},
-    "model": {
-        "layers": 3, "width": 64, "heads": 2, "kv_heads": 2, "head_size": 32, "feed_forward": 128, "block_units": 64,
-        "window": 4, "perception_window": 8,
-    },
-    "dial": {"mode": "fixed", "locality": 1.0},
-    "gates": {"open_share_target": 1.0},
-    "optimizer": {"learning_rate": 6e-3},
-    "recruitment": {"stop": 1.0},
-}  # fmt: skip
+# The model of `recruitment_recovery`, twice as wide.
+BASE = resolve(fields.BASE).replace(
+    data={"corpus": "books", "vocab_size": 2048},
+    model={"width": 64, "head_size": 32, "feed_forward": 128, "block_units": 64},
+)
 
 
 def settings_of(condition: str, books: int, seed: int) -> Config:
     """The configuration of a run; `dense` has the feed-forward units that make it as large as `from start`."""
-    settings = resolve(BASE)
     blocks = 1 + (books if condition == "from start" else 1)
-    m, steps = settings.model, books * PHASE
+    m, steps = BASE.model, books * PHASE
     more: dict[str, Any] = {}
-    if (
-        condition == "dense"
-    ):  # one block's units less all blocks', spread over all layers; SwiGLU has three matrices
+    if condition == "dense":
+        # What all blocks' units have beyond one block's, spread over all layers; SwiGLU has three matrices.
         spare = (books - 1) * (m.layers - m.router_layer) * 2 * m.block_units
         more = {
             "dial": {"mode": "fixed", "locality": 0.0},
             "model": {"perception_window": 0, "feed_forward": m.feed_forward + spare // (3 * m.layers)},
         }
-    return settings.replace(
+    return BASE.replace(
         model={"blocks": blocks, "block_capacity": max(blocks, 4), "generations": 3 if condition in RECRUITING else 1},
         recruitment={"every": 10 if condition in RECRUITING else 0, "start": 0.8 / books},
         train={"steps": steps, "seed": seed, "log_every": 10, "eval_every": steps, "save_every": PHASE},
@@ -70,7 +63,7 @@ def settings_of(condition: str, books: int, seed: int) -> Config:
 @functools.cache
 def shelf(corpus: str) -> Shelf:
     """The corpus; read once in a process."""
-    data = resolve(BASE).data
+    data = BASE.data
     return Shelf(corpus, data.context, data.vocab_size)
 
 

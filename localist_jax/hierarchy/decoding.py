@@ -12,7 +12,7 @@ from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer
 from localist_jax.model.cache import Cache
-from localist_jax.model.generate import _read
+from localist_jax.model.generate import read_tokens
 
 
 class ReadingAlong:
@@ -63,7 +63,7 @@ class ReadingAlong:
             )
         each = [logits]
         for nth, (state, dial) in enumerate(self._readers):
-            read, _, _, self._caches[nth] = _read(
+            read, _, _, self._caches[nth] = read_tokens(
                 self._model, state.params, state.blocks, self._caches[nth], tokens, positions, segments, at, dial,
                 rules, stats="none",
             )  # fmt: skip

@@ -87,7 +87,7 @@ def generate(
       silent: bool [V], tokens that are never sampled; None: PAD and BOS of our own tokenizer.
       stop: tokens that end a request.
       on_tokens: called with the new token of every request after each step.
-      along: other models that read along: (logits, then what `_read` takes after the cache) → the logits of all.
+      along: other models that read along: (logits, then what `read_tokens` takes after the cache) → the logits of all.
 
     Raises:
       ValueError: no prompts, a prompt that does not fit the context, settings out of range, or a number of
@@ -116,7 +116,7 @@ def generate(
     at = lengths - 1
     for step in range(max_new):
         rules = guide.steering(written)
-        read = partial(_read, model, params, blocks, stats=stats)
+        read = partial(read_tokens, model, params, blocks, stats=stats)
         if step == 1 and rules is not None:
             _run_once(read, cache, tokens, positions, segments, at, dial, None)
         logits, figures, by_layer, cache = read(cache, tokens, positions, segments, at, dial, rules)
@@ -152,7 +152,7 @@ _ran: set[Any] = set()
 
 def _run_once(read: partial, cache: Cache, *step: Any) -> None:
     """Compiles a step for later, by running it on a copy of the cache; nothing if that was done before."""
-    if len(_ran) > _read._cache_size():  # type: ignore[attr-defined]
+    if len(_ran) > read_tokens._cache_size():  # type: ignore[attr-defined]
         _ran.clear()  # compiled programs were let go
     leaves, kind = jax.tree.flatten((read.args[1:], cache, step))
     key = (
@@ -203,7 +203,7 @@ def _pad(prompts, context):
 
 
 @partial(jax.jit, static_argnames=("model", "stats"), donate_argnames=("cache",))
-def _read(
+def read_tokens(
     model: Transformer,
     params,
     blocks,

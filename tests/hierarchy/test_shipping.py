@@ -16,7 +16,7 @@ from localist_jax.hierarchy.documents import rows
 from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.hierarchy.shipping import House
 from localist_jax.locality import Dial
-from localist_jax.model.generate import _read
+from localist_jax.model.generate import read_tokens
 from localist_jax.training.run import Run
 from tests.hierarchy.conftest import T, batch_of, same
 
@@ -88,12 +88,12 @@ def test_requests_are_grouped_and_every_answer_says_from_whom(house):
     options = {"batch": 4, "max_new": 2, "temperature": 0.0, "stats": "none"}
     found = answer(e, engine, tokenizer, prompts, shortlist=1, **options)
     assert [a.name for a in found] == ["base", "heart", "base", "heart"]
-    compiled = engine.compile_count, _read._cache_size()
+    compiled = engine.compile_count, read_tokens._cache_size()
     alone = [answer(e, engine, tokenizer, [p], shortlist=1, **options)[0] for p in prompts]
     assert [a.generation.tokens for a in alone] == [a.generation.tokens for a in found]
     more, _ = e.copied(1, dataclasses.replace(e.record(1), name="third"))
     answer(more, engine, tokenizer, prompts, **options)
-    assert (engine.compile_count, _read._cache_size()) == compiled
+    assert (engine.compile_count, read_tokens._cache_size()) == compiled
     with pytest.raises(ValueError, match="no prompts"):
         answer(e, engine, tokenizer, [])
 

@@ -7,7 +7,7 @@ import pytest
 
 from localist_jax.locality import Dial
 from localist_jax.model import forward, generate
-from localist_jax.model.generate import _read
+from localist_jax.model.generate import read_tokens
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [30], [20, 21, 22]]
 DIALS = [0.0, 0.9, 1.0]
@@ -102,11 +102,11 @@ def test_tokens_are_streamed(run):
 
 def test_another_dial_compiles_nothing(run, small):
     run(PROMPTS, DIALS)
-    before = _read._cache_size()
+    before = read_tokens._cache_size()
     run(PROMPTS, [1.0, 0.0, 0.5])
     run(PROMPTS, Dial.progressive(0.9, 3, small.layers))
     run(PROMPTS, [Dial.per_layer([0.0, 0.5, 1.0]), 0.2, Dial(1.0)], temperature=0.3, top_p=0.5, seed=9)
-    assert _read._cache_size() == before
+    assert read_tokens._cache_size() == before
 
 
 @pytest.mark.parametrize(
