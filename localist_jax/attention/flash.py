@@ -11,14 +11,14 @@ where the traits t_f are those of the pair of blocks, and backward, from the cot
 
 so that a pass over any part of the keys needs only lse, H and c of the whole. A pass goes on from what the one before
 has found, and only its own rows are written. Queries are gathered where they are needed, by the positions of their
-tile's slots; keys are cut into tiles once, unless each tile is visited only once. Block-dependent terms are
+tile's slots. Block-dependent terms are
 contractions with the keys' blocks: in tiles of mixed blocks a one-hot per key, in pure tiles one row per tile.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -95,13 +95,13 @@ class Slopes:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """What is known of tiles, per head: arrays [R, C], R = B·heads·M.
+    """What is known of tiles; of M in each row of a batch, or of those in hand, [P, C].
 
     Attributes:
-      rows: uint32, places among the rows of a [B, T, heads, …] array. A table, since a gather works out its indices
-        anew for every number that it fetches; unsigned, since it looks after negative ones too.
-      filled: bool.
-      pos, seg, block: int32; of pure tiles the block is [R, 1].
+      rows: uint32 [B·heads·M, C], places among the rows of a [B, T, heads, …] array. A table, since a gather works out
+        its indices anew for every number that it fetches; unsigned, since it looks after negative ones too.
+      filled: bool [B·M, C].
+      pos, seg, block: int32 [B·M, C]; of pure tiles the block is [B·M, 1].
     """
 
     rows: jax.Array
@@ -116,17 +116,22 @@ class Slots:
         start = layout.length * jnp.arange(len(layout.index))
         rows = (layout.index + start[:, None, None])[:, None] * heads + jnp.arange(heads)[:, None, None]
         marks = layout.filled, at.pos, at.seg, at.block[..., : 1 if layout.pure else None]
-        per_head = [rows.astype(jnp.uint32), *(jnp.repeat(x[:, None], heads, 1) for x in marks)]
-        return cls(*(x.reshape(-1, x.shape[-1]) for x in per_head))
+        return cls(*(x.reshape(-1, x.shape[-1]) for x in (rows.astype(jnp.uint32), *marks)))
 
-    def __getitem__(self, tiles) -> Slots:
-        """The tiles at `tiles` [P]."""
-        return jax.tree.map(lambda x: _get(x, tiles), self)
+    def at(self, tile, of_batch) -> Slots:
+        """Tiles `tile` [P], counted through B·heads·M, which are `of_batch` [P] of B·M."""
+        marks = self.filled, self.pos, self.seg, self.block
+        return Slots(_get(self.rows, tile), *(_get(x, of_batch) for x in marks))
 
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """The tiles of a section, and who visits which."""
+    """The tiles of a section, and who visits which.
+
+    Keys are kept in one of three ways, so that a visit finds its tile with the least work: as *slices* of the array,
+    where tiles hold neighbours; as *rows*, gathered at each visit, where a tile has one at the most; as *tiles*,
+    gathered once.
+    """
 
     section: Section
     work: WorkList
@@ -146,32 +151,52 @@ class Board:
         return self.work.order.shape[1], self.queries.pos.shape[1]
 
     @property
-    def in_place(self) -> bool:
-        """Whether keys stay as rows: each tile has one visit at the most, and a step of decoding reads what is open."""
-        return self.section.visit is None or self.section.q_layout.index.shape[1] == 1
+    def kept_as(self) -> Literal["slices", "rows", "tiles"]:
+        """How keys are kept."""
+        layout = self.section.k_layout
+        if layout.slot is not None and not layout.pure:
+            return "slices"
+        return "rows" if self.section.visit is None else "tiles"
 
     def cut(self, x):
-        """Heads of keys [B, S, G, H] as tiles [R, C', H]; as rows where they stay in place."""
-        return _flat(x) if self.in_place else _get(_flat(x), self.keys.rows)
+        """Heads of keys [B, S, G, H] as slices [B·J, C', G, H], rows [B·S·G, H] or tiles [B·G·J, C', H]."""
+        match self.kept_as:
+            case "slices":
+                return self.section.k_layout.cut(x).reshape(*self.keys.pos.shape, *x.shape[2:])
+            case "rows":
+                return _flat(x)
+            case "tiles":
+                return _get(_flat(x), self.keys.rows)
 
-    def blank(self, flat):
-        """Zeros in which to sum what goes to `flat` by tiles; `flat` itself where `cut` gives rows."""
-        return flat if self.in_place else jnp.zeros((*self.keys.rows.shape, *flat.shape[1:]), flat.dtype)
+    def blank(self, x):
+        """Where to add what goes to x, in the shape of `cut`."""
+        if self.kept_as == "tiles":
+            return jnp.zeros((*self.keys.rows.shape, *x.shape[3:]), x.dtype)
+        return self.cut(x)
 
-    def join(self, flat, tiles):
-        """Adds these sums."""
-        return tiles if self.in_place else _add(flat, self.keys.rows, tiles)
+    def join(self, x, summed):
+        """x with what was added."""
+        match self.kept_as:
+            case "slices":
+                layout = self.section.k_layout
+                return layout.join(summed.reshape(*layout.index.shape, *x.shape[2:]))
+            case "rows":
+                return summed.reshape(x.shape)
+            case "tiles":
+                return _add(_flat(x), self.keys.rows, summed).reshape(x.shape)
 
     def lanes(self, g) -> Lanes:
         """Those of group g; numbers past the last tile are padding."""
         s, index = self.section, self.work.order[g]
         (B, I, _), J = s.q_layout.index.shape, s.k_layout.index.shape[1]
+        groups = len(self.keys.rows) // len(self.keys.pos)
         tile = jnp.minimum(index, B * s.heads * I - 1)
-        shared = B * s.heads * J // len(self.keys.pos)  # query heads that share a head of keys
-        own = self.queries[tile]
+        head, row = tile // I, tile // (s.heads * I)
+        own = self.queries.at(tile, row * I + tile % I)
         into = jnp.where(own.filled & (index == tile)[:, None], own.rows, jnp.uint32(FAR))
-        first = tile // I // shared * J
-        return Lanes(self, tile // I, own, into, self.work.counts[index], self.work.lists[tile], first)
+        shared = head * groups // s.heads  # the head of keys, counted through B·G
+        firsts = shared * J, row * J, (shared % groups).astype(jnp.uint32)
+        return Lanes(self, head, own, into, self.work.counts[index], self.work.lists[tile], *firsts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +209,8 @@ class Lanes:
       own: what is known of them.
       into: uint32 [P, C], `own.rows`, but past the end where a slot is empty.
       counts, lists: int32 [P], [P, J], how many key tiles they visit, and which.
-      first: int32 [P], what to add to these.
+      first, of_batch: int32 [P], what to add to these: counted through B·G·J, and through B·J.
+      group: uint32 [P], the head of keys in 0 … G−1.
     """
 
     board: Board
@@ -194,20 +220,29 @@ class Lanes:
     counts: jax.Array
     lists: jax.Array
     first: jax.Array
+    of_batch: jax.Array
+    group: jax.Array
 
     def of_blocks(self, table):
         """Table[b, n, block] of each query (or pure tile): [P, C | 1, K, …]."""
         return table.reshape(-1, *table.shape[2:])[self.head[:, None], self.own.block]
 
-    def visit(self, j) -> tuple[Slots, jax.Array, jax.Array]:
+    def visit(self, j) -> tuple[Slots, Any, jax.Array]:
         """Of the j-th key tile of each lane its slots, where it lies in what `cut` gives, and which lanes have one.
 
         One that is done stays at its last.
         """
         here = jnp.clip(self.counts - 1, 0, j)[:, None]
-        tile = self.first + jnp.take_along_axis(self.lists, here, 1)[:, 0]
-        to = self.board.keys[tile]
-        return to, to.rows if self.board.in_place else tile, j < self.counts
+        tile = jnp.take_along_axis(self.lists, here, 1)[:, 0]
+        to = self.board.keys.at(self.first + tile, self.of_batch + tile)
+        match self.board.kept_as:
+            case "slices":
+                place: Any = (self.of_batch + tile).astype(jnp.uint32), slice(None), self.group
+            case "rows":
+                place = to.rows
+            case "tiles":
+                place = self.first + tile
+        return to, place, j < self.counts
 
     def run(self, step, state):
         """All visits."""
@@ -398,7 +433,7 @@ def backward(s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slo
         return Slopes(dq, dk, dv, odds, by_key, by_query)
 
     flats = dataclasses.replace(jax.tree.map(_flat, slopes), odds=slopes.odds.reshape(-1, Kq, blocks))
-    of_keys = flats.dk, flats.dv
+    of_keys = slopes.dk, slopes.dv
     dk, dv = (board.blank(x) for x in of_keys)
     flats = lax.fori_loop(0, board.work.groups, group, dataclasses.replace(flats, dk=dk, dv=dv))
     dk, dv = (board.join(*x) for x in zip(of_keys, (flats.dk, flats.dv), strict=True))

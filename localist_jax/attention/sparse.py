@@ -1,10 +1,10 @@
 """`attend` in pure XLA, for every platform: flash attention over the tiles that the odds leave open.
 
-Two ways give the same result, and each call takes the one with less to do: positions *in order*, where
-causality skips half of the tiles, or *by block*, where every tile of a closed pair of blocks is skipped and
-the window is a banded pass of its own. The choice is made on the device from the odds and the blocks, so
-that moving the dial recompiles nothing, and a request or head at λ=1 costs its open tiles even beside others
-at λ=0.
+The ways give the same result, and each call takes one with less to do: positions *in order*, where causality skips
+half of the tiles, or *by block*, where every tile of a closed pair of blocks is skipped and the window is a banded pass
+of its own. Few queries, as in decoding, take the keys as they lie, *page by page* where few are open, else several
+*pages together*. The choice is made on the device from the odds and the blocks, so that moving the dial recompiles
+nothing, and a request or head at λ=1 costs its open tiles even beside others at λ=0.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from localist_jax.attention.tiles import Layout, Marks, Section
 WIDE, MIDDLE, SMALL = (256, 512, 4), (128, 128, 32), (64, 64, 64)
 LONG_BLOCKS = 256  # positions, on average, from which tiles of one block are of the middle size
 SMALLEST = 1 << 17  # pairs of a row below which positions always stay in order
+MANY = 4096  # keys from which few queries may take them in wide tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Engine:
       band: the smallest and largest tile of the pass over the window.
       lanes: queries side by side in that pass.
       overlaps: whether tiles of keys may overlap, so that each of these tiles has one that holds its whole window.
-      pure_cost: time of a pair in small tiles over that in wide ones.
+      pure_cost, page_cost: time of a pair in pure tiles, and in small tiles of few queries, over that in wide ones.
       whole: whether tiles keep their size where there are fewer positions.
     """
 
@@ -52,6 +53,7 @@ class Engine:
     band: tuple[int, int] = (32, 128)
     lanes: int = 8192
     pure_cost: float = 1.7
+    page_cost: float = 2.0
     whole: bool = False
     overlaps: bool = True
 
@@ -80,9 +82,7 @@ def sparse(q, k, v, *, odds, relevant, route, window, stats, engine: Engine | No
     if engine is None:
         engine = GPU if jax.default_backend() == "gpu" else CPU
     where = {side: Marks(**{x: places[f"{side}_{x}"] for x in ("block", "pos", "seg")}) for side in "qk"}
-    few = q.shape[1] < engine.small[0] or q.shape[1] * k.shape[1] < SMALLEST
-    ways = ("in order",) if few else ("in order", "by block")
-    how = How(window=window, stats=stats, ways=ways, engine=engine)
+    how = How(window=window, stats=stats, ways=_ways(engine, q.shape[1], k.shape[1]), engine=engine)
     found = _attend(how, q, k, v, odds, route, relevant, where["q"], where["k"])
     if stats == "none":
         return found.out, None
@@ -105,6 +105,13 @@ def sparse(q, k, v, *, odds, relevant, route, window, stats, engine: Engine | No
             gated_mass=masses[1],
             price_bits=price,
         )
+
+
+def _ways(engine: Engine, queries: int, keys: int) -> tuple[str, ...]:
+    """Those that may be taken, the first unless the second has less to do."""
+    if queries < engine.small[0]:
+        return ("pages together", "page by page") if keys > MANY else ("in order",)
+    return ("in order",) if queries * keys < SMALLEST else ("in order", "by block")
 
 
 def _rows(table, block):
@@ -204,13 +211,34 @@ def _section(pairs: tiles.Pairs, layouts: tuple[Layout, Layout], q_at, k_at, odd
 
 
 def _in_order(how, q, k, odds, q_at, k_at) -> Plan:
-    (B, T), S = q.shape[:2], k.shape[1]
-    engine = how.engine
-    is_small = min(T, S) < engine.small[0] or max(T, S) < engine.wide[1]
-    rows, columns, lanes = engine.small if is_small else engine.wide
-    layouts = tiles.in_order(B, T, engine.fit(rows, T)), tiles.in_order(B, S, engine.fit(columns, S))
-    section = _section("all", layouts, q_at, k_at, odds, how.window, lanes)
+    engine, few, many = how.engine, min(q.shape[1], k.shape[1]), max(q.shape[1], k.shape[1])
+    size = engine.small if few < engine.small[0] or many < engine.wide[1] else engine.wide
+    section = _neighbours(how, q, k, odds, q_at, k_at, size)
     return Plan((section,), section.cost)
+
+
+def _page_by_page(how, q, k, odds, q_at, k_at) -> Plan:
+    section = _neighbours(how, q, k, odds, q_at, k_at, how.engine.small)
+    return Plan((section,), how.engine.page_cost * section.cost)
+
+
+def _pages_together(how, q, k, odds, q_at, k_at) -> Plan:
+    """As many pages as a wide tile holds are visited if one of them is."""
+    (pages,) = _page_by_page(how, q, k, odds, q_at, k_at).sections
+    count = how.engine.wide[1] // how.engine.small[1]
+    visit = jnp.pad(pages.visit, ((0, 0),) * 3 + ((0, -pages.visit.shape[3] % count),))
+    visit = visit.reshape(*visit.shape[:3], -1, count).any(-1)
+    keys = tiles.in_order(len(k), k.shape[1], how.engine.wide[1])
+    together = dataclasses.replace(pages, k_layout=keys, k_at=keys.mark(k_at), visit=visit)
+    return Plan((together,), together.cost)
+
+
+def _neighbours(how, q, k, odds, q_at, k_at, size: tuple[int, int, int]) -> Section:
+    """All pairs, in tiles of neighbours."""
+    rows, columns, lanes = size
+    (B, T), S, fit = q.shape[:2], k.shape[1], how.engine.fit
+    layouts = tiles.in_order(B, T, fit(rows, T)), tiles.in_order(B, S, fit(columns, S))
+    return _section("all", layouts, q_at, k_at, odds, how.window, lanes)
 
 
 def _by_block(how, q, k, odds, q_at, k_at) -> Plan:
@@ -240,7 +268,12 @@ def _in_window(how, q, k, odds, q_at, k_at) -> Section:
     return Section("near", queries, keys, queries.mark(q_at), keys.mark(k_at), None, N, lanes, whole)
 
 
-PLANS = {"in order": _in_order, "by block": _by_block}
+PLANS = {
+    "in order": _in_order,
+    "by block": _by_block,
+    "pages together": _pages_together,
+    "page by page": _page_by_page,
+}
 
 
 def _attend_forward(how: How, plan: Plan, q, k, v, odds, relevant) -> Found:

@@ -56,7 +56,7 @@ def open_pairs(call, pairs):
     return {"near": np.broadcast_to(near, far.shape), "far": far, "all": near | far}[pairs]
 
 
-@pytest.mark.parametrize("way", ["in order", "by block"])
+@pytest.mark.parametrize("way", list(sparse.PLANS))
 @pytest.mark.parametrize("dial", ["zero", "one"])
 def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(way, dial):
     qkv, call = Case(B=2, T=300, K=5, window=9, dial=dial, packed=True).make()
@@ -100,6 +100,27 @@ def test_the_way_with_less_to_do_is_taken():
         cost[name] = {way: float(plan.cost) for way, plan in plans(call, qkv).items()}
     assert cost["all"]["in order"] < cost["all"]["by block"]
     assert cost["own"]["by block"] < 0.5 * cost["own"]["in order"]
+
+
+def test_a_step_of_decoding_takes_few_open_pages_one_by_one_and_many_together(monkeypatch):
+    """A ninth of the pages open, or all; the result is the definition's either way."""
+    monkeypatch.setattr(sparse, "MANY", 512)
+    T, K = 600, 9
+    qkv, call = Case(B=2, T=T, K=K, dial="one", window=4).make()
+    of_key = np.minimum(np.arange(T) // 64, K - 1)  # pages of one block each
+    call["k_block"] = np.broadcast_to(of_key, (2, T))
+    last = {name: call[name][:, -1:] for name in ("q_block", "q_pos", "q_seg")}
+    q, k, v = qkv
+    for gates, taken in ((np.eye(K), "page by page"), (np.ones((K, K)), "pages together")):
+        gates = np.broadcast_to(gates, (1, q.shape[2], K, K)).copy()
+        step = call | last | {"odds": gates, "relevant": gates > 0}
+        cost = {way: float(plan.cost) for way, plan in plans(step, (q[:, -1:], k, v)).items()}
+        assert min(("page by page", "pages together"), key=cost.get) == taken
+        found, wanted = (
+            attend(*arrays((q[:, -1:], k, v)), **arrays(step), implementation=name)[0]
+            for name in ("sparse", "reference")
+        )
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("order", ["in step", "shuffled", "with a gap"])
