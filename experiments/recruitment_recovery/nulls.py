@@ -35,17 +35,10 @@ STEPS = 300  # of training before the streams begin; half of the schedule that t
 
 
 class Eager(Recruiter):
-    """Tries whatever is proposed; compiled once for all streams."""
-
-    _compiled = False
+    """Tries whatever is proposed."""
 
     def _worth_a_trial(self, found: Survey, proposal: Proposal, directions: list[np.ndarray]) -> bool:
         return True
-
-    def _compile(self) -> None:
-        if not self._compiled:
-            super()._compile()
-        self._compiled = True
 
 
 def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:

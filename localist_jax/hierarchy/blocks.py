@@ -1,8 +1,9 @@
 """Blocks inside the LLMs of an ensemble: each member recruits its own, by the same hook as a run of its own would.
 
-A member's hook sees the batches that the member is about to learn from. What it recruits or retires is booked on the
-ensemble's account, so that moves of both levels lower one J. While a trial of a whole LLM is open for a member, and
-after one that changed it, its hook begins anew: evidence about another state would be worth nothing.
+A member's hook sees the batches that the member is about to learn from; all hooks share their compiled functions. What
+it recruits or retires is booked on the ensemble's account, so that moves of both levels lower one J. While a trial of a
+whole LLM is open for a member, and after one that changed it, its hook begins anew: evidence about another state would
+be worth nothing.
 """
 
 from __future__ import annotations

@@ -18,13 +18,11 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from localist_jax import bits, config
 from localist_jax.data import Batch
@@ -34,6 +32,7 @@ from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
 from localist_jax.recruitment.evidence import beyond_bits, judged
 from localist_jax.recruitment.growth import Birth
+from localist_jax.recruitment.programs import programs
 from localist_jax.recruitment.proposals import (
     KINDS,
     WAYS,
@@ -41,7 +40,6 @@ from localist_jax.recruitment.proposals import (
     Proposal,
     Survey,
     estimates,
-    make_reader,
     placebos,
     proposals,
     survey,
@@ -120,7 +118,7 @@ class Recruiter(Hook):
         if not self._is_open and due:
             state = self._begin(step, state)
         if self._is_open:
-            self._trial = self._trial_step(state, self._trial, batch)
+            self._trial = self._programs.trial_step(state, self._trial, batch)
         self._recent.append(batch)
         if len(self._recent) > r.survey:
             self._recent.popleft()
@@ -138,7 +136,7 @@ class Recruiter(Hook):
         self._next = step + r.every
         if not place:
             return state
-        found = survey(self._reader, state.params, state.blocks, self._recent)
+        found = survey(self._programs.reader, state.params, state.blocks, self._recent)
         plan = hosts.agreed(lambda: self._plan(found, state.blocks))
         self._journal.scalars(step - 1, "survey", {"estimated_gain_bits": plan.gain_bits})
         if not plan.candidates:
@@ -152,7 +150,7 @@ class Recruiter(Hook):
             costs.append(structure + self._parameter_bits(step))
         in_place = _filled(plan.candidates, r.candidates)
         number, parent = int(self._trial.births) + 1, in_place[0].parent
-        fresh = self._fresh(state, jnp.asarray(parent, jnp.int32), jnp.asarray(number, jnp.int32))
+        fresh = self._programs.fresh(state, jnp.asarray(parent, jnp.int32), jnp.asarray(number, jnp.int32))
         births = [self._birth(fresh, place, p, p.direction) for p in in_place]
         anchors = [self._anchors(p.anchors) for p in in_place]
         for proposal, directions in zip(in_place, plan.placebos, strict=True):
@@ -167,7 +165,7 @@ class Recruiter(Hook):
     def _estimate(self, state: TrainState, batches: int) -> None:
         """Surveys the first batches of the trial."""
         r, contenders = self._run.settings.recruitment, self._trial.contenders
-        found = survey(self._reader, state.params, state.blocks, list(self._recent)[-batches:])
+        found = survey(self._programs.reader, state.params, state.blocks, list(self._recent)[-batches:])
         directions = np.asarray(contenders.births.direction)
         placebos_of = directions[r.candidates :].reshape(r.candidates, r.placebos, -1)
         in_place = _filled(self._open, r.candidates)
@@ -221,7 +219,9 @@ class Recruiter(Hook):
     def _parameter_bits(self, step: int) -> float:
         r, data = self._run.settings.recruitment, self._run.settings.data
         tokens = step * data.batch * data.context
-        return parameter_bits(r.cost, growth.parameters_of_a_block(self._boxed), tokens, r.bits_per_parameter)
+        return parameter_bits(
+            r.cost, growth.parameters_of_a_block(self._programs.boxed), tokens, r.bits_per_parameter
+        )
 
     def _least_used(self, blocks: Blocks, seen: np.ndarray) -> int:
         """The block without children that has the fewest positions; 0 if the model needs all that it has."""
@@ -310,7 +310,7 @@ class Recruiter(Hook):
         contenders = self._trial.contenders
         birth = jax.tree.map(lambda x: x[at], contenders.births)
         generations = self._run.settings.model.generations
-        state, report = growth.grow(state, [birth], self._boxed, self._run.mesh, generations)
+        state, report = growth.grow(state, [birth], self._programs.boxed, self._run.mesh, generations)
         blocks = dataclasses.replace(
             state.blocks,
             anchor_tokens=state.blocks.anchor_tokens.at[birth.child].set(contenders.anchor_tokens[at]),
@@ -341,7 +341,7 @@ class Recruiter(Hook):
 
     def _settled(self, state: TrainState) -> TrainState:
         """The state where its axes' names put it, whatever computing with it has left it split by."""
-        return jax.device_put(state, rules.state_shardings(self._boxed, self._run.mesh))
+        return jax.device_put(state, rules.state_shardings(self._programs.boxed, self._run.mesh))
 
     # What a checkpoint keeps.
 
@@ -352,7 +352,7 @@ class Recruiter(Hook):
         about = [self._next, self._horizon, int(self._is_open), len(self._recent), len(self._open)]
         return {
             "trial": self._trial,
-            "recent": self._stack(*rows),
+            "recent": self._programs.stack(*rows),
             "about": np.asarray(about, np.int32),
             "open": self._proposal_table(),
         }
@@ -388,21 +388,7 @@ class Recruiter(Hook):
         return Batch(*(np.zeros((data.batch, data.context), np.int32) for _ in dataclasses.fields(Batch)))
 
     def _compile(self) -> None:
-        run = self._run
-        self._boxed = boxed_state(run.model, run.settings)
-        data, wanted = run.settings.data, run.settings.recruitment.survey
-        self._reader = make_reader(run.model, wanted * data.batch * data.context)
-        names = growth.axis_names(self._boxed)
-        self._fresh = jax.jit(
-            partial(growth.fresh, Birth.blank(run.settings), names), out_shardings=hosts.everywhere(run.mesh)
-        )
-        step = trial.make_trial_step(run.model, run.settings, names)
-        rows = PartitionSpec(None, *rules.batch_sharding(run.mesh).spec)
-        self._trial_step = jax.jit(step, donate_argnums=1, out_shardings=hosts.everywhere(run.mesh))
-        self._stack = jax.jit(
-            lambda *batches: jax.tree.map(lambda *x: jnp.stack(x), *batches),
-            out_shardings=NamedSharding(run.mesh, rows),
-        )
+        self._programs = programs(self._run.model, self._run.settings, self._run.mesh)
 
     def _write(self, step: int, kind: str, **what: Any) -> None:
         self._records.write({"step": step - 1, "kind": kind, **what})

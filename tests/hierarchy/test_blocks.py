@@ -9,6 +9,7 @@ import pytest
 from localist_jax.hierarchy.account import Account
 from localist_jax.hierarchy.blocks import BlockRecruiters
 from localist_jax.hierarchy.recruiter import SpecialistRecruiter
+from localist_jax.recruitment.recruiter import Recruiter
 from localist_jax.training.loop import Hook
 from tests.hierarchy.conftest import batch_of
 
@@ -72,3 +73,13 @@ def test_each_member_has_a_hook_of_its_own(blocks, pair, engine, tmp_path):
         assert int(recruiter.ensemble.state(at).step) == steps
         assert (hooks[name].steps if name in hooks else []) == list(range(1, steps + 1))
         assert int(recruiter.ensemble.state(at).blocks.born[-1]) == (steps >= 2)
+
+
+def test_members_share_the_compiled_functions_of_their_hooks(pair, engine, tmp_path):
+    blocks = BlockRecruiters(engine, None, tmp_path, lambda settings: Recruiter())
+    for at in pair.active:
+        blocks.before(pair.record(at).name, pair.state(at), batch_of("first"), Account())
+    first, second = blocks._hooks.values()
+    assert first is not second
+    assert first._programs is second._programs
+    blocks.close()

@@ -161,7 +161,7 @@ class Untried(Keeps):
 
     def _compile(self):
         super()._compile()
-        self._trial_step = self._idle
+        self._programs = dataclasses.replace(self._programs, trial_step=self._idle)
 
     @staticmethod
     def _idle(state, trial, batch):
