@@ -177,7 +177,8 @@ TASKS: dict[str, Task] = {
             "cpu": _settings(
                 data={"corpus": "babi", "vocab_size": 512, "context": 128, "batch": 16, "valid_rows": 256},
                 model={**_SMALL, "perception_window": 8},
-                train={"steps": 1000, **_PROBE},
+                optimizer={"learning_rate": 6e-3},
+                train={"steps": 1500, **_PROBE},
             ),
             "gpu-minutes": _settings(
                 data={"corpus": "babi", "vocab_size": 512, "context": 128, "batch": 64, "valid_rows": 256},
