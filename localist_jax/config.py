@@ -290,8 +290,12 @@ class Recruitment:
 class Hierarchy:
     """When an ensemble takes on a whole LLM; batches are those of the stream, a document per row."""
 
+    base: str = (
+        ""  # folder of a run whose LLM, model and tokenizer an ensemble begins with; empty: a fresh one
+    )
     capacity: int = 4  # LLMs allocated to begin with; it doubles
     members_at_most: int = 64
+    batches: int = 0  # of the stream; 0: as many as the corpus has. `train.steps` is each LLM's own schedule
     every: int = 0  # batches between trials, twice as many where no domain seems to arrive; 0: off
     start: int = 40  # batches before the first survey
     survey: int = 16  # batches of documents that a member remembers, to be divided
@@ -306,7 +310,7 @@ class Hierarchy:
     def __post_init__(self):
         for name in ("capacity", "members_at_most", "survey", "smallest", "horizon", "patience"):
             _require(getattr(self, name) >= 1, f"hierarchy.{name}", "at least 1", getattr(self, name))
-        for name in ("every", "start"):
+        for name in ("every", "start", "batches"):
             _require(getattr(self, name) >= 0, f"hierarchy.{name}", "0 or more", getattr(self, name))
         _require(self.placebos >= 2, "hierarchy.placebos", "at least 2, to know their spread", self.placebos)
         _require(0 < self.alpha < 1, "hierarchy.alpha", "a probability in (0, 1)", self.alpha)

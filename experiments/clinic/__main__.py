@@ -3,7 +3,8 @@
     python -m experiments.clinic
 
 Everything it needs is generated. Runs that were finished before are read from the work folder. Writes `clinic.md`,
-`clinic.json` and pictures.
+`clinic.json` and pictures. With --notes it only writes the stream of the first seed as a corpus, from which the
+configuration experiments/configs/clinic.py makes an ensemble.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from experiments.clinic import measure, page
-from experiments.clinic.setting import NULL, PHASES
+from experiments.clinic.setting import NULL, PHASES, clinic, write_notes
 from localist_jax.errors import one_line
 from localist_jax.report import study
 
@@ -29,8 +30,13 @@ def main() -> None:
     parser.add_argument("--nulls", type=int, default=3, help="seeds of the stream without domains")
     parser.add_argument("--workdir", type=Path, default=Path("runs/clinic"))
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
+    parser.add_argument("--notes", type=Path, metavar="FILE.jsonl", help="write the stream there, and stop")
     arguments = parser.parse_args()
-    with one_line():
+    with one_line(OSError):
+        if arguments.notes:
+            write_notes(clinic(0), arguments.notes)
+            print(arguments.notes)
+            return
         ensembles = [
             measure.run("ensemble", s, 32, arguments.workdir, PHASES) for s in range(arguments.seeds)
         ]

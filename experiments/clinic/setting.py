@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+from pathlib import Path
 
 import numpy as np
 
@@ -52,6 +55,19 @@ class Clinic:
     def batches(self, notes: list[Note]) -> list[Batch]:
         """Notes as batches; the last one is filled up."""
         return [self.batch(notes[i : i + BATCH]) for i in range(0, len(notes), BATCH)]
+
+
+def write_notes(case: Clinic, file: Path) -> None:
+    """A clinic's stream as JSON lines, in its order, and after it the notes that are held out: a corpus."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    splits = {"train": [note for batch in case.notes for note in batch]}
+    splits["valid"] = [note for notes in case.held_out.values() for note in notes]
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as lines:
+        for split, notes in splits.items():
+            for note in notes:
+                lines.write(json.dumps({"text": note.text, "domain": note.domain, "split": split}) + "\n")
+    os.replace(temporary, file)
 
 
 def clinic(seed: int, phases=PHASES) -> Clinic:

@@ -27,7 +27,7 @@ from localist_jax.model import Transformer
 from localist_jax.parallel import hosts, rules
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.checkpoint import Checkpoints
-from localist_jax.training.run import Run, abstract_state, machine, versions, write_json
+from localist_jax.training.run import Run, abstract_state, fresh_state, machine, versions, write_json
 from localist_jax.types import PyTree
 
 ENSEMBLE, SPECIALIST = "ensemble.json", "specialist.json"
@@ -63,6 +63,16 @@ class House:
         return cls(
             Path(workdir), ensemble, settings, tokenizer, Engine(model, settings, tokenizer.byte_lengths)
         )
+
+    @classmethod
+    def begin(
+        cls, workdir: str | Path, settings: config.Config, tokenizer: Tokenizer, mesh: Mesh | None = None
+    ) -> House:
+        """An ensemble of one LLM that has learned nothing, with room for `hierarchy.capacity`."""
+        model = _model(settings, tokenizer, mesh)
+        state = fresh_state(model, settings, mesh or make_mesh(config.Mesh(), jax.devices()[:1]))
+        ensemble = Ensemble.create(state, settings.hierarchy.capacity, tokenizer.vocab_size)
+        return cls.of(workdir, ensemble, settings, tokenizer, mesh)
 
     def save(
         self,

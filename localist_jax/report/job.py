@@ -9,24 +9,31 @@ from pathlib import Path
 import jax
 
 from localist_jax import config, report
+from localist_jax.data import corpora
+from localist_jax.hierarchy.job import held_out
+from localist_jax.hierarchy.job import run as stream
 from localist_jax.parallel import hosts
 from localist_jax.parallel.compilation import keep_programs
 from localist_jax.recruitment import chronicle
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.recruitment.recruiter import hooks
-from localist_jax.report import collect, figures
+from localist_jax.report import collect, figures, tree
 from localist_jax.report.watch import Watch
-from localist_jax.training.journal import Journal
+from localist_jax.training.journal import Journal, read
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
 from localist_jax.training.state import GATES, at_path
 
-MADE_BY_RUN = ("cache", "checkpoints", "tensorboard", "metrics.jsonl", "recruitment.jsonl", "config.json")
+MADE_BY_RUN = (
+    "cache", "checkpoints", "tensorboard", "metrics.jsonl", "recruitment.jsonl", "config.json",
+    "ensemble.json", "hierarchy.jsonl", "members",
+)  # fmt: skip
 
 
 def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh: bool = False) -> Path:
     """Trains (or resumes), measures the dial, writes samples and the report; returns the report's path.
 
+    A configuration with `hierarchy.every` makes an ensemble, which takes the corpus as a stream (see `hierarchy.job`).
     A job of many processes only trains, and returns the folder.
     Concepts of the run's rules that no block covers are candidates for recruitment, where that is on.
 
@@ -41,6 +48,8 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
         if hosts.is_first():
             _forget(workdir)
         hosts.meet("fresh")
+    if settings.hierarchy.every:
+        return _ensemble(settings, workdir, command)
     concepts: list[Concept] = []
     if settings.recruitment.every:
         from localist_jax.rules import coverage  # here, since solver and engine take a while to import
@@ -55,6 +64,26 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
     if jax.process_count() > 1:  # measuring is one process's work: `localist report` does it
         return workdir
     return measure(run)
+
+
+def _ensemble(settings: config.Config, workdir: Path, command: str) -> Path:
+    """Concepts of the rules of the base that none of its blocks covers are candidates for LLMs of their own."""
+    concepts: list[Concept] = []
+    if base := settings.hierarchy.base:
+        from localist_jax.rules import coverage
+
+        concepts = hosts.agreed(lambda: coverage.wanted(Path(base)))
+    house = stream(settings, workdir, command=command, concepts=concepts)
+    if jax.process_count() > 1:
+        return workdir
+    corpus = corpora.load(settings.data)
+    step, found = max(r["step"] for r in read(workdir / "metrics.jsonl")), held_out(house, corpus.valid)
+    with Journal(workdir, resume_step=step) as journal:
+        journal.scalars(step, "held_out", found)
+    print(tree.text(tree.branches(house)), file=sys.stderr)
+    figures = ", ".join(f"{name.replace('_', ' ')} {x:.3f}" for name, x in found.items())
+    print(f"held out: {figures}", file=sys.stderr, flush=True)
+    return tree.write(house)
 
 
 def measure(run: Run) -> Path:
