@@ -44,8 +44,6 @@ from localist_jax.types import PyTree
 
 FILE = "hierarchy.jsonl"
 LOOK = 4  # batches between two looks for arrivals
-LOPSIDED = 4  # horizons of documents, of both sides together, after which a trial may no longer be in debt
-BEHIND, LATE = "no better than placebos at half of the horizon", "its horizon does not come"
 
 
 class SpecialistRecruiter:
@@ -268,17 +266,15 @@ class SpecialistRecruiter:
     def _decide(self) -> None:
         trial, s = self.trial, self.settings
         assert trial is not None
+        overdue = self.batches - trial.opened >= s.patience
         number = bits.integer_code_length(trial.number)
 
-        def judge() -> tuple[str, int]:
-            half_way = s.horizon / 2 <= trial.clock < s.horizon
-            lopsided = sum(trial.sides) >= LOPSIDED * s.horizon and trial.llr_bits < -trial.cost_bits
-            overdue = self.batches - trial.opened >= s.patience
-            hopeless = BEHIND if half_way and trial.is_behind else LATE if lopsided or overdue else ""
+        def judge() -> tuple[bool, int]:
+            hopeless = s.horizon / 2 <= trial.clock < s.horizon and trial.is_behind
             return hopeless, int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
 
         hopeless, verdict = hosts.agreed(judge)
-        if verdict == Verdict.WAIT and not hopeless:
+        if verdict == Verdict.WAIT and not (overdue or hopeless):
             return
         said = self._said(trial)
         if verdict == Verdict.RECRUIT:
@@ -286,7 +282,10 @@ class SpecialistRecruiter:
         elif verdict == Verdict.REJECT:
             self._write("rejected", **said)
         else:
-            self._write("abandoned", reason=hopeless, **said)
+            reason = (
+                "no better than placebos at half of the horizon" if hopeless else "its horizon does not come"
+            )
+            self._write("abandoned", reason=reason, **said)
         self.trial, self._next, self._turn = None, self.batches + s.every, self.batches + 2 * s.every
 
     def _said(self, trial: Trial) -> dict[str, Any]:

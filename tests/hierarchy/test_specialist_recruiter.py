@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,7 +9,7 @@ from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.account import Account, accepts
 from localist_jax.hierarchy.coding import code
 from localist_jax.hierarchy.ensemble import Record
-from localist_jax.hierarchy.recruiter import FILE, LATE, LOPSIDED, SpecialistRecruiter
+from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Records, read
 from tests.hierarchy.conftest import VOCABULARY, batch_of, same
@@ -77,19 +76,6 @@ def test_a_domain_that_comes_alone_is_decided_when_the_others_return(bags, tmp_p
     recruiter, _ = streamed(bags, tmp_path / "back", sessions, start=18)
     assert len(recruiter.ensemble.names) == 2
     assert owners(recruiter) == [{0}, {1}]
-
-
-@pytest.mark.parametrize("llr_bits", [0.0, -100.0])
-def test_a_trial_in_debt_is_given_up_however_few_documents_one_side_has_had(bags, tmp_path, llr_bits):
-    recruiter, _ = streamed(bags, tmp_path, ["first"] * 8 + ["second"] * 12, start=18)
-    trial = recruiter.trial
-    trial.sides = [1, LOPSIDED * recruiter.settings.horizon]
-    trial.evidence = dataclasses.replace(trial.evidence, llr_bits=jax.numpy.full(1, llr_bits))
-    recruiter._records = Records(tmp_path / "later.jsonl")
-    recruiter.observe(batch_of(*["second"] * 4))
-    recruiter.close()
-    given_up = [r["reason"] for r in read(tmp_path / "later.jsonl") if r["kind"] == "abandoned"]
-    assert given_up == ([LATE] if llr_bits < 0 else [])
 
 
 def test_no_move_raises_j_and_all_bits_are_accounted_for(found):
