@@ -178,7 +178,7 @@ TASKS: dict[str, Task] = {
                 data={"corpus": "babi", "vocab_size": 512, "context": 128, "batch": 16, "valid_rows": 256},
                 model={**_SMALL, "perception_window": 8},
                 optimizer={"learning_rate": 6e-3},
-                train={"steps": 1500, **_PROBE},
+                train={"steps": 1000, **_PROBE},
             ),
             "gpu-minutes": _settings(
                 data={"corpus": "babi", "vocab_size": 512, "context": 128, "batch": 64, "valid_rows": 256},
