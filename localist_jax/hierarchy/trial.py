@@ -1,7 +1,8 @@
 """A trial of a whole LLM: would two of them code the stream in fewer bits than one, and by more than chance?
 
 The candidate is the ensemble in which the documents of one member are divided: a copy of it (the *newcomer*) learns
-from those of the badly coded domain, the member itself (the *heir*) only from the others. Placebos are the same with
+from those of the badly coded domain, the member itself (the *heir*) only from the others. Documents that another member
+codes better than either of them are neither's, however the division would have them. Placebos are the same with
 documents drawn at random, in the same proportion, so they have equal capacity and nothing to find. Incumbent, candidate
 and placebos all code every document by the same mixture, before any of them learns from it, and all keep learning. The
 mixture is told nothing about domains, so that the price of choosing among one more LLM is in the evidence already.
@@ -123,18 +124,23 @@ class Trial:
           mine: rows that the ensemble gives to this member.
         """
         real = np.asarray(batch.segments).max(1) > 0
-        totals = []
-        for contender in self.contenders:
+        pair, others = [self.parent, losses.shape[-1] - 1], [at for at in members if at != self.parent]
+        totals, theirs = [], mine
+        for nth, contender in enumerate(self.contenders):
             among = losses.copy()
-            for state, place in zip(contender.states, (self.parent, losses.shape[-1] - 1), strict=True):
+            for state, place in zip(contender.states, pair, strict=True):
                 among[..., place] = self._engine.losses(state, batch, self._dial)
-            totals.append(code(among, [*members, losses.shape[-1] - 1])[real].sum())
+            totals.append(code(among, [*members, pair[NEWCOMER]])[real].sum())
+            if nth == 0:
+                by_member = among.sum(1)
+                best_elsewhere = by_member[:, others].min(-1, initial=np.inf)
+                theirs = mine | (by_member[:, pair].min(-1) <= best_elsewhere)
         self.evidence = self.evidence.observed(
             jnp.float32(incumbent_bits), jnp.asarray(totals[:1]), jnp.asarray(totals[1:])[None]
         )
         placebos = np.asarray(self.evidence.placebo_bits[0]).tolist()
         self.curve_bits.append([float(self.evidence.llr_bits[0]), *placebos])
-        chosen = self.division.takes(documents) & real
+        chosen = self.division.takes(documents) & real & theirs
         self.signature = self.signature + documents[chosen].sum(0)
         self._learn(batch, np.flatnonzero(chosen), np.flatnonzero(mine & real & ~chosen))
 

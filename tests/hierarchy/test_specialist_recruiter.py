@@ -7,12 +7,15 @@ import pytest
 
 from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.account import Account, accepts
-from localist_jax.hierarchy.coding import code
+from localist_jax.hierarchy.coding import code, mixed
+from localist_jax.hierarchy.engine import Queue
 from localist_jax.hierarchy.ensemble import Record
 from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter
+from localist_jax.hierarchy.signature import Division
+from localist_jax.hierarchy.trial import Trial
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Records, read
-from tests.hierarchy.conftest import VOCABULARY, batch_of, same
+from tests.hierarchy.conftest import DOMAINS, VOCABULARY, batch_of, same
 
 
 def streamed(bags, folder, sessions, session=2, ensemble=None, start=8):
@@ -210,3 +213,31 @@ def test_divisions_find_a_domain_and_shortlists_its_member():
     listed = signature.shortlist(documents, signatures, [0, 2], 1)[:, 0]
     assert listed.tolist() == [2] * 20 + [0] * 60
     assert not signature.divide(documents[:8], code_bits[:8], rng, smallest=5)
+
+
+def test_a_newcomer_does_not_learn_from_documents_that_another_member_codes_better(bags, tmp_path):
+    """However the division would have them: they would stay that member's if the newcomer were recruited."""
+    engine, single = bags
+    known = [single.state(0)] * 2
+    for seed in range(60):
+        known = [
+            engine.train(x, batch_of(*[d] * 4, seed=seed))
+            for x, d in zip(known, ("first", "third"), strict=True)
+        ]
+    ensemble, _ = single.with_state(0, known[0]).joined(
+        known[1], Record("third", "base"), single.dial(0), np.zeros(VOCABULARY)
+    )
+    everything = Division("hard", np.zeros(VOCABULARY), 1.0, 0.5, excess_bits=1.0, explained=0.0, ways=1)
+    trial = Trial(
+        engine, 0, ensemble.state(0), ensemble.dial(0), Queue(), everything, placebos=2, horizon=8, cost_bits=5.0,
+        opened=0, number=1, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    batch = batch_of("first", "third", "second", "third")
+    coded, losses = code(ensemble, engine, batch)
+    documents = signature.counts(batch, VOCABULARY)
+    trial.observe(
+        batch, documents, losses, ensemble.active, float(coded.bits.sum()), lambda x, m: mixed(x, m)[0],
+        coded.member == 0,
+    )  # fmt: skip
+    assert trial.sides == [0, 2], "first and second: the words of second are news to everybody"
+    assert trial.signature[slice(*DOMAINS["third"])].sum() == 0
