@@ -9,16 +9,16 @@ where the traits t_f are those of the pair of blocks, and backward, from the cot
 
     dz = α ∘ (dout·v + Σ_f dmass_f t_f − dH·z − c),   c = out·dout + mass·dmass − dlse − dH·(lse − H)
 
-so that a pass over any part of the keys needs only lse, H and c of the whole. A pass goes on from what the one before
-has found, and only its own rows are written. Queries are gathered where they are needed, by the positions of their
-tile's slots. Block-dependent terms are
+so that a pass over any part of the keys needs only lse, H and c of the whole. A pass cuts what it is given into tiles
+of all heads, goes on from what the pass before has found, and joins the tiles again. Block-dependent terms are
 contractions with the keys' blocks: in tiles of mixed blocks a one-hot per key, in pure tiles one row per tile.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,130 +73,65 @@ class Slopes:
     """Gradients, summed over passes: dq, dk, dv in the inputs' shapes, and of ln ω by blocks [B, N, Kq, K].
 
     For the router also, of each query head, Σ_j ∂/∂ln ω by the key's block, by_key [B, T, N, K], and Σ_i of it by the
-    query's, by_query [B, S, N, Kq]; else None.
+    query's, by_query [B, S, N, Kq]. None is 0: inside the window blocks do not matter.
     """
 
     dq: jax.Array
     dk: jax.Array
     dv: jax.Array
-    odds: jax.Array
+    odds: Any = None
     by_key: Any = None
     by_query: Any = None
 
-    @classmethod
-    def nothing(cls, q, k, v, terms: Terms, keyed: bool) -> Slopes:
-        """Before the first pass."""
-        (B, T, N), S, wide, (Kq, K) = q.shape[:3], k.shape[1], _wide(q), terms.log_odds.shape[2:]
-        of_each = [(x.shape) for x in (q, k, v)] + [terms.log_odds.shape]
-        of_each += [(B, T, N, K), (B, S, N, Kq)] if keyed else []
-        return cls(*(jnp.zeros(shape, wide) for shape in of_each))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """What is known of tiles; of M in each row of a batch, or of those in hand, [P, C].
-
-    Attributes:
-      rows: uint32 [B·heads·M, C], places among the rows of a [B, T, heads, …] array. A table, since a gather works out
-        its indices anew for every number that it fetches; unsigned, since it looks after negative ones too.
-      filled: bool [B·M, C].
-      pos, seg, block: int32 [B·M, C]; of pure tiles the block is [B·M, 1].
-    """
-
-    rows: jax.Array
-    filled: jax.Array
-    pos: jax.Array
-    seg: jax.Array
-    block: jax.Array
-
-    @classmethod
-    def of(cls, layout: Layout, at: Marks, heads: int) -> Slots:
-        """Those of a layout, for so many heads."""
-        start = layout.length * jnp.arange(len(layout.index))
-        rows = (layout.index + start[:, None, None])[:, None] * heads + jnp.arange(heads)[:, None, None]
-        marks = layout.filled, at.pos, at.seg, at.block[..., : 1 if layout.pure else None]
-        return cls(*(x.reshape(-1, x.shape[-1]) for x in (rows.astype(jnp.uint32), *marks)))
-
-    def at(self, tile, of_batch) -> Slots:
-        """Tiles `tile` [P], counted through B·heads·M, which are `of_batch` [P] of B·M."""
-        marks = self.filled, self.pos, self.seg, self.block
-        return Slots(_get(self.rows, tile), *(_get(x, of_batch) for x in marks))
+    def plus(self, other: Slopes | None) -> Slopes:
+        """The sum; None: of nothing."""
+        if other is None:
+            return self
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
+        return Slopes(*(b if a is None else a if b is None else a + b for a, b in pairs))
 
 
 @dataclasses.dataclass(frozen=True)
 class Board:
     """The tiles of a section, and who visits which.
 
-    Keys are kept in one of three ways, so that a visit finds its tile with the least work: as *slices* of the array,
-    where tiles hold neighbours; as *rows*, gathered at each visit, where a tile has one at the most; as *tiles*,
-    gathered once.
+    All arrays are cut into tiles of all heads, [B·M, C, heads, …], and a lane takes those of its head from them.
+
+    Attributes:
+      section, work: what is visited.
+      q_at, k_at: marks [B·M, C]; of pure tiles the block is [B·M, 1].
     """
 
     section: Section
     work: WorkList
-    queries: Slots
-    keys: Slots
+    q_at: Marks
+    k_at: Marks
 
     @classmethod
-    def of(cls, s: Section, groups: int) -> Board:
-        """With so many heads of keys."""
-        seg = jnp.where(s.k_at.seg > 0, s.k_at.seg, -1)  # padding is seen by nothing, not even by itself
-        keys = Slots.of(s.k_layout, dataclasses.replace(s.k_at, seg=seg), groups)
-        return cls(s, s.listed(), Slots.of(s.q_layout, s.q_at, s.heads), keys)
+    def of(cls, s: Section) -> Board:
+        """Padding of keys is seen by nothing, not even by itself."""
+        at = dataclasses.replace(s.k_at, seg=jnp.where(s.k_at.seg > 0, s.k_at.seg, -1))
+        return cls(s, s.listed(), _marks(s.q_layout, s.q_at), _marks(s.k_layout, at))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Lanes, and queries of each."""
-        return self.work.order.shape[1], self.queries.pos.shape[1]
+        return self.work.order.shape[1], self.q_at.pos.shape[1]
 
-    @property
-    def kept_as(self) -> Literal["slices", "rows", "tiles"]:
-        """How keys are kept."""
-        layout = self.section.k_layout
-        if layout.slot is not None and not layout.pure:
-            return "slices"
-        return "rows" if self.section.visit is None else "tiles"
-
-    def cut(self, x):
-        """Heads of keys [B, S, G, H] as slices [B·J, C', G, H], rows [B·S·G, H] or tiles [B·G·J, C', H]."""
-        match self.kept_as:
-            case "slices":
-                return self.section.k_layout.cut(x).reshape(*self.keys.pos.shape, *x.shape[2:])
-            case "rows":
-                return _flat(x)
-            case "tiles":
-                return _get(_flat(x), self.keys.rows)
-
-    def blank(self, x):
-        """Where to add what goes to x, in the shape of `cut`."""
-        if self.kept_as == "tiles":
-            return jnp.zeros((*self.keys.rows.shape, *x.shape[3:]), x.dtype)
-        return self.cut(x)
-
-    def join(self, x, summed):
-        """x with what was added."""
-        match self.kept_as:
-            case "slices":
-                layout = self.section.k_layout
-                return layout.join(summed.reshape(*layout.index.shape, *x.shape[2:]))
-            case "rows":
-                return summed.reshape(x.shape)
-            case "tiles":
-                return _add(_flat(x), self.keys.rows, summed).reshape(x.shape)
-
-    def lanes(self, g) -> Lanes:
-        """Those of group g; numbers past the last tile are padding."""
+    def lanes(self, g, groups: int) -> Lanes:
+        """Those of group g, where keys have `groups` heads; numbers past the last tile are padding."""
         s, index = self.section, self.work.order[g]
         (B, I, _), J = s.q_layout.index.shape, s.k_layout.index.shape[1]
-        groups = len(self.keys.rows) // len(self.keys.pos)
         tile = jnp.minimum(index, B * s.heads * I - 1)
         head, row = tile // I, tile // (s.heads * I)
-        own = self.queries.at(tile, row * I + tile % I)
-        into = jnp.where(own.filled & (index == tile)[:, None], own.rows, jnp.uint32(FAR))
-        shared = head * groups // s.heads  # the head of keys, counted through B·G
-        firsts = shared * J, row * J, (shared % groups).astype(jnp.uint32)
-        return Lanes(self, head, own, into, self.work.counts[index], self.work.lists[tile], *firsts)
+        place, of_head = (row * I + tile % I).astype(jnp.uint32), (head % s.heads).astype(jnp.uint32)
+        return Lanes(
+            board=self, head=head, own=jax.tree.map(lambda x: _get(x, place), self.q_at),
+            place=(place, slice(None), of_head),
+            into=(jnp.where(index == tile, place, jnp.uint32(FAR)), slice(None), of_head),
+            counts=self.work.counts[index], lists=self.work.lists[tile], first=row * J,
+            group=of_head * groups // s.heads,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,43 +141,36 @@ class Lanes:
     Attributes:
       board: on which they lie.
       head: int32 [P], counted through B·N.
-      own: what is known of them.
-      into: uint32 [P, C], `own.rows`, but past the end where a slot is empty.
+      own: marks [P, C].
+      place, into: where a lane's tile is read and written; past the end where there is none.
       counts, lists: int32 [P], [P, J], how many key tiles they visit, and which.
-      first, of_batch: int32 [P], what to add to these: counted through B·G·J, and through B·J.
-      group: uint32 [P], the head of keys in 0 … G−1.
+      first: int32 [P], what to add to these.
+      group: uint32 [P], the head of keys.
     """
 
     board: Board
     head: jax.Array
-    own: Slots
-    into: jax.Array
+    own: Marks
+    place: tuple
+    into: tuple
     counts: jax.Array
     lists: jax.Array
     first: jax.Array
-    of_batch: jax.Array
     group: jax.Array
 
     def of_blocks(self, table):
         """Table[b, n, block] of each query (or pure tile): [P, C | 1, K, …]."""
         return table.reshape(-1, *table.shape[2:])[self.head[:, None], self.own.block]
 
-    def visit(self, j) -> tuple[Slots, Any, jax.Array]:
-        """Of the j-th key tile of each lane its slots, where it lies in what `cut` gives, and which lanes have one.
+    def visit(self, j) -> tuple[Marks, tuple, jax.Array]:
+        """Of the j-th key tile of each lane the marks, where it lies, and which lanes have one.
 
         One that is done stays at its last.
         """
         here = jnp.clip(self.counts - 1, 0, j)[:, None]
-        tile = jnp.take_along_axis(self.lists, here, 1)[:, 0]
-        to = self.board.keys.at(self.first + tile, self.of_batch + tile)
-        match self.board.kept_as:
-            case "slices":
-                place: Any = (self.of_batch + tile).astype(jnp.uint32), slice(None), self.group
-            case "rows":
-                place = to.rows
-            case "tiles":
-                place = self.first + tile
-        return to, place, j < self.counts
+        tile = (self.first + jnp.take_along_axis(self.lists, here, 1)[:, 0]).astype(jnp.uint32)
+        to = jax.tree.map(lambda x: _get(x, tile), self.board.k_at)
+        return to, (tile, slice(None), self.group), j < self.counts
 
     def run(self, step, state):
         """All visits."""
@@ -263,21 +191,32 @@ def _exact(spec, a, b):
     return jnp.einsum(spec, a, b, precision=lax.Precision.HIGHEST)
 
 
-def _flat(x):
-    """[B, T, N, …] as rows."""
-    return x.reshape(-1, *x.shape[3:])
+def _marks(layout: Layout, at: Marks) -> Marks:
+    """Of a layout's tiles, [B·M, C]."""
+    block = at.block[..., : 1 if layout.pure else None]
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), dataclasses.replace(at, block=block))
 
 
-def _get(flat, rows):
-    return flat.at[rows].get(mode="promise_in_bounds")
+def _cut(layout: Layout, x):
+    """[B, T, heads, …] → [B·M, C, heads, …]."""
+    return layout.cut(x).reshape(-1, layout.index.shape[2], *x.shape[2:])
 
 
-def _put(flat, rows, x):
-    return flat.at[rows].set(x, mode="drop", unique_indices=True)
+def _join(layout: Layout, x):
+    """[B·M, C, heads, …] → [B, T, heads, …]."""
+    return layout.join(x.reshape(*layout.index.shape, *x.shape[2:]))
 
 
-def _add(flat, rows, x):
-    return flat.at[rows].add(x, mode="drop")
+def _get(tiles, place):
+    return tiles.at[place].get(mode="promise_in_bounds")
+
+
+def _put(tiles, place, x):
+    return tiles.at[place].set(x, mode="drop", unique_indices=True)
+
+
+def _add(tiles, place, x):
+    return tiles.at[place].add(x, mode="drop")
 
 
 def by_block(weights, rows):
@@ -291,7 +230,7 @@ def _one_hot(block, blocks: int):
     return jax.nn.one_hot(block, blocks, dtype=jnp.float32)
 
 
-def _logits(s: Section, terms: Terms, at: Slots, to: Slots, live, q, k, log_odds, keys_first=False):
+def _logits(s: Section, terms: Terms, at: Marks, to: Marks, live, q, k, log_odds, keys_first=False):
     """z and, where the window matters, which pairs lie beyond it (None: all).
 
     [P, C, C'], or with `keys_first` [P, C', C]: products that contract a left factor's rows are slow on CPU, so
@@ -321,13 +260,14 @@ def forward(s: Section, terms: Terms, q, k, v, found: Found | None) -> Found:
     """
     measured, blocked, blocks = terms.traits is not None, s.pairs != "near", terms.log_odds.shape[-1]
     mixed = blocked and measured and not s.q_layout.pure
-    board = Board.of(s, k.shape[2])
-    qs, ks, vs = _flat(q), board.cut(k), board.cut(v)
-    start, whole = Found.nothing(board.shape, v, terms), found or Found.nothing(q.shape[:3], v, terms)
+    board = Board.of(s)
+    qs, ks, vs = _cut(s.q_layout, q), _cut(s.k_layout, k), _cut(s.k_layout, v)
+    start, nothing = (Found.nothing(shape, v, terms) for shape in (board.shape, qs.shape[:3]))
+    whole = nothing if found is None else jax.tree.map(partial(_cut, s.q_layout), found)
 
-    def group(g, flats):
-        at = board.lanes(g)
-        qt = _get(qs, at.own.rows)
+    def group(g, whole):
+        at = board.lanes(g, k.shape[2])
+        qt = _get(qs, at.place)
         log_odds = at.of_blocks(terms.log_odds) if blocked else None
         traits = at.of_blocks(terms.traits) if blocked and measured else None
 
@@ -347,7 +287,7 @@ def forward(s: Section, terms: Terms, q, k, v, found: Found | None) -> Found:
                 mass = mass + by_block(beyond, rows if mixed else _exact("pyn,pynf->pyf", rows, traits))
             return new, total, acc, zsum, mass
 
-        before = start if found is None else jax.tree.map(lambda x: _get(x, at.own.rows), flats)
+        before = start if found is None else jax.tree.map(lambda x: _get(x, at.place), whole)
         some = jnp.isfinite(before.lse)
         lse = jnp.where(some, before.lse, LOWEST)
         zsum = jnp.where(some, lse - before.entropy, 0.0) if measured else None
@@ -361,13 +301,14 @@ def forward(s: Section, terms: Terms, q, k, v, found: Found | None) -> Found:
             mass = _exact("pqn,pqnf->pqf", mass, traits) if mixed else mass
             entropy = jnp.where(some, lse - zsum / safe, 0.0)
             after = dataclasses.replace(after, entropy=entropy, mass=mass / safe[..., None])
-        return jax.tree.map(lambda x, new: _put(x, at.into, new), flats, after)
+        return jax.tree.map(lambda x, new: _put(x, at.into, new), whole, after)
 
-    flats = lax.fori_loop(0, board.work.groups, group, jax.tree.map(_flat, whole))
-    return jax.tree.map(lambda x, like: x.reshape(like.shape), flats, whole)
+    return jax.tree.map(partial(_join, s.q_layout), lax.fori_loop(0, board.work.groups, group, whole))
 
 
-def backward(s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slopes: Slopes) -> Slopes:
+def backward(
+    s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], keyed: bool, slopes: Slopes | None
+) -> Slopes:
     """Adds a section's gradients.
 
     Args:
@@ -375,19 +316,22 @@ def backward(s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slo
       dout: [B, T, N, Hv].
       given: lse (finite) and c [B, T, N] of the whole; dentropy [B, T, N] per nat, dmass [B, T, N, F], and dexpected
         [B, T, N], that of Σ α ln ω, for what it adds to ∂/∂ln ω besides dz; or None.
-      slopes: so far.
+      keyed: whether the router wants its gradient.
+      slopes: so far; None: nothing.
     """
-    blocked, keyed, (Kq, blocks) = s.pairs != "near", slopes.by_key is not None, terms.log_odds.shape[2:]
+    blocked, (B, _, N), (Kq, blocks) = s.pairs != "near", q.shape[:3], terms.log_odds.shape[2:]
     summed = blocked and s.q_layout.pure and not keyed  # a pure tile's queries have one sum by key block
-    board, groups = Board.of(s, k.shape[2]), k.shape[2]
-    (lanes, C), wide = board.shape, slopes.dq.dtype
-    qs, ks, vs, douts = _flat(q), board.cut(k), board.cut(v), _flat(dout)
-    givens = jax.tree.map(_flat, given)
+    keyed = keyed and blocked
+    board = Board.of(s)
+    (lanes, C), wide = board.shape, _wide(q)
+    of_queries, of_keys = partial(_cut, s.q_layout), partial(_cut, s.k_layout)
+    qs, ks, vs, douts = of_queries(q), of_keys(k), of_keys(v), of_queries(dout)
+    givens = jax.tree.map(of_queries, given)
 
     def group(g, slopes):
-        at = board.lanes(g)
-        qt, dout_t = _get(qs, at.own.rows), _get(douts, at.own.rows)
-        of = jax.tree.map(lambda x: _get(x, at.own.rows), givens)
+        at = board.lanes(g, k.shape[2])
+        qt, dout_t = _get(qs, at.place), _get(douts, at.place)
+        of = jax.tree.map(lambda x: _get(x, at.place), givens)
         own = _one_hot(at.own.block, Kq).astype(wide)
         log_odds = at.of_blocks(terms.log_odds) if blocked else None
         dmass = None
@@ -416,8 +360,7 @@ def backward(s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slo
                 each = by_block(beyond.swapaxes(1, 2), rows)
                 sums = sums + (each.sum(1, keepdims=True) if summed else each)
                 if keyed:
-                    head = (at.head % s.heads).astype(jnp.uint32)[:, None]
-                    by_query = _add(by_query, to.rows // groups * s.heads + head, by_block(beyond, own))
+                    by_query = _add(by_query, (place[0], slice(None), at.place[2]), by_block(beyond, own))
             return dq, sums, dk, dv, by_query
 
         dq = jnp.zeros((lanes, q.shape[-1], C), wide)
@@ -428,14 +371,21 @@ def backward(s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slo
             table = _exact("pqk,pql->pkl", jnp.broadcast_to(own, (lanes, sums.shape[1], Kq)), sums)
             odds = odds.at[at.head].add(table)
             if keyed:
-                by_key = _add(by_key, at.into, sums)
-        dq = _add(slopes.dq, at.into, dq.swapaxes(1, 2) * terms.scale)
+                by_key = _put(by_key, at.into, sums)
+        dq = _put(slopes.dq, at.into, dq.swapaxes(1, 2) * terms.scale)
         return Slopes(dq, dk, dv, odds, by_key, by_query)
 
-    flats = dataclasses.replace(jax.tree.map(_flat, slopes), odds=slopes.odds.reshape(-1, Kq, blocks))
-    of_keys = slopes.dk, slopes.dv
-    dk, dv = (board.blank(x) for x in of_keys)
-    flats = lax.fori_loop(0, board.work.groups, group, dataclasses.replace(flats, dk=dk, dv=dv))
-    dk, dv = (board.join(*x) for x in zip(of_keys, (flats.dk, flats.dv), strict=True))
-    flats = dataclasses.replace(flats, dk=dk, dv=dv)
-    return jax.tree.map(lambda x, like: x.reshape(like.shape), flats, slopes)
+    new = Slopes(*(jnp.zeros(x.shape, wide) for x in (qs, ks, vs)))
+    if blocked:
+        new = dataclasses.replace(new, odds=jnp.zeros((B * N, Kq, blocks), wide))
+    if keyed:
+        by = [jnp.zeros((*x.shape[:2], N, n), wide) for x, n in ((qs, blocks), (ks, Kq))]
+        new = dataclasses.replace(new, by_key=by[0], by_query=by[1])
+    new = lax.fori_loop(0, board.work.groups, group, new)
+    joined = Slopes(_join(s.q_layout, new.dq), _join(s.k_layout, new.dk), _join(s.k_layout, new.dv))
+    if blocked:
+        joined = dataclasses.replace(joined, odds=new.odds.reshape(terms.log_odds.shape))
+    if keyed:
+        by = [_join(s.q_layout, new.by_key), _join(s.k_layout, new.by_query)]
+        joined = dataclasses.replace(joined, by_key=by[0], by_query=by[1])
+    return joined.plus(slopes)

@@ -263,7 +263,7 @@ def _in_window(how, q, k, odds, q_at, k_at) -> Section:
     if not engine.overlaps or T != S:
         layouts = queries, tiles.in_order(B, S, engine.fit(size, S))
         return _section("near", layouts, q_at, k_at, odds, how.window, lanes)
-    keys = tiles.band(B, T, size, how.window)
+    keys = tiles.in_order(B, T, size, overlap=how.window - 1)
     whole = tiles.in_step(q_at, k_at)
     return Section("near", queries, keys, queries.mark(q_at), keys.mark(k_at), None, N, lanes, whole)
 
@@ -286,9 +286,9 @@ def _attend_forward(how: How, plan: Plan, q, k, v, odds, relevant) -> Found:
 
 
 def _attend_backward(how: How, plan: Plan, q, k, v, odds, relevant, dout, given, *, keyed: bool) -> Slopes:
-    terms = _terms(how, q, odds, relevant)
-    slopes = Slopes.nothing(q, k, v, terms, keyed)
+    terms, slopes = _terms(how, q, odds, relevant), None
     for section in plan.sections:
         with jax.named_scope(f"attend_{section.pairs}_backward"):
-            slopes = how.engine.backward(section, terms, q, k, v, dout, given, slopes)
+            slopes = how.engine.backward(section, terms, q, k, v, dout, given, keyed, slopes)
+    assert slopes is not None
     return slopes

@@ -135,7 +135,16 @@ def _merged(a: Found, b: Found) -> Found:
 
 
 def backward(
-    kernel: Callable, s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], slopes: Slopes
+    kernel: Callable,
+    s: Section,
+    terms: Terms,
+    q,
+    k,
+    v,
+    dout,
+    given: dict[str, Any],
+    keyed: bool,
+    slopes: Slopes | None,
 ) -> Slopes:
     """As `flash.backward`, by a kernel.
 
@@ -144,9 +153,9 @@ def backward(
         inputs lie; Σ_j ∂/∂ln ω by the key's block [R, C, K], or None; and Σ_i of it of each query head by the query's
         block [B·N·J, C', Kq], if the number of these tiles, `columns`, is not 0. lse, c, dentropy per nat, dexpected
         [R, C] and dmass [R, C, K] are rows of queries; the last three may be None.
-      s, terms, q, k, v, dout, given, slopes: as there.
+      s, terms, q, k, v, dout, given, keyed, slopes: as there.
     """
-    keyed, ql, kl, N = slopes.by_key is not None, s.q_layout, s.k_layout, s.heads
+    ql, kl, N = s.q_layout, s.k_layout, s.heads
     p = prepare(s, terms, k.shape[2], keyed)
     rows: dict[str, Any] = {name: None if x is None else _cut(ql, x) for name, x in given.items()}
     if terms.traits is not None:
@@ -157,19 +166,15 @@ def backward(
     dq, dk, dv, sums, by_query = kernel(
         p, ql.cut(q), kl.cut(k), kl.cut(v), dout=ql.cut(dout), columns=columns, **rows
     )
-    odds = jnp.zeros_like(slopes.odds)
+    new = Slopes(ql.join(dq), kl.join(dk), kl.join(dv))
     if sums is not None:
         sums = _join(ql, sums, N)
-        own = jax.nn.one_hot(ql.join(s.q_at.block), odds.shape[2], dtype=sums.dtype)
+        own = jax.nn.one_hot(ql.join(s.q_at.block), terms.log_odds.shape[2], dtype=sums.dtype)
         odds = jnp.einsum("BTk,BTNl->BNkl", own, sums, precision=jax.lax.Precision.HIGHEST)
-    new = Slopes(ql.join(dq), kl.join(dk), kl.join(dv), odds)
-    if keyed and sums is None:
-        new = dataclasses.replace(
-            new, by_key=jnp.zeros_like(slopes.by_key), by_query=jnp.zeros_like(slopes.by_query)
-        )
-    elif keyed:
-        new = dataclasses.replace(new, by_key=sums, by_query=_join(kl, by_query, N))
-    return jax.tree.map(jnp.add, slopes, new)
+        new = dataclasses.replace(new, odds=odds)
+        if keyed:
+            new = dataclasses.replace(new, by_key=sums, by_query=_join(kl, by_query, N))
+    return new.plus(slopes)
 
 
 def _of_blocks(table, block):

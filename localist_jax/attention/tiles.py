@@ -41,11 +41,12 @@ class Layout:
     """Positions of each row cut into M tiles of C slots.
 
     Attributes:
-      index: int32 [B, M, C], the position in each slot; in an empty one some position of the same tile.
+      index: int32 [B, M, C], the position in each slot; in an empty one some position of the row.
       filled: bool [B, M, C], whether there is one.
       length: T, of positions.
-      pure: whether all positions of a tile have the same block.
-      slot: int32 [B, T], the slot (in 0 … M·C−1) of each position; None where some lie in several tiles.
+      pure: whether all positions of a tile have the same block; else tiles hold neighbours.
+      slot: int32 [B, T], the slot (in 0 … M·C−1) of each position; of pure tiles only.
+      overlap: of neighbours, how many slots at a tile's beginning hold positions of tiles before it.
     """
 
     index: jax.Array
@@ -53,14 +54,19 @@ class Layout:
     length: int
     pure: bool = False
     slot: Any = None
+    overlap: int = 0
 
     def cut(self, x: jax.Array) -> jax.Array:
         """[B, T, …] → tiles [B, M, C, …]; what empty slots hold has no meaning, but is finite where x is."""
-        (B, M, C), T = self.index.shape, x.shape[1]
-        if self.pure or self.slot is None:
+        if self.pure:
             return jax.vmap(lambda row, index: row[index])(x, self.index)
-        wide = jnp.pad(x, [(0, 0), (0, M * C - T)] + [(0, 0)] * (x.ndim - 2))
-        return wide.reshape(B, M, C, *x.shape[2:])
+        (B, M, C), T = self.index.shape, x.shape[1]
+        size = C - self.overlap
+        apart = _padded(x, 0, M * size - T).reshape(B, M, size, *x.shape[2:])
+        before = [
+            _padded(apart[:, : max(0, M - s)], min(s, M), 0) for s in range(-(-self.overlap // size), 0, -1)
+        ]
+        return jnp.concatenate([*before, apart], 2)[:, :, -C:]
 
     def mark(self, at: Marks) -> Marks:
         """Marks in tiles; empty slots have segment 0."""
@@ -68,35 +74,32 @@ class Layout:
         return Marks(block=block, pos=pos, seg=jnp.where(self.filled, seg, 0))
 
     def join(self, tiles: jax.Array) -> jax.Array:
-        """The inverse of `cut`: [B, M, C, …] → [B, T, …]."""
-        flat = tiles.reshape(tiles.shape[0], -1, *tiles.shape[3:])
-        if not self.pure:
-            return flat[:, : self.slot.shape[1]]
-        return jax.vmap(lambda row, slot: row[slot])(flat, self.slot)
+        """[B, M, C, …] → [B, T, …]: undoes `cut`; where tiles overlap, the sum of what a position's slots hold."""
+        (B, M, C), rest = self.index.shape, tiles.shape[3:]
+        if self.pure:
+            return jax.vmap(lambda row, slot: row[slot])(tiles.reshape(B, M * C, *rest), self.slot)
+        size = C - self.overlap
+        earlier = -(-self.overlap // size)
+        parts = jnp.pad(tiles, [(0, 0), (0, 0), (earlier * size - self.overlap, 0), *[(0, 0)] * len(rest)])
+        parts = parts.reshape(B, M, earlier + 1, size, *rest)
+        total = parts[:, :, earlier]
+        for s in range(1, min(earlier, M - 1) + 1):
+            total += _padded(parts[:, s:, earlier - s], 0, s)
+        return total.reshape(B, M * size, *rest)[:, : self.length]
 
 
-def in_order(batch: int, length: int, size: int) -> Layout:
-    """Tiles of neighbouring positions."""
+def _padded(x: jax.Array, before: int, after: int) -> jax.Array:
+    """With zeros along axis 1."""
+    return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2))
+
+
+def in_order(batch: int, length: int, size: int, overlap: int = 0) -> Layout:
+    """Tiles of `size` neighbouring positions; before them, in each, the `overlap` positions that they follow."""
     count = -(-length // size)
-    slots = jnp.arange(count * size, dtype=jnp.int32)
-
-    def of_row(x, *shape):
-        return jnp.broadcast_to(x.reshape(shape), (batch, *shape))
-
-    return Layout(
-        index=of_row(jnp.minimum(slots, length - 1), count, size),
-        filled=of_row(slots < length, count, size),
-        length=length,
-        slot=of_row(slots[:length], length),
-    )
-
-
-def band(batch: int, length: int, size: int, window: int) -> Layout:
-    """Tiles that overlap: of neighbouring positions and those up to `window` − 1 before them."""
-    count = -(-length // size)
-    index = jnp.arange(count, dtype=jnp.int32)[:, None] * size + jnp.arange(1 - window, size, dtype=jnp.int32)
+    index = jnp.arange(count, dtype=jnp.int32)[:, None] * size + jnp.arange(-overlap, size, dtype=jnp.int32)
     index = jnp.broadcast_to(index, (batch, *index.shape))
-    return Layout(jnp.clip(index, 0, length - 1), (index >= 0) & (index < length), length)
+    filled = (index >= 0) & (index < length)
+    return Layout(jnp.clip(index, 0, length - 1), filled, length, overlap=overlap)
 
 
 def by_block(block: Int[Array, "B T"], blocks: int, size: int) -> Layout:

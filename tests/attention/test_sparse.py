@@ -89,6 +89,19 @@ def test_layouts_lose_nothing():
     assert all((np.diff(order[b][np.asarray(block)[b, order[b]] == 3]) > 0).all() for b in range(3))
 
 
+@pytest.mark.parametrize("overlap", [0, 3, 8, 19, 60])
+def test_tiles_that_overlap_hold_what_came_before_and_give_back_the_sum(overlap):
+    """Also where a tile reaches back over several, and where the last one is not full."""
+    x = jnp.arange(1.0, 101.0).reshape(2, 50, 1)
+    layout = tiles.in_order(2, 50, 8, overlap)
+    wanted = np.where(layout.filled, np.asarray(x[..., 0])[np.arange(2)[:, None, None], layout.index], 0)
+    np.testing.assert_array_equal(layout.cut(x)[..., 0], wanted)
+    times = np.zeros((2, 50))
+    for b in range(2):
+        np.add.at(times[b], np.asarray(layout.index[b])[np.asarray(layout.filled[b])], 1)
+    np.testing.assert_array_equal(layout.join(layout.cut(x))[..., 0], times * np.asarray(x[..., 0]))
+
+
 def test_the_way_with_less_to_do_is_taken():
     """Half-open gates on a long row stay in order; one block in twelve goes by block."""
     rng = np.random.default_rng(0)
