@@ -125,6 +125,10 @@ class _Loop:
         total, wanted = len(self.documents) // d.batch, settings.hierarchy.batches
         if wanted > total and hosts.is_first():
             print(f"stream: the corpus ends after {total} of {wanted} batches", file=sys.stderr, flush=True)
+        if not total:
+            raise ValueError(
+                f"config.data.batch: the corpus has {len(self.documents)} rows of text, fewer than a batch of {d.batch}"
+            )
         total = min(total, wanted or total)
         progress = Progress(
             total, start=start, tokens=d.batch * d.context, label="stream", silent=not hosts.is_first()

@@ -103,6 +103,12 @@ def test_pieces_of_a_document_stay_together_however_documents_are_mixed(settings
         assert shuffle or runs == "ace"
 
 
+def test_a_corpus_of_less_than_a_batch_is_refused(settings, tmp_path):
+    (tmp_path / "short.txt").write_text("the nurse gave a dose.\n" * 3, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"fewer than a batch of 4"):
+        job.run(settings.replace(data={"corpus": str(tmp_path / "short.txt")}), tmp_path / "run")
+
+
 def test_another_shape_is_refused_and_nothing_is_lost(whole, settings):
     folder, house = whole
     with pytest.raises(ValueError, match=r"another config\.model \(feed_forward\)"):
