@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     c.model.window = 16
     c.model.perception_window = 16
     c.model.dtype = "bfloat16"
+    c.dial.share_localist = 0.6  # what the dial study recommends for text
     c.optimizer.learning_rate = 1e-3
     c.train.steps = 1000
     c.train.eval_every = 200

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     c.model.head_size = 64
     c.model.feed_forward = 640
     c.model.perception_window = 8
+    c.dial.share_localist = 0.6  # what the dial study recommends for text
     c.optimizer.learning_rate = 6e-3
     c.train.steps = 3000
     c.train.eval_every = 500

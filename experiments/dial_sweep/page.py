@@ -270,15 +270,15 @@ def _text_section(table: Table) -> str:
 def _variants_section(table: Table) -> str:
     rows = []
     for name in ("any", *table.variants):
-        ends = [table(name, x, "bits_per_token")[0] for x in (0.0, 1.0)]
-        kept = [kept_benefit(table, name, x)[0] for x in (0.0, 1.0)]
-        share, entropy = (table(name, 1.0, figure)[0] for figure in ("open_share", "entropy_bits"))
+        ends = [table(name, x, "bits_per_token") for x in (0.0, 1.0)]
+        kept = [kept_benefit(table, name, x) for x in (0.0, 1.0)]
+        share, entropy = (table(name, 1.0, figure) for figure in ("open_share", "entropy_bits"))
         what = ALL[name].what if name in VARIANTS else "any-dial as above"
-        rows.append(
-            [what, *(f"{x:.4f}" for x in ends), *(f"{x:.2f}" for x in kept), f"{share:.3f}", f"{entropy:.2f}"]
-        )
+        cells = [*((x, ".4f") for x in ends), *((x, ".2f") for x in kept), (share, ".3f"), (entropy, ".2f")]
+        rows.append([what, str(len(share)), *(study.spread(x, form) for x, form in cells)])
     head = [
         "any-dial with one change",
+        "seeds",
         "bits λ=0",
         "bits λ=1",
         "kept λ=0",
@@ -287,8 +287,8 @@ def _variants_section(table: Table) -> str:
         "entropy λ=1",
     ]
     return (
-        "\n### What matters\n\nOne change each, the first seed alone: differences below the spread of seeds above mean "
-        "nothing. Kept is measured between the ends of the study, whatever the windows of the variant.\n\n"
+        "\n### What matters\n\nOne change each, most with the first seed alone: differences below the spread of seeds "
+        "mean nothing. Kept is measured between the ends of the study, whatever the windows of the variant.\n\n"
         + study.table(head, rows)
     )
 

@@ -180,10 +180,10 @@ def kept_runs(
                 results.setdefault(task, {}).setdefault(name, {})[seed] = figures
             if task == "wikitext2" and (samples := kept_samples(study, seed)):
                 texts[seed] = samples
-    if "wikitext2" in results and seeds[0] in results["wikitext2"]["any"]:
-        for name in variants:
-            if one := _found(study, "wikitext2", name, seeds[0]):
-                results["wikitext2"][name] = {seeds[0]: one}
+    for name in variants if "wikitext2" in results else ():
+        for seed in results["wikitext2"]["any"]:
+            if one := _found(study, "wikitext2", name, seed):
+                results["wikitext2"].setdefault(name, {})[seed] = one
     if not results:
         raise ValueError(f"dial_sweep: nothing whole is kept in {study.folder / study.scale}")
     return results, texts
