@@ -34,7 +34,7 @@ def main() -> None:
         nargs="*",
         choices=list(VARIANTS),
         default=list(VARIANTS),
-        help="changes to any-dial, one seed",
+        help="changes to any-dial, most with one seed",
     )
     parser.add_argument("--steps", type=int, default=0, help="training steps; default: as the scale says")
     parser.add_argument("--workdir", type=Path, default=Path("runs/dial_sweep"))

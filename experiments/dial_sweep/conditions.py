@@ -31,12 +31,14 @@ class Condition:
       settings: the task's configuration and, for controls, the one number that matches an open share → the run's.
       localities: dials at which it is measured.
       matches: which of `fitted`'s controls it is; empty for the others.
+      every_seed: of a variant, whether it is trained with all seeds: configurations ship with it.
     """
 
     what: str
     settings: Callable[[Config, int], Config]
     localities: tuple[float, ...]
     matches: str = ""
+    every_seed: bool = False
 
 
 def _progressive(power: float) -> Condition:
@@ -80,15 +82,15 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 
-def _variant(what: str, **sections: dict[str, Any]) -> Condition:
-    return Condition(what, lambda c, _: c.replace(**sections), BOTH_ENDS)
+def _variant(what: str, every_seed: bool = False, **sections: dict[str, Any]) -> Condition:
+    return Condition(what, lambda c, _: c.replace(**sections), BOTH_ENDS, every_seed=every_seed)
 
 
-# What any-dial could have done otherwise: one change each, on text, one seed.
+# What any-dial could have done otherwise: one change each, on text; most with one seed.
 VARIANTS: dict[str, Condition] = {
     "power_1": _variant("any-dial progressive over the layers, power 1", dial={"power": 1.0}),
     "fewer_localist": _variant("λ=1 in 20 % of the steps, not 40 %", dial={"share_localist": 0.2}),
-    "more_localist": _variant("λ=1 in 60 % of the steps", dial={"share_localist": 0.6}),
+    "more_localist": _variant("λ=1 in 60 % of the steps", True, dial={"share_localist": 0.6}),
     "early_price": _variant(
         "gates priced from 15 % of the run", gates={"open_at_least": 0.15, "open_at_most": 0.15}
     ),

@@ -145,7 +145,9 @@ def all_runs(
         job(task, name, seed) for seed in seeds for task in tasks for name in _conditions(task, fitted=False)
     ]
     jobs.sort(key=lambda one: (seeds.index(one[0][2]), one[0][1] != "any"))
-    jobs += [job("wikitext2", variant, seeds[0]) for variant in variants if "wikitext2" in tasks]
+    if "wikitext2" in tasks:
+        for name in variants:
+            jobs += [job("wikitext2", name, seed) for seed in (seeds if ALL[name].every_seed else seeds[:1])]
     with Pool(workers, own_cores) as pool:
         for _ in pool.results(jobs, "dial_sweep", then):
             pass  # `then` has taken it
