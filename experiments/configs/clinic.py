@@ -1,4 +1,4 @@
-"""A clinic's notes as a stream: one small LLM becomes three; two minutes on 2 CPU cores.
+"""A clinic's notes as a stream: one small LLM becomes three; two minutes on a CPU core.
 
     python -m experiments.clinic --notes runs/notes.jsonl
     localist train experiments/configs/clinic.py --workdir runs/ward
