@@ -290,9 +290,7 @@ class Recruitment:
 class Hierarchy:
     """When an ensemble takes on a whole LLM; batches are those of the stream, a document per row."""
 
-    base: str = (
-        ""  # folder of a run whose LLM, model and tokenizer an ensemble begins with; empty: a fresh one
-    )
+    base: str = ""  # folder of a run to begin with: its LLM, model and tokenizer; empty: a fresh LLM
     capacity: int = 4  # LLMs allocated to begin with; it doubles
     members_at_most: int = 64
     batches: int = 0  # of the stream; 0: as many as the corpus has. `train.steps` is each LLM's own schedule

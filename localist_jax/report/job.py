@@ -81,8 +81,8 @@ def _ensemble(settings: config.Config, workdir: Path, command: str) -> Path:
     with Journal(workdir, resume_step=step) as journal:
         journal.scalars(step, "held_out", found)
     print(tree.text(tree.branches(house)), file=sys.stderr)
-    figures = ", ".join(f"{name.replace('_', ' ')} {x:.3f}" for name, x in found.items())
-    print(f"held out: {figures}", file=sys.stderr, flush=True)
+    told = ", ".join(f"{name.replace('_', ' ')} {x:.3f}" for name, x in found.items())
+    print(f"held out: {told}", file=sys.stderr, flush=True)
     return tree.write(house)
 
 
