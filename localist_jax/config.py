@@ -214,10 +214,12 @@ class Router:
     doubt_weight: float = (
         0.02  # nats per token and nat of the router's own entropy: it should make up its mind
     )
+    switching_weight: float = 0.0  # nats per token and neighbour in another block: topics outlast words
 
     def __post_init__(self):
         _require(self.noise >= 0, "router.noise", "0 or more", self.noise)
         _require(0 <= self.usage_floor <= 1, "router.usage_floor", "a share in [0, 1]", self.usage_floor)
+        _require(self.switching_weight >= 0, "router.switching_weight", "0 or more", self.switching_weight)
 
 
 @dataclasses.dataclass(frozen=True)

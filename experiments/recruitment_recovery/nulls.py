@@ -2,7 +2,7 @@
 
 A world of one field, and a model of one block that has learned it and goes on learning at about half of its highest
 rate. On every stream the best division is tried, whether or not it stands out from noise, under the lowest threshold
-there is, that of a first trial.
+there is, that of a first trial; the stream is over with the trial.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy import stats
 
 from experiments.pool import train_and_measure
 from experiments.recruitment_recovery.fields import Fields
-from experiments.recruitment_recovery.runs import GENERATIONS, settings_of, trained
+from experiments.recruitment_recovery.runs import generations, settings_of, trained
 from experiments.words import one_token_each
 from localist_jax.data import Tokenizer, pack
 from localist_jax.recruitment.proposals import Proposal, Survey
@@ -29,13 +29,25 @@ from localist_jax.recruitment.recruiter import FILE, Recruiter
 from localist_jax.training.journal import Journal, read
 from localist_jax.training.progress import human_time
 from localist_jax.training.run import Run
+from localist_jax.training.state import TrainState
 from localist_jax.training.step import make_train_step
 
 STEPS = 300  # of training before the streams begin; half of the schedule that they go on with
 
 
 class Eager(Recruiter):
-    """Tries whatever is proposed."""
+    """Tries whatever is proposed, once."""
+
+    decided = False
+
+    def start(self, run: Run, journal: Journal, step: int) -> None:
+        """Another stream."""
+        super().start(run, journal, step)
+        self.decided = False
+
+    def _decide(self, step: int, state: TrainState, reason: str) -> TrainState:
+        self.decided = True
+        return super()._decide(step, state, reason)
 
     def _worth_a_trial(self, found: Survey, proposal: Proposal, directions: list[np.ndarray]) -> bool:
         return True
@@ -52,7 +64,7 @@ def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:
     run = Run.open(folder)
     settings = settings.replace(
         recruitment={"every": 1, "start": 0.0},
-        model={"generations": GENERATIONS["recruits"]},
+        model={"generations": generations("recruits", 1)},
         train={"steps": 2 * STEPS},
     )
     run = dataclasses.replace(
@@ -83,7 +95,7 @@ def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:
     }
 
 
-def _verdict(hook: Recruiter, run: Run, step: Any, seed: int, number: int) -> dict[str, Any]:
+def _verdict(hook: Eager, run: Run, step: Any, seed: int, number: int) -> dict[str, Any]:
     """One stream: a survey, a trial, and its verdict."""
     r, data = run.settings.recruitment, run.settings.data
     count = r.survey + r.horizon
@@ -99,9 +111,10 @@ def _verdict(hook: Recruiter, run: Run, step: Any, seed: int, number: int) -> di
             for at in range(count + 1):
                 index = np.arange(at * data.batch, (at + 1) * data.batch) % len(rows)
                 batch = rows.take(index)
-                state = hook(STEPS + at + 1, state, batch)  # the last call only hears the verdict
-                if at < count:
-                    state, _ = step(state, batch)
+                state = hook(STEPS + at + 1, state, batch)
+                if hook.decided:
+                    break
+                state, _ = step(state, batch)
         lines = [json.loads(line) for line in (Path(place) / FILE).read_text().splitlines()]
     tried = next(line for line in lines if line["kind"] in ("recruited", "rejected"))
     return {

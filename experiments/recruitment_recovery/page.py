@@ -17,6 +17,7 @@ SAID = {
     "recruits": "one block, recruitment on",
     "none": "one block, recruitment off",
     "oracle": "K* blocks from the start",
+    "told": "K* blocks from the start, the router told the field",
 }
 
 
@@ -58,6 +59,7 @@ def _figures(results, rest: dict[str, Any], worlds: Sequence[int]) -> dict[str, 
         "blocks_found_by_k": each("blocks"),
         "ari_of_oracle_by_k": {str(k): [r["ari"] for r in results["oracle", k]] for k in worlds},
         "code_length_over_oracle": {str(k): over(k, "oracle") for k in worlds},
+        "code_length_over_told": {str(k): over(k, "told") for k in worlds},
         "bits_saved_over_none": {
             str(k): [
                 theirs["code_bits"] - mine["code_bits"]

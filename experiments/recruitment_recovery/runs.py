@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.agreement import adjusted_rand, contingency, normalised_information
@@ -17,15 +19,22 @@ from experiments.words import one_token_each
 from localist_jax.config import Config, resolve
 from localist_jax.data import Batch, Prepared, Tokenizer, pack
 from localist_jax.locality import Dial
+from localist_jax.locality.router import CERTAIN
 from localist_jax.model import forward
+from localist_jax.model.transformer import Router
 from localist_jax.recruitment import recruiter
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
 
 PHASE = 150  # steps from one field to the next
 VALID_ROWS = 256
-CONDITIONS = ("recruits", "none", "oracle")  # one block that may grow, one that may not, K* from the start
-GENERATIONS = {"recruits": 3, "none": 1, "oracle": 1}
+CONDITIONS = (
+    "recruits",
+    "none",
+    "oracle",
+    "told",
+)  # one block that may grow, one that may not; K* from the start,
+#                                                       which the router finds a use for, and which it is told
 
 BASE: dict[str, Any] = {
     "data": {"corpus": "fields", "context": 64, "batch": 16, "vocab_size": 4096, "shuffle": False, "valid_rows": 0},
@@ -36,19 +45,25 @@ BASE: dict[str, Any] = {
     "dial": {"mode": "fixed", "locality": 1.0},
     "gates": {"open_share_target": 1.0},
     "optimizer": {"learning_rate": 6e-3},
-    "recruitment": {"stop": 1.0},
+    "router": {"switching_weight": 0.3},
+    "recruitment": {"stop": 1.0, "horizon": 75},
 }  # fmt: skip
 
 
 def settings_of(condition: str, fields: int, seed: int, phase: int = PHASE) -> Config:
     """The configuration of a run."""
-    blocks = 1 + (fields if condition == "oracle" else 1)
+    blocks = 1 + (fields if condition in ("oracle", "told") else 1)
     return resolve(BASE).replace(
-        model={"blocks": blocks, "block_capacity": max(blocks, 4), "generations": GENERATIONS[condition]},
+        model={"blocks": blocks, "block_capacity": max(blocks, 4), "generations": generations(condition, fields)},
         recruitment={"every": 10 if condition == "recruits" else 0, "start": 0.8 / fields},
         train={"steps": fields * phase, "seed": seed, "log_every": 10, "eval_every": fields * phase,
                "save_every": phase},
     )  # fmt: skip
+
+
+def generations(condition: str, fields: int) -> int:
+    """How many blocks may stand in one line: each field may be found below the one before it."""
+    return max(2, fields) if condition == "recruits" else 1
 
 
 def job(workdir: Path, condition: str, fields: int, seed: int) -> dict[str, Any]:
@@ -56,7 +71,30 @@ def job(workdir: Path, condition: str, fields: int, seed: int) -> dict[str, Any]
     settings = settings_of(condition, fields, seed)
     folder = workdir / f"{condition}_{fields}_seed{seed}"
     how = partial(trained, fields=fields), partial(figures_of, fields=fields)
-    return train_and_measure(folder, settings, *how)
+    if condition != "told":
+        return train_and_measure(folder, settings, *how)
+    with nn.intercept_methods(partial(_told, _field_of_token(settings, fields))):
+        return train_and_measure(folder, settings, *how)
+
+
+def _field_of_token(settings: Config, fields: int) -> np.ndarray:
+    """Of each token: the field whose own word it is, counted from 1, or 0."""
+    world = Fields.create(settings.train.seed, fields)
+    tokenizer, ids = one_token_each(world.words)
+    field = np.zeros(tokenizer.vocab_size, np.int32)
+    field[ids[world.shared :]] = 1 + np.arange(fields * world.own) // world.own
+    return field
+
+
+def _told(field: np.ndarray, call, arguments, options, context):
+    """The router's logits, if that is what is called, as one who knows every word's field would give them."""
+    if not isinstance(context.module, Router) or context.method_name != "__call__":
+        return call(*arguments, **options)
+    (_, tokens, blocks), (logits, states) = arguments, call(*arguments, **options)
+    told = jnp.asarray(field)[tokens]
+    last = jax.lax.cummax(jnp.where(told > 0, jnp.arange(tokens.shape[1]), 0), axis=1)
+    now = jnp.maximum(1, jnp.take_along_axis(told, last, 1))
+    return CERTAIN * jax.nn.one_hot(now, blocks.active.size) + 0 * logits, states
 
 
 def stream(settings: Config, fields: int) -> tuple[Fields, Prepared, np.ndarray]:

@@ -19,6 +19,7 @@ from localist_jax.data import Prepared, Tokenizer, pack
 from localist_jax.locality import Dial
 from localist_jax.model import forward
 from localist_jax.recruitment import chronicle
+from localist_jax.recruitment.evidence import AHEAD
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.recruitment.recruiter import Recruiter
 from localist_jax.recruitment.signs import lost_bits
@@ -98,13 +99,17 @@ def figures_of(run: Run, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+ROUNDED = 0.01  # bits, to which a record gives evidence
+
+
 def explained(trial: chronicle.Record) -> bool:
-    """Whether the figures of the record say what was decided; what was given up half way had to be behind."""
+    """Whether the figures of the record say what was decided; what was given up had to be behind."""
     if trial["reason"] == "at its horizon":
         enough = chronicle.beyond_bits(trial) >= trial["threshold_bits"]
         enough &= trial["surprise_bits"] >= trial["surprise_threshold_bits"]
         return enough == (trial["kind"] == "recruited")
-    return trial["kind"] == "rejected" and chronicle.beyond_bits(trial) <= 0
+    ahead = np.quantile(trial["placebo_bits"], 1 - AHEAD)
+    return trial["kind"] == "rejected" and trial["llr_bits"] <= ahead + ROUNDED
 
 
 def most_blocks(records: list[chronicle.Record]) -> int:

@@ -95,3 +95,17 @@ def doubt(probs: Float[Array, "B T K"], valid: Bool[Array, "B T"]) -> Float[Arra
     """
     entropy = bits.to_nats(bits.entropy(probs))
     return jnp.where(valid, entropy, 0.0).sum() / jnp.maximum(1, valid.sum())
+
+
+def switching(probs: Float[Array, "B T K"], together: Bool[Array, "B T-1"]) -> Float[Array, ""]:
+    """Chance that two neighbours in the text are in different blocks, each drawn from its probabilities.
+
+    Where it is kept low, what a block is about outlasts a word: of two divisions that are worth as much to the
+    model, by what is spoken of or by which word it is, the router learns the first.
+
+    Args:
+      probs: of the blocks, at every position.
+      together: whether positions t and t + 1 belong to one text.
+    """
+    apart = 1 - (probs[:, 1:] * probs[:, :-1]).sum(-1)
+    return jnp.where(together, apart, 0.0).sum() / jnp.maximum(1, together.sum())

@@ -113,7 +113,7 @@ def _rejected(r: Record) -> str:
         f"its positions would have saved {r['llr_bits']:,.1f} bits, {abs(ahead):,.1f} {more} than {_rival(r)}"
     )
     if r["reason"] == BEHIND:
-        return f"{said}; given up half way, {BEHIND}"
+        return f"{said}; given up, {BEHIND}"
     wanting = []
     if ahead < r["threshold_bits"]:
         wanting.append(f"{r['threshold_bits']:.1f} more were needed")

@@ -3,9 +3,10 @@
 Between trials the recruiter keeps the last few batches. When a trial is due it surveys them, and opens one for the
 block that it pays most to divide, in the most promising ways. While it is open each batch is scored by incumbent,
 candidates and placebos before the state learns from it, and its first batches are surveyed too: what the divisions
-could save there is estimated on data that had no part in proposing them. Half way, a trial whose candidates are behind
-their placebos is given up. At the horizon the best candidate that has the evidence is recruited; a block without which
-the model codes no worse than by the bits of its description is retired.
+could save there is estimated on data that had no part in proposing them. Then, and after every so many more until half
+of the horizon, a trial is given up if a quarter of the placebos is ahead of their candidate. At the horizon the best
+candidate that has the evidence is recruited; a block without which the model codes no worse than by the bits of its
+description is retired.
 
 Of many processes each runs a recruiter, and what one of them finds out by itself is agreed upon: process 0 decides.
 
@@ -30,7 +31,7 @@ from localist_jax.locality import Blocks, lineage
 from localist_jax.parallel import hosts, rules
 from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
-from localist_jax.recruitment.evidence import beyond_bits, judged
+from localist_jax.recruitment.evidence import is_behind, judged
 from localist_jax.recruitment.growth import Birth
 from localist_jax.recruitment.programs import programs
 from localist_jax.recruitment.proposals import (
@@ -53,7 +54,7 @@ from localist_jax.types import PyTree
 
 FILE = "recruitment.jsonl"
 QUIET = "no division stands out from its placebos"
-ENDED, BEHIND = "at its horizon", "no better than placebos at half of its horizon"
+ENDED, BEHIND = "at its horizon", "a quarter of its placebos is ahead"
 FULL = "no place is left: raise config.recruitment.blocks_at_most"
 
 
@@ -112,7 +113,7 @@ class Recruiter(Hook):
             self._estimate(state, since)
         if self._is_open and step > int(self._horizon):
             state = self._decide(step, state, ENDED)
-        elif self._is_open and since == r.horizon // 2 and self._is_behind():
+        elif self._is_open and self._is_time_to_look(since) and self._is_behind():
             state = self._decide(step, state, BEHIND)
         due = step >= self._next and step <= r.stop * steps - r.horizon and len(self._recent) == r.survey
         if not self._is_open and due:
@@ -127,6 +128,11 @@ class Recruiter(Hook):
     def _since(self, step: int) -> int:
         """Batches of the open trial so far."""
         return step - 1 + self._run.settings.recruitment.horizon - self._horizon
+
+    def _is_time_to_look(self, since: int) -> bool:
+        """After as many batches as a survey has, and again, until half of the horizon."""
+        r = self._run.settings.recruitment
+        return 0 < since <= r.horizon // 2 and since % min(r.survey, max(1, r.horizon // 2)) == 0
 
     # A trial's beginning.
 
@@ -255,9 +261,9 @@ class Recruiter(Hook):
     # A trial's end.
 
     def _is_behind(self) -> bool:
-        """Whether no candidate is ahead of its placebos and of the incumbent, half way to the horizon."""
-        evidence = self._trial.evidence
-        return hosts.agreed(lambda: bool((beyond_bits(jax.tree.map(np.asarray, evidence)) <= 0).all()))
+        """Whether a quarter of its placebos is ahead of every candidate."""
+        evidence = jax.tree.map(np.asarray, self._trial.evidence)
+        return hosts.agreed(lambda: bool(is_behind(evidence).all()))
 
     def _decide(self, step: int, state: TrainState, reason: str) -> TrainState:
         made, alpha = self._trial, self._run.settings.recruitment.alpha

@@ -101,18 +101,29 @@ def make_train_step(
         penalty = router.usage_penalty(usage, allowed, settings.router.usage_floor)
         nats = bits.to_nats(code) / jnp.maximum(1, scored.sum())
         doubt = router.doubt(out.block_probs, routed)
-        loss = nats + settings.router.usage_weight * penalty + settings.router.doubt_weight * doubt
-        return loss, (out, code, usage, doubt, nats)
+        together = routed[:, 1:] & routed[:, :-1] & (batch.segments[:, 1:] == batch.segments[:, :-1])
+        switching = router.switching(out.block_probs, together)
+        weights = settings.router
+        loss = nats + weights.usage_weight * penalty + weights.doubt_weight * doubt
+        loss += weights.switching_weight * switching
+        return loss, (out, code, usage, doubt, switching, nats)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         dial_key, router_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         dial = training_dial(dial_key, settings.dial, state.step / steps, c.layers)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (out, code, usage, doubt, nats)), grads = grad_fn(state.params, state, batch, dial, router_key)
+        (_, (out, code, usage, doubt, switching, nats)), grads = grad_fn(
+            state.params, state, batch, dial, router_key
+        )
 
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = frozen(optax.apply_updates(state.params, updates), state.params)
+            import os
+
+            if os.environ.get("FREEZE"):
+                for path in (("router", "kernel"), ("router", "norm", "gain")):
+                    params = with_leaf(params, path, at_path(state.params, path))
         with jax.named_scope("gates"):
             pairs = pairs_of(out, batch, c)
             gates = at_path(state.params, GATES)
@@ -157,6 +168,7 @@ def make_train_step(
             "usage_min": jnp.where(usage > 0, usage, 1.0).min(),
             "usage_entropy_bits": bits.entropy(usage),
             "router_doubt_bits": bits.from_nats(doubt),
+            "router_switching": switching,
         }
         new = dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, pricing=price

@@ -1,5 +1,7 @@
 """The router's mathematics, and anchors."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,14 @@ def test_the_usage_penalty_is_zero_above_the_floor_and_rises_below():
 def test_doubt_is_the_mean_entropy_in_nats():
     probs = jnp.array([[[0.5, 0.5, 0, 0, 0], [1, 0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25, 0]]])
     assert float(router.doubt(probs, jnp.array([[True, True, False]]))) == pytest.approx(np.log(2) / 2)
+
+
+def test_switching_is_the_chance_that_neighbours_of_one_text_differ():
+    probs = jnp.array([[[1.0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0, 0]]])
+    each = [1.0, 0.5, 0.5]
+    for together in itertools.product((False, True), repeat=3):
+        wanted = np.mean([x for x, t in zip(each, together, strict=True) if t] or [0.0])
+        assert float(router.switching(probs, jnp.array([together]))) == pytest.approx(wanted)
 
 
 def test_anchors_add_their_log_odds_where_their_token_stands():

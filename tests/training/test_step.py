@@ -157,6 +157,24 @@ def test_the_logged_loss_is_the_code_length(train, small):
     assert history[0]["locality"] == pytest.approx(0.6)
     doubt = router.doubt(out.block_probs, jnp.asarray((batch.segments > 0) & (batch.positions > 0)))
     assert history[0]["router_doubt_bits"] == pytest.approx(float(bits.from_nats(doubt)), rel=1e-4)
+    p, text = np.asarray(out.block_probs), np.asarray(batch.segments)
+    routed = (text > 0) & (np.asarray(batch.positions) > 0)
+    apart = [
+        1 - p[b, t] @ p[b, t + 1]
+        for b, t in np.ndindex(text.shape[0], text.shape[1] - 1)
+        if routed[b, t] and routed[b, t + 1] and text[b, t] == text[b, t + 1]
+    ]
+    assert history[0]["router_switching"] == pytest.approx(np.mean(apart), rel=1e-4)
+
+
+def test_a_router_that_pays_for_switching_switches_less(train, small):
+    batch = next(batches(1))
+    ends = {}
+    for weight in (0.0, 2.0):
+        settings = settings_of(small, optimizer={"learning_rate": 1e-2}, router={"switching_weight": weight})
+        _, _, history = train(settings, data=[batch] * 30)
+        ends[weight] = history[-1]["router_switching"]
+    assert ends[2.0] < 0.5 * ends[0.0]
 
 
 def test_it_learns_a_repeated_batch(train, small):
