@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,26 +16,20 @@ import numpy as np
 from experiments.agreement import adjusted_rand, contingency, normalised_information
 from experiments.pool import train_and_measure
 from experiments.recruitment_recovery.fields import Fields, lasting_shares, shares_by_phase
+from experiments.told import told
 from experiments.words import one_token_each
 from localist_jax.config import Config, resolve
 from localist_jax.data import Batch, Prepared, Tokenizer, pack
 from localist_jax.locality import Dial
-from localist_jax.locality.router import CERTAIN
 from localist_jax.model import forward
-from localist_jax.model.transformer import Router
 from localist_jax.recruitment import recruiter
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
 
 PHASE = 150  # steps from one field to the next
 VALID_ROWS = 256
-CONDITIONS = (
-    "recruits",
-    "none",
-    "oracle",
-    "told",
-)  # one block that may grow, one that may not; K* from the start,
-#                                                       which the router finds a use for, and which it is told
+# One block that may grow, and one that may not; K* blocks from the start, left to the router, and as it is told.
+CONDITIONS = ("recruits", "none", "oracle", "told")
 
 BASE: dict[str, Any] = {
     "data": {"corpus": "fields", "context": 64, "batch": 16, "vocab_size": 4096, "shuffle": False, "valid_rows": 0},
@@ -44,7 +39,7 @@ BASE: dict[str, Any] = {
     },
     "dial": {"mode": "fixed", "locality": 1.0},
     "gates": {"open_share_target": 1.0},
-    "optimizer": {"learning_rate": 6e-3},
+    "optimizer": {"learning_rate": 6e-3, "final": 1.0},  # a stream has no end
     "router": {"switching_weight": 0.3},
     "recruitment": {"stop": 1.0, "horizon": 75},
 }  # fmt: skip
@@ -70,31 +65,25 @@ def job(workdir: Path, condition: str, fields: int, seed: int) -> dict[str, Any]
     """Figures of one run; trained, resumed or read from its folder."""
     settings = settings_of(condition, fields, seed)
     folder = workdir / f"{condition}_{fields}_seed{seed}"
-    how = partial(trained, fields=fields), partial(figures_of, fields=fields)
-    if condition != "told":
-        return train_and_measure(folder, settings, *how)
-    with nn.intercept_methods(partial(_told, _field_of_token(settings, fields))):
-        return train_and_measure(folder, settings, *how)
+    with told(field_said(settings, fields)) if condition == "told" else contextlib.nullcontext():
+        return train_and_measure(
+            folder, settings, partial(trained, fields=fields), partial(figures_of, fields=fields)
+        )
 
 
-def _field_of_token(settings: Config, fields: int) -> np.ndarray:
-    """Of each token: the field whose own word it is, counted from 1, or 0."""
+def field_said(settings: Config, fields: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """From tokens [B, T] to the last field, from 1, that had a word of its own said."""
     world = Fields.create(settings.train.seed, fields)
     tokenizer, ids = one_token_each(world.words)
     field = np.zeros(tokenizer.vocab_size, np.int32)
     field[ids[world.shared :]] = 1 + np.arange(fields * world.own) // world.own
-    return field
 
+    def block_of(tokens: jax.Array, _: jax.Array) -> jax.Array:
+        said = jnp.asarray(field)[tokens]
+        last = jax.lax.cummax(jnp.where(said > 0, jnp.arange(tokens.shape[1]), 0), axis=1)
+        return jnp.maximum(1, jnp.take_along_axis(said, last, 1))
 
-def _told(field: np.ndarray, call, arguments, options, context):
-    """The router's logits, if that is what is called, as one who knows every word's field would give them."""
-    if not isinstance(context.module, Router) or context.method_name != "__call__":
-        return call(*arguments, **options)
-    (_, tokens, blocks), (logits, states) = arguments, call(*arguments, **options)
-    told = jnp.asarray(field)[tokens]
-    last = jax.lax.cummax(jnp.where(told > 0, jnp.arange(tokens.shape[1]), 0), axis=1)
-    now = jnp.maximum(1, jnp.take_along_axis(told, last, 1))
-    return CERTAIN * jax.nn.one_hot(now, blocks.active.size) + 0 * logits, states
+    return block_of
 
 
 def stream(settings: Config, fields: int) -> tuple[Fields, Prepared, np.ndarray]:

@@ -19,9 +19,8 @@ from localist_jax.data import Prepared, Tokenizer, pack
 from localist_jax.locality import Dial
 from localist_jax.model import forward
 from localist_jax.recruitment import chronicle
-from localist_jax.recruitment.evidence import AHEAD
 from localist_jax.recruitment.proposals import Concept
-from localist_jax.recruitment.recruiter import Recruiter
+from localist_jax.recruitment.recruiter import PROMISING, Recruiter
 from localist_jax.recruitment.signs import lost_bits
 from localist_jax.report.watch import Watch
 from localist_jax.training import journal
@@ -99,17 +98,16 @@ def figures_of(run: Run, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-ROUNDED = 0.01  # bits, to which a record gives evidence
+ROUNDED = 0.01  # bits, to which a record gives its figures
 
 
 def explained(trial: chronicle.Record) -> bool:
-    """Whether the figures of the record say what was decided; what was given up had to be behind."""
+    """Whether the figures of the record say what was decided; what was given up had to surprise nobody."""
     if trial["reason"] == "at its horizon":
         enough = chronicle.beyond_bits(trial) >= trial["threshold_bits"]
         enough &= trial["surprise_bits"] >= trial["surprise_threshold_bits"]
         return enough == (trial["kind"] == "recruited")
-    ahead = np.quantile(trial["placebo_bits"], 1 - AHEAD)
-    return trial["kind"] == "rejected" and trial["llr_bits"] <= ahead + ROUNDED
+    return trial["kind"] == "rejected" and trial["surprise_bits"] < PROMISING + ROUNDED
 
 
 def most_blocks(records: list[chronicle.Record]) -> int:

@@ -35,9 +35,10 @@ class Stream:
     """What a run reads, and what it is examined on.
 
     Attributes:
-      prepared: rows in their order, and all books' held-out pieces one after another.
+      prepared: rows in their order, and all books' held-out pieces one after another; each row is one segment, whose
+        number is 1 + its book's (1 where sentences of all books are mixed).
       book, chapter: of each held-out piece, by number.
-      share: of the stream's own-book rows that a book gave again, since it was at its end.
+      repeated: share of the stream's rows that a book gave again, since it was at its end.
     """
 
     prepared: Prepared
@@ -90,13 +91,15 @@ class Shelf:
         rng = np.random.default_rng([seed, 31])
         turns = [_again(rng.permutation(len(pieces))) for pieces in self._train]
         picked: list[np.ndarray] = []
+        books: list[int] = []
         taken = np.zeros(len(self.books), int)
         for shares in shares_by_phase(len(order)):
             for book in rng.choice(order, rows, p=shares):
                 picked.append(self._train[book][next(turns[book])].ids)
+                books.append(book)
                 taken[book] += 1
         again = np.maximum(0, taken - [len(pieces) for pieces in self._train]).sum() / taken.sum()
-        return self._prepared(picked, order, float(again))
+        return self._prepared(picked, books, order, float(again))
 
     def shuffled(self, order: Sequence[int], rows: int, seed: int) -> Stream:
         """Sentences of all books in random order: the same text, and nothing to divide. As long as the stream is."""
@@ -108,9 +111,11 @@ class Shelf:
             self.tokenizer.encode_batch([sentences[i] for i in rng.permutation(len(sentences))])
         )
         pieces = [ids[at : at + self.context] for at in range(0, len(ids) - self.context + 1, self.context)]
-        return self._prepared([pieces[i % len(pieces)] for i in range(count)], order, 0.0)
+        return self._prepared([pieces[i % len(pieces)] for i in range(count)], [0] * count, order, 0.0)
 
-    def _prepared(self, picked: list[np.ndarray], order: Sequence[int], repeated: float) -> Stream:
+    def _prepared(
+        self, picked: list[np.ndarray], books: Sequence[int], order: Sequence[int], repeated: float
+    ) -> Stream:
         examined = [(book, piece) for book in order for piece in self._held_out[book]]
         chapters = {name: at for at, name in enumerate(sorted({f"{b} {p.chapter}" for b, p in examined}))}
         train, valid = (
@@ -118,6 +123,12 @@ class Shelf:
         )
         assert len(train) == len(picked)
         assert len(valid) == len(examined)
+        train, valid = (
+            dataclasses.replace(
+                rows, segments=1 + np.array(of, np.int32)[:, None] * np.ones_like(rows.segments)
+            )
+            for rows, of in ((train, books), (valid, [book for book, _ in examined]))
+        )
         size = {"train": sum(map(len, picked)), "valid": sum(len(p.ids) for _, p in examined)}
         prepared = Prepared(
             self.corpus, self.tokenizer, train, valid,

@@ -18,6 +18,7 @@ SAID = {
     "recruits": "one block, recruitment on",
     "none": "one block, recruitment off",
     "from start": "a block per book from the start",
+    "told": "a block per book from the start, the router told the book",
     "dense": "λ=0, as many parameters as a block per book",
 }
 Results = dict[tuple[str, str], list[dict[str, Any]]]  # by corpus and condition: one for each seed
@@ -52,6 +53,7 @@ def _figures(results: Results, corpora: Sequence[str]) -> dict[str, Any]:
     return {
         "bits_saved_over_none": {c: saved(c, "none") for c in corpora},
         "bits_saved_over_all_from_start": {c: saved(c, "from start") for c in corpora},
+        "bits_saved_over_told": {c: saved(c, "told") for c in corpora},
         "bits_saved_over_dense_same_params": {c: saved(c, "dense") for c in corpora},
         "forgetting_bits": {
             f"{c}: {condition}": [forgotten(r) for r in results[c, condition]]
@@ -136,7 +138,7 @@ Where each book's held-out positions are, seed {0}: rows are books in the order 
 
 def _saved(figures: dict[str, Any], corpora: Sequence[str]) -> str:
     names = {"none": "over one block", "all_from_start": "over a block per book from the start",
-             "dense_same_params": "over the dense model"}  # fmt: skip
+             "told": "over one that is told the book", "dense_same_params": "over the dense model"}  # fmt: skip
     return "; ".join(
         f"{c}, {said}: " + ", ".join(f"{x:+,.0f}" for x in figures[f"bits_saved_over_{name}"][c])
         for c in corpora
@@ -227,7 +229,7 @@ def stream(results: Results, corpus: str) -> Figure:
     axis = figure.subplots()
     curves = {c: np.mean([r["bits_per_token"] for r in results[corpus, c]], 0) for c in CONDITIONS}
     steps = np.linspace(0, PHASE * len(results[corpus, "none"][0]["order"]), len(curves["none"]))
-    for condition in ("recruits", "from start", "dense"):
+    for condition in ("recruits", "from start", "told", "dense"):
         axis.plot(steps, curves[condition] - curves["none"], label=SAID[condition])
     axis.axhline(0, color="0.6", lw=1)
     for begin in np.arange(PHASE, steps[-1], PHASE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from experiments.pool import train_and_measure
 from experiments.recruitment_recovery import runs as fields
 from experiments.recruitment_text import senses
 from experiments.recruitment_text.books import Shelf, Stream
+from experiments.told import told
 from localist_jax import bits
 from localist_jax.config import Config, resolve
 from localist_jax.data import Batch
@@ -30,7 +32,7 @@ from localist_jax.training.state import TrainState
 
 PHASE = 120  # steps from one book to the next
 EXAMS = "exams.jsonl"
-CONDITIONS = ("recruits", "none", "from start", "dense")
+CONDITIONS = ("recruits", "none", "from start", "told", "dense")
 NULLS = ("one book", "shuffled")
 RECRUITING = ("recruits", *NULLS)
 
@@ -43,7 +45,7 @@ BASE = resolve(fields.BASE).replace(
 
 def settings_of(condition: str, books: int, seed: int) -> Config:
     """The configuration of a run; `dense` has the feed-forward units that make it as large as `from start`."""
-    blocks = 1 + (books if condition == "from start" else 1)
+    blocks = 1 + (books if condition in ("from start", "told") else 1)
     m, steps = BASE.model, books * PHASE
     more: dict[str, Any] = {}
     if condition == "dense":
@@ -53,8 +55,9 @@ def settings_of(condition: str, books: int, seed: int) -> Config:
             "dial": {"mode": "fixed", "locality": 0.0},
             "model": {"perception_window": 0, "feed_forward": m.feed_forward + spare // (3 * m.layers)},
         }
+    generations = books if condition in RECRUITING else 1
     return BASE.replace(
-        model={"blocks": blocks, "block_capacity": max(blocks, 4), "generations": 3 if condition in RECRUITING else 1},
+        model={"blocks": blocks, "block_capacity": max(blocks, 4), "generations": generations},
         recruitment={"every": 10 if condition in RECRUITING else 0, "start": 0.8 / books},
         train={"steps": steps, "seed": seed, "log_every": 10, "eval_every": steps, "save_every": PHASE},
     ).replace(**more)  # fmt: skip
@@ -90,7 +93,14 @@ def job(workdir: Path, corpus: str, condition: str, seed: int) -> dict[str, Any]
         hooks = [*recruiter.hooks(settings), Exam(stream)]
         return train(settings, folder, hooks=hooks, prepared=stream.prepared)
 
-    return train_and_measure(folder, settings, trained, lambda run: figures_of(run, stream, corpus, order))
+    with told(_own_book) if condition == "told" else contextlib.nullcontext():
+        return train_and_measure(
+            folder, settings, trained, lambda run: figures_of(run, stream, corpus, order)
+        )
+
+
+def _own_book(tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    return segments
 
 
 class Exam(Hook):

@@ -19,13 +19,11 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import betainc
 from jaxtyping import Array, Bool, Float, Int
 
 from localist_jax.types import Numeric, struct
 
-AHEAD = 0.25  # of its placebos; a candidate that so many are ahead of is given up before its horizon
 TINY = 1e-37  # the smallest probability that float32 tells from 0
 
 
@@ -141,11 +139,6 @@ def surprise_bits(llr_bits: Float[Array, " C"], placebo_bits: Float[Array, "C m"
 def beyond_bits(evidence: Evidence) -> Float[Array, " C"]:
     """Evidence beyond the best placebo's, or beyond the incumbent where no placebo gathered any."""
     return evidence.llr_bits - evidence.placebo_bits.max(-1, initial=0.0)
-
-
-def is_behind(evidence: Evidence) -> Bool[np.ndarray, " C"]:
-    """Whether a quarter of its placebos has gathered at least as much as the candidate; arrays of this process."""
-    return np.asarray(evidence.llr_bits <= np.quantile(evidence.placebo_bits, 1 - AHEAD, axis=-1))
 
 
 def standing(evidence: Evidence) -> tuple[Float[Array, " C"], Float[Array, "C m"]]:

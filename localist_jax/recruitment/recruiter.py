@@ -4,7 +4,7 @@ Between trials the recruiter keeps the last few batches. When a trial is due it 
 block that it pays most to divide, in the most promising ways. While it is open each batch is scored by incumbent,
 candidates and placebos before the state learns from it, and its first batches are surveyed too: what the divisions
 could save there is estimated on data that had no part in proposing them. Then, and after every so many more until half
-of the horizon, a trial is given up if a quarter of the placebos is ahead of their candidate. At the horizon the best
+of the horizon, a trial is given up if its candidates hardly surprise their placebos. At the horizon the best
 candidate that has the evidence is recruited; a block without which the model codes no worse than by the bits of its
 description is retired.
 
@@ -31,7 +31,7 @@ from localist_jax.locality import Blocks, lineage
 from localist_jax.parallel import hosts, rules
 from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
-from localist_jax.recruitment.evidence import is_behind, judged
+from localist_jax.recruitment.evidence import judged, standing, surprise_bits
 from localist_jax.recruitment.growth import Birth
 from localist_jax.recruitment.programs import programs
 from localist_jax.recruitment.proposals import (
@@ -54,7 +54,8 @@ from localist_jax.types import PyTree
 
 FILE = "recruitment.jsonl"
 QUIET = "no division stands out from its placebos"
-ENDED, BEHIND = "at its horizon", "a quarter of its placebos is ahead"
+ENDED, BEHIND = "at its horizon", "it did not surprise its placebos"
+PROMISING = 3.0  # bits of surprise, below which a trial does not go on
 FULL = "no place is left: raise config.recruitment.blocks_at_most"
 
 
@@ -261,9 +262,9 @@ class Recruiter(Hook):
     # A trial's end.
 
     def _is_behind(self) -> bool:
-        """Whether a quarter of its placebos is ahead of every candidate."""
-        evidence = jax.tree.map(np.asarray, self._trial.evidence)
-        return hosts.agreed(lambda: bool(is_behind(evidence).all()))
+        """Whether one placebo in eight would stand where the best candidate stands, or higher."""
+        evidence = jax.tree.map(jnp.asarray, jax.tree.map(np.asarray, self._trial.evidence))
+        return hosts.agreed(lambda: bool((surprise_bits(*standing(evidence)) < PROMISING).all()))
 
     def _decide(self, step: int, state: TrainState, reason: str) -> TrainState:
         made, alpha = self._trial, self._run.settings.recruitment.alpha

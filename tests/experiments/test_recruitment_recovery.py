@@ -1,10 +1,14 @@
 """Recruitment where the truth is known: the world codes as it says, and the delay is held to T11."""
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.recruitment_recovery import page
+from experiments.recruitment_recovery import page, runs
 from experiments.recruitment_recovery.fields import Fields, lasting_shares, shares_by_phase
+from experiments.told import told
+from localist_jax.locality import Blocks, Dial
+from localist_jax.model import Transformer
 
 
 def test_what_may_come_next_sums_to_one():
@@ -32,6 +36,24 @@ def test_a_new_field_fills_half_of_its_phase():
     phases = shares_by_phase(4)
     assert [shares[nth] for nth, shares in enumerate(phases)] == pytest.approx([1.0, 0.5, 0.5, 0.5])
     assert all((shares[nth + 1 :] == 0).all() for nth, shares in enumerate(phases))
+
+
+def test_a_router_that_is_told_puts_every_position_into_its_field():
+    settings = runs.settings_of("told", 3, 0, 2)
+    _, prepared, labels = runs.stream(settings, 3)
+    model, batch = (
+        Transformer(settings.model, prepared.tokenizer.vocab_size),
+        prepared.valid.take(np.arange(8)),
+    )
+    blocks = Blocks.create(4, 4, settings.model.anchor_capacity)
+    read = jax.jit(model.init_with_output)
+    free, _ = read(jax.random.key(0), batch.tokens, Dial(1.0), blocks)
+    with told(runs.field_said(settings, 3)):
+        out, _ = read(jax.random.key(0), batch.tokens, Dial(1.0), blocks)
+    again, _ = read(jax.random.key(0), batch.tokens, Dial(1.0), blocks)
+    np.testing.assert_array_equal(out.blocks[:, 1:], 1 + labels[:8, :-1])
+    np.testing.assert_array_equal(free.blocks, again.blocks)
+    assert (free.blocks != out.blocks).any()
 
 
 def test_no_delay_exceeds_the_bound_of_its_own_path():

@@ -65,8 +65,8 @@ def trial(kind="rejected", bits=20.0, surprise=9.0, reason=recruiter.ENDED):
         (trial("recruited", surprise=1.0), False),
         (trial(bits=9.0), True),
         (trial(), False),
-        (trial(bits=1.0, reason=recruiter.BEHIND), True),
-        (trial(bits=5.0, reason=recruiter.BEHIND), False),
+        (trial(surprise=1.0, reason=recruiter.BEHIND), True),
+        (trial(surprise=5.0, reason=recruiter.BEHIND), False),
     ],
 )
 def test_a_decision_is_explained_if_its_figures_say_the_same(record, is_so):

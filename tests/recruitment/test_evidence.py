@@ -89,13 +89,6 @@ def test_a_verdict_needs_its_bits_and_to_beat_every_placebo_at_the_horizon(llr, 
     assert ev.verdicts(trials.closed(0), step, 0.05).tolist() == [Verdict.WAIT]
 
 
-@pytest.mark.parametrize(("llr", "behind"), [(5.9, True), (6.0, True), (6.1, False), (9.0, False)])
-def test_a_candidate_is_behind_where_a_quarter_of_its_placebos_is_ahead(llr, behind):
-    made = Evidence.create(1, 5).opened(0, 1.0, 0, 10)
-    made = made.observed(jnp.array(0.0), jnp.array([-llr]), -jnp.array([[1.0, 2.0, 3.0, 6.0, 8.0]]))
-    assert ev.is_behind(made).tolist() == [behind]
-
-
 def test_the_surprise_is_the_chance_that_a_placebo_does_as_well():
     """Against scipy's t, and by simulation: among exchangeable ones, b bits of surprise come with probability 2^-b."""
     llr, placebos = np.array([9.0, -3.0, 1e6]), np.array([[0.0, 1.0, 2.5, -1.0]] * 3)
