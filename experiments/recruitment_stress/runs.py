@@ -102,12 +102,13 @@ ROUNDED = 0.01  # bits, to which a record gives its figures
 
 
 def explained(trial: chronicle.Record) -> bool:
-    """Whether the figures of the record say what was decided; what was given up had to surprise nobody."""
+    """Whether the figures of the record say what was decided; what was given up had to promise nothing."""
     if trial["reason"] == "at its horizon":
         enough = chronicle.beyond_bits(trial) >= trial["threshold_bits"]
         enough &= trial["surprise_bits"] >= trial["surprise_threshold_bits"]
         return enough == (trial["kind"] == "recruited")
-    return trial["kind"] == "rejected" and trial["surprise_bits"] < PROMISING + ROUNDED
+    unpromising = trial["surprise_bits"] < PROMISING + ROUNDED or trial["llr_bits"] < ROUNDED
+    return trial["kind"] == "rejected" and unpromising
 
 
 def most_blocks(records: list[chronicle.Record]) -> int:

@@ -1,10 +1,12 @@
 """Proposals: which block could be divided, along what, and how many bits that might save. Cheap; a trial decides.
 
 A *survey* reads a few batches and keeps, for every position, the state that the router saw and the slope of its code
-length at the last hidden state. Each block in use is then divided in two ways:
+length at the last hidden state. Each block in use is then divided in three ways:
 
 - `hard`: its badly coded stretches of text against the others, by the direction in the router's space that tells them
   apart;
+- `slow`: along what changes most slowly in its text, the directions in which the mean state of a stretch varies most
+  beside single states (slow feature analysis, Wiskott and Sejnowski 2002): what is spoken of outlasts a word;
 - `concept`: the positions of tokens that a user, or a rule, named.
 
 Directions are found on one half of the survey and ranked on the other, by one figure: the bits that a correction of the
@@ -34,14 +36,15 @@ from localist_jax.model import Transformer, forward
 from localist_jax.parallel import hosts
 from localist_jax.types import PyTree
 
-KINDS = ("hard", "concept")
+KINDS = ("hard", "slow", "concept")
 WAYS = len(KINDS)  # in which a block may be divided
 SMALLEST = 32  # positions on either side of a division
 RIDGE = 1e-2  # relative, of the regression that turns sides into a direction
 CONFIDENCE = 3.0  # nats: mean |margin| of a newcomer over its parent's positions
 SIGNIFICANT = 2.0  # standard deviations of the placebos' estimated gains
 MOST = 1 << 17  # positions of a survey that are kept
-NEARBY = 8  # positions on either side that say whether a stretch of text is badly coded
+NEARBY = 8  # positions on either side that make a stretch of text
+SLOWEST = 3  # directions that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Proposal:
     """A block divided.
 
     Attributes:
-      kind: hard or concept.
+      kind: hard, slow or concept.
       parent: the block.
       direction: float32 [D]; a position goes to the newcomer where state·direction (+ anchors) exceeds `RESERVE`.
       share: of the parent's positions that do.
@@ -85,6 +88,7 @@ class Survey:
       slopes: ∂(code length)/∂(last hidden state), nats.
       block, token: of each position.
       bits: mean code length of the tokens that follow it and its neighbours in the text.
+      slow: mean state of it and its neighbours.
     """
 
     states: Float[np.ndarray, "n D"]
@@ -92,6 +96,7 @@ class Survey:
     block: Int[np.ndarray, "n"]
     token: Int[np.ndarray, "n"]
     bits: Float[np.ndarray, "n"]
+    slow: Float[np.ndarray, "n D"]
 
 
 def make_reader(model: Transformer, positions: int = 0):
@@ -110,8 +115,8 @@ def survey(reader, params: PyTree, blocks: Blocks, batches: Iterable[Batch]) -> 
     for batch in batches:
         *arrays, keep = hosts.whole(reader(params, blocks, batch))
         parts.append([x[keep] for x in arrays])
-    states, slopes, block, code, token = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return Survey(states, slopes, block, token, code)
+    states, slopes, block, code, token, slow = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return Survey(states, slopes, block, token, code, slow)
 
 
 def proposals(found: Survey, active: Sequence[bool], concepts: Sequence[Concept] = ()) -> list[Proposal]:
@@ -123,8 +128,10 @@ def proposals(found: Survey, active: Sequence[bool], concepts: Sequence[Concept]
             continue
         states, code = found.states[halves[0]], found.bits[halves[0]]
         sides = code > _between_two_levels(code)
-        if min(sides.sum(), (~sides).sum()) >= SMALLEST:
-            made.append(_hard(found, halves[1], _direction(states, sides)))
+        divisions = [("hard", sides)] + [("slow", x) for x in _slow(states, found.slow[halves[0]], code)]
+        for kind, sides in divisions:
+            if min(sides.sum(), (~sides).sum()) >= SMALLEST:
+                made.append(_along(found, halves[1], kind, _direction(states, sides)))
         made += [_of_concept(found, halves[1], concept) for concept in concepts]
     return sorted((p for p in made if p is not None), key=lambda p: -p.gain_bits)
 
@@ -194,8 +201,22 @@ def _score(slopes: np.ndarray) -> float:
     return float(bits.from_nats(nats - 0.5 * min(n, D)))
 
 
-def _hard(found: Survey, mine: np.ndarray, direction: np.ndarray) -> Proposal | None:
-    return _ranked(found, mine, _taken(found.states[mine], direction), kind="hard", direction=direction)
+def _along(found: Survey, mine: np.ndarray, kind: str, direction: np.ndarray) -> Proposal | None:
+    return _ranked(found, mine, _taken(found.states[mine], direction), kind=kind, direction=direction)
+
+
+def _slow(states: np.ndarray, slow: np.ndarray, code: np.ndarray) -> list[np.ndarray]:
+    """Sides along the slowest directions; those are taken that are coded worse."""
+    values, axes = np.linalg.eigh(np.cov(states.T))
+    white = axes / np.sqrt(np.maximum(values, 0) + RIDGE * max(values.mean(), 1e-12))
+    centred = (slow - slow.mean(0)) @ white
+    *_, slowest = np.linalg.svd(centred, full_matrices=False)
+    made = []
+    for along in (centred @ slowest[:SLOWEST].T).T:
+        sides = along > _between_two_levels(along)
+        worse = code[sides].mean() > code[~sides].mean() if 0 < sides.sum() < sides.size else True
+        made.append(sides if worse else ~sides)
+    return made
 
 
 def _of_concept(found: Survey, mine: np.ndarray, concept: Concept) -> Proposal | None:
@@ -253,16 +274,16 @@ def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch, ever
     excess = jax.nn.softmax(logits) - jax.nn.one_hot(targets, logits.shape[-1])
     head = params["embedding"] if c.tied else params["head"]
     slopes = jnp.einsum("BTV,VD->BTD", excess, head)
-    code = _around(bits.code_length(out.logits, batch.targets), batch)
-    keep = batch.scored & (batch.positions > 0)
-    rest = (out.blocks, code, batch.tokens, keep)
-    return out.states[:, ::every].astype(jnp.float32), slopes, *(x[:, ::every] for x in rest)
+    states, keep = out.states.astype(jnp.float32), batch.scored & (batch.positions > 0)
+    code = bits.code_length(out.logits, batch.targets)
+    code, slow = _around(code[..., None], batch)[..., 0], _around(states, batch)
+    rest = (states, slopes, out.blocks, code, batch.tokens, slow, keep)
+    return tuple(x if x is slopes else x[:, ::every] for x in rest)
 
 
-def _around(code: jax.Array, batch: Batch) -> jax.Array:
-    """Mean code length [B, T] over the scored positions of the same segment that are at most `NEARBY` away."""
-    place = jnp.arange(code.shape[1])
+def _around(x: Float[jax.Array, "B T D"], batch: Batch) -> jax.Array:
+    """Means over the scored positions of the same segment that are at most `NEARBY` away."""
+    place = jnp.arange(x.shape[1])
     near = jnp.abs(place[:, None] - place) <= NEARBY
     near = near & (batch.segments[:, :, None] == batch.segments[:, None]) & batch.scored[:, None]
-    total = jnp.where(near, code[:, None], 0.0).sum(-1)
-    return total / jnp.maximum(1, near.sum(-1))
+    return jnp.einsum("Bts,BsD->BtD", near.astype(x.dtype), x) / jnp.maximum(1, near.sum(-1))[..., None]

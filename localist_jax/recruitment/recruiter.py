@@ -4,9 +4,9 @@ Between trials the recruiter keeps the last few batches. When a trial is due it 
 block that it pays most to divide, in the most promising ways. While it is open each batch is scored by incumbent,
 candidates and placebos before the state learns from it, and its first batches are surveyed too: what the divisions
 could save there is estimated on data that had no part in proposing them. Then, and after every so many more until half
-of the horizon, a trial is given up if its candidates hardly surprise their placebos. At the horizon the best
-candidate that has the evidence is recruited; a block without which the model codes no worse than by the bits of its
-description is retired.
+of the horizon, a trial is given up if its candidates have gathered nothing, or hardly surprise their placebos. At the
+horizon the best candidate that has the evidence is recruited; a block without which the model codes no worse than by
+the bits of its description is retired.
 
 Of many processes each runs a recruiter, and what one of them finds out by itself is agreed upon: process 0 decides.
 
@@ -54,7 +54,7 @@ from localist_jax.types import PyTree
 
 FILE = "recruitment.jsonl"
 QUIET = "no division stands out from its placebos"
-ENDED, BEHIND = "at its horizon", "it did not surprise its placebos"
+ENDED, BEHIND = "at its horizon", "it gathered nothing, or surprised nobody"
 PROMISING = 3.0  # bits of surprise, below which a trial does not go on
 FULL = "no place is left: raise config.recruitment.blocks_at_most"
 
@@ -262,9 +262,13 @@ class Recruiter(Hook):
     # A trial's end.
 
     def _is_behind(self) -> bool:
-        """Whether one placebo in eight would stand where the best candidate stands, or higher."""
+        """Whether the candidates have gathered nothing, or one placebo in eight would stand where they do."""
         evidence = jax.tree.map(jnp.asarray, jax.tree.map(np.asarray, self._trial.evidence))
-        return hosts.agreed(lambda: bool((surprise_bits(*standing(evidence)) < PROMISING).all()))
+
+        def ahead():
+            return (evidence.llr_bits > 0) & (surprise_bits(*standing(evidence)) >= PROMISING)
+
+        return hosts.agreed(lambda: not bool(ahead().any()))
 
     def _decide(self, step: int, state: TrainState, reason: str) -> TrainState:
         made, alpha = self._trial, self._run.settings.recruitment.alpha

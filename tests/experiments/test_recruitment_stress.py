@@ -67,6 +67,7 @@ def trial(kind="rejected", bits=20.0, surprise=9.0, reason=recruiter.ENDED):
         (trial(), False),
         (trial(surprise=1.0, reason=recruiter.BEHIND), True),
         (trial(surprise=5.0, reason=recruiter.BEHIND), False),
+        (trial(bits=-1.0, surprise=5.0, reason=recruiter.BEHIND), True),
     ],
 )
 def test_a_decision_is_explained_if_its_figures_say_the_same(record, is_so):

@@ -77,7 +77,7 @@ def test_every_decision_is_told_once_with_its_bits():
         (trial(9, 1, surprise_bits=2.0), "; it stands out by 2.0 bits of surprise, of 6.0 needed"),
         (trial(9, 1, bits=2.0, surprise_bits=2.0), "6.0 fewer than the best of 2 placebos (8.0); 8.5 more were needed"),
         (trial(9, 1, bits=12.0, placebos=(-3.0, -1.0)), "12.0 more than the model, as no placebo saved any"),
-        (trial(9, 1, reason=recruiter.BEHIND), "given up, it did not surprise"),
+        (trial(9, 1, reason=recruiter.BEHIND), "given up, it gathered nothing"),
         (trial(9, 1), "another division had more"),
         (trial(9, 1, name="aspirin"), "for the concept aspirin"),
         ({"step": 3, "kind": "full", "reason": recruiter.FULL, "capacity": 4}, "no place is left"),
