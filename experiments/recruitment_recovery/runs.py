@@ -40,7 +40,7 @@ BASE: dict[str, Any] = {
     "dial": {"mode": "fixed", "locality": 1.0},
     "gates": {"open_share_target": 1.0},
     "optimizer": {"learning_rate": 6e-3, "final": 1.0},  # a stream has no end
-    "router": {"switching_weight": 0.3},
+    "router": {"switching_weight": 1.0},
     "recruitment": {"stop": 1.0, "horizon": 75},
 }  # fmt: skip
 
