@@ -207,15 +207,12 @@ def _along(found: Survey, mine: np.ndarray, kind: str, direction: np.ndarray) ->
 
 def _slow(states: np.ndarray, slow: np.ndarray, code: np.ndarray) -> list[np.ndarray]:
     """Sides along the slowest directions; those are taken that are coded worse."""
-    values, axes = np.linalg.eigh(np.cov(states.T))
-    white = axes / np.sqrt(np.maximum(values, 0) + RIDGE * max(values.mean(), 1e-12))
-    centred = (slow - slow.mean(0)) @ white
-    *_, slowest = np.linalg.svd(centred, full_matrices=False)
+    stretches = (slow - slow.mean(0)) @ _whitening(states)
+    axes = np.linalg.eigh(stretches.T @ stretches).eigenvectors[:, -SLOWEST:]
     made = []
-    for along in (centred @ slowest[:SLOWEST].T).T:
+    for along in (stretches @ axes).T:
         sides = along > _between_two_levels(along)
-        worse = code[sides].mean() > code[~sides].mean() if 0 < sides.sum() < sides.size else True
-        made.append(sides if worse else ~sides)
+        made.append(sides if (code - code.mean()) @ sides >= 0 else ~sides)
     return made
 
 
@@ -259,9 +256,14 @@ def _between_two_levels(x: np.ndarray) -> float:
 
 def _whitened(x: np.ndarray) -> np.ndarray:
     """Centred, and scaled along its principal axes to unit variance (with a ridge)."""
+    return (x - x.mean(0)) @ _whitening(x)
+
+
+def _whitening(x: np.ndarray) -> np.ndarray:
+    """The matrix [D, D] that does so."""
     centred = x - x.mean(0)
     values, axes = np.linalg.eigh(centred.T @ centred / len(x))
-    return centred @ (axes / np.sqrt(np.maximum(values, 0) + RIDGE * max(values.mean(), 1e-12)))
+    return axes / np.sqrt(np.maximum(values, 0) + RIDGE * max(values.mean(), 1e-12))
 
 
 def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch, every: int):
@@ -277,8 +279,8 @@ def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch, ever
     states, keep = out.states.astype(jnp.float32), batch.scored & (batch.positions > 0)
     code = bits.code_length(out.logits, batch.targets)
     code, slow = _around(code[..., None], batch)[..., 0], _around(states, batch)
-    rest = (states, slopes, out.blocks, code, batch.tokens, slow, keep)
-    return tuple(x if x is slopes else x[:, ::every] for x in rest)
+    rest = (out.blocks, code, batch.tokens, slow, keep)
+    return states[:, ::every], slopes, *(x[:, ::every] for x in rest)
 
 
 def _around(x: Float[jax.Array, "B T D"], batch: Batch) -> jax.Array:
