@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.recruitment_recovery.runs import BASE, CONDITIONS, PHASE
+from localist_jax import bits
 from localist_jax.report import figures, study
 
 TITLE = "Are the fields of a stream found, one by one, and nothing else?"
@@ -126,6 +128,9 @@ def _body(results, measured: dict[str, Any], worlds: Sequence[int]) -> str:
     weight = BASE["router"]["switching_weight"]
     best = max(ari for seeds in measured["ari_by_k"].values() for ari in seeds)
     worst = max(ratio for seeds in measured["code_length_over_oracle"].values() for ratio in seeds)
+    asked = bits.integer_code_length(1) - math.log2(measured["alpha"])
+    gathered = sum(x > 0 for x in measured["llr_bits"])
+    surprising = sum(x >= asked for x in measured["surprise_bits"])
     told = max(ratio for seeds in measured["code_length_over_told"].values() for ratio in seeds)
     late = (
         f"; it came {min(made)} to {max(made)} steps after the field (median {np.median(made):.0f})"
@@ -161,7 +166,9 @@ the first seed; a dashed line marks where a field appears.
 - **Streams with nothing to find**: {measured["false_recruits"]} of {measured["null_streams"]} saw a recruitment (95 %
   interval {100 * low:.1f} to {100 * high:.1f} %; α = {100 * measured["alpha"]:.0f} %), with every proposal tried, noise
   or not, under the threshold of a first trial. The candidate gathered more bits than all of its placebos in
-  {measured["beat_every_placebo"]} of them.
+  {measured["beat_every_placebo"]} of them, and more than the model without it in {gathered}. Its surprise, in which the
+  estimate counts as much as the evidence, was above what a first trial asks for in {surprising}: a text is uneven
+  along slow directions though nothing is to be gained there, so the surprise alone would not protect.
 - **Trials**: {measured["trials"]}, of which {measured["recruited"]} recruited.
 - **Cost**: a step with one candidate beside it takes {measured["trial_step_ratio"]:.2f} ordinary steps (target 1.6),
   with its sixteen placebos {measured["trial_step_ratio_with_placebos"]:.1f}; a birth inside the capacity
