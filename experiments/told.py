@@ -15,11 +15,11 @@ from localist_jax.model.transformer import Router
 
 
 @contextlib.contextmanager
-def told(block_of: Callable[[jax.Array, jax.Array], jax.Array]) -> Iterator[None]:
+def told(block_of: Callable[[jax.Array, Any], jax.Array]) -> Iterator[None]:
     """Within it every router puts positions into the blocks that it is told; what was compiled outside is forgotten.
 
     Args:
-      block_of: from tokens and segments [B, T] to blocks [B, T], counted from 1.
+      block_of: from tokens and segments (or None) [B, T] to blocks [B, T], counted from 1.
     """
     segments: list[Any] = [None]
 

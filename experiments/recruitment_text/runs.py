@@ -99,8 +99,9 @@ def job(workdir: Path, corpus: str, condition: str, seed: int) -> dict[str, Any]
         )
 
 
-def _own_book(tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    return segments
+def _own_book(tokens: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """The number of a row's one segment is that of its book; parameters are drawn without any."""
+    return jnp.ones_like(tokens) if segments is None else segments
 
 
 class Exam(Hook):
