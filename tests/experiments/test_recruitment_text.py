@@ -47,6 +47,9 @@ def test_a_new_book_fills_half_of_its_phase(shelf):
     assert len(books_of) == 120
     assert set(books_of[:60]) == {1}, "the first phase has the first book alone"
     assert 0.3 < np.mean(np.array(books_of[60:]) == 0) < 0.7
+    for rows, of in ((stream.prepared.train, books_of), (stream.prepared.valid, stream.book)):
+        told = runs._own_book(rows.tokens, rows.segments)
+        np.testing.assert_array_equal(told, np.broadcast_to(1 + np.array(of)[:, None], told.shape))
     again = shelf.stream([1, 0], rows=60, seed=3)
     np.testing.assert_array_equal(stream.prepared.train.tokens, again.prepared.train.tokens)
 
