@@ -288,4 +288,5 @@ def _around(x: Float[jax.Array, "B T D"], batch: Batch) -> jax.Array:
     place = jnp.arange(x.shape[1])
     near = jnp.abs(place[:, None] - place) <= NEARBY
     near = near & (batch.segments[:, :, None] == batch.segments[:, None]) & batch.scored[:, None]
+    x = jnp.where(batch.scored[..., None], x, 0)  # what is not scored may be anything
     return jnp.einsum("Bts,BsD->BtD", near.astype(x.dtype), x) / jnp.maximum(1, near.sum(-1))[..., None]

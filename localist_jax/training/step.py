@@ -119,11 +119,6 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = frozen(optax.apply_updates(state.params, updates), state.params)
-            import os
-
-            if os.environ.get("FREEZE"):
-                for path in (("router", "kernel"), ("router", "norm", "gain")):
-                    params = with_leaf(params, path, at_path(state.params, path))
         with jax.named_scope("gates"):
             pairs = pairs_of(out, batch, c)
             gates = at_path(state.params, GATES)
