@@ -1,8 +1,8 @@
 """Streams with nothing to find: how often is a block recruited all the same?
 
-A world of one field, and a model of one block that has learned it and goes on learning at about half of its highest
-rate. On every stream the best division is tried, whether or not it stands out from noise, under the lowest threshold
-there is, that of a first trial; the stream is over with the trial.
+A world of one field, and a model of one block that has learned it and goes on learning at the same rate. On every
+stream the best division is tried, whether or not it stands out from noise, under the lowest threshold there is, that
+of a first trial; the stream is over with the trial.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from localist_jax.training.run import Run
 from localist_jax.training.state import TrainState
 from localist_jax.training.step import make_train_step
 
-STEPS = 300  # of training before the streams begin; half of the schedule that they go on with
+STEPS = 300  # of training before the streams begin
 
 
 class Eager(Recruiter):
