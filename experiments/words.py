@@ -1,4 +1,4 @@
-"""Invented words, and a tokenizer that knows each of them as one token."""
+"""A tokenizer that knows each of a few words as one token."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import numpy as np
 from jaxtyping import Int32
 
 from localist_jax.data import Tokenizer
-from localist_jax.data.synthetic import SYLLABLES
-
-WORDS = tuple(a + b for a in SYLLABLES for b in SYLLABLES)  # of two syllables
 
 
 def one_token_each(words: Sequence[str]) -> tuple[Tokenizer, Int32[np.ndarray, " n"]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.words import WORDS, one_token_each
+from experiments.words import one_token_each
 from localist_jax.config import Config
 from localist_jax.data import Prepared, Rows, Tokenizer, pack
+from localist_jax.data.synthetic import WORDS
 
 PAIRS, KEYS, VALUES, FILLERS = 8, 32, 32, 32
 TOLD_UNTIL, ASKED_FROM = 0.4, 0.75  # shares of the row where the pairs end, and where the queries begin

@@ -20,10 +20,10 @@ import numpy as np
 from scipy import stats
 
 from experiments.pool import train_and_measure
-from experiments.recruitment_recovery.fields import Fields
 from experiments.recruitment_recovery.runs import generations, settings_of, trained
 from experiments.words import one_token_each
 from localist_jax.data import Tokenizer, pack
+from localist_jax.data.fields import Fields
 from localist_jax.recruitment.proposals import Proposal, Survey
 from localist_jax.recruitment.recruiter import FILE, Recruiter
 from localist_jax.training.journal import Journal, read

@@ -15,11 +15,12 @@ import numpy as np
 
 from experiments.agreement import adjusted_rand, contingency, normalised_information
 from experiments.pool import train_and_measure
-from experiments.recruitment_recovery.fields import Fields, lasting_shares, shares_by_phase
 from experiments.told import told
 from experiments.words import one_token_each
 from localist_jax.config import Config, resolve
 from localist_jax.data import Batch, Prepared, Tokenizer, pack
+from localist_jax.data.fields import Fields, lasting_shares
+from localist_jax.data.fields import stream as fields_stream
 from localist_jax.locality import Dial
 from localist_jax.model import forward
 from localist_jax.recruitment import recruiter
@@ -89,16 +90,14 @@ def field_said(settings: Config, fields: int) -> Callable[[jax.Array, jax.Array]
 def stream(settings: Config, fields: int) -> tuple[Fields, Prepared, np.ndarray]:
     """The world, the stream with as many rows as the run reads, and the field of each position of the held-out rows."""
     seed, context = settings.train.seed, settings.data.context
-    world = Fields.create(seed, fields)
-    phases = shares_by_phase(fields)
-    rows = settings.train.steps // len(phases) * settings.data.batch
-    parts = [world.sample(1 + nth, rows, context, shares)[0] for nth, shares in enumerate(phases)]
+    rows = settings.train.steps // fields * settings.data.batch
+    world, streamed = fields_stream(seed, fields, rows, context)
     held_out, labels = world.sample(0, VALID_ROWS, context, lasting_shares(fields))
     tokenizer, ids = one_token_each(world.words)
     train_rows, valid_rows = (
-        pack(list(ids[words]), context, Tokenizer.BOS) for words in (np.concatenate(parts), held_out)
+        pack(list(ids[words]), context, Tokenizer.BOS) for words in (streamed, held_out)
     )
-    sizes = {"train": rows * len(phases), "valid": VALID_ROWS}
+    sizes = {"train": rows * fields, "valid": VALID_ROWS}
     text = {"train": 5 * train_rows.token_count, "valid": 5 * valid_rows.token_count}
     prepared = Prepared("fields", tokenizer, train_rows, valid_rows, documents=sizes, bytes=text)
     return world, prepared, labels

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from experiments.pool import train_and_measure
-from experiments.recruitment_recovery.fields import Fields
 from experiments.recruitment_recovery.runs import BASE
 from experiments.recruitment_stress import streams
 from experiments.words import one_token_each
 from localist_jax.config import Config, resolve
 from localist_jax.data import Prepared, Tokenizer, pack
+from localist_jax.data.fields import Fields
 from localist_jax.locality import Dial
 from localist_jax.model import forward
 from localist_jax.recruitment import chronicle

@@ -1,10 +1,10 @@
-"""Streams that try to mislead a recruiter. All are about the same two fields (see `recruitment_recovery.fields`)."""
+"""Streams that try to mislead a recruiter. All are about the same two fields (see `data.fields`)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from experiments.recruitment_recovery.fields import Fields
+from localist_jax.data.fields import Fields
 
 SAID = {
     "calm": "two fields, mixed, from the first step on",

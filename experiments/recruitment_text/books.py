@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from experiments.recruitment_recovery.fields import shares_by_phase
 from localist_jax.data import Prepared, Tokenizer, pack
 from localist_jax.data.corpora import ROOT_VARIABLE, CorpusError
+from localist_jax.data.fields import shares_by_phase
 
 SHELVES = {"openstax": "six OpenStax textbooks", "dc_code": "four titles of the District of Columbia's code"}
 HELD_OUT = 48  # pieces of each book

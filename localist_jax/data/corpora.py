@@ -1,6 +1,6 @@
 """Corpora: a name, a file or a folder → documents in fixed splits.
 
-Three kinds of names are known: corpora that need no files (`python-docs`, `synthetic`), corpora
+Three kinds of names are known: corpora that need no files (`python-docs`, `synthetic`, `fields`), corpora
 that are looked for on disk (`wikitext-2`, `tinyshakespeare`, `openstax`), and whatever lies at a
 path: a text file, a folder of them, JSONL, or files named after their splits.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from localist_jax.config import Data
 from localist_jax.data import python_docs
+from localist_jax.data.fields import lasting_shares, stream
 from localist_jax.data.synthetic import World
 
 ROOT_VARIABLE = "LOCALIST_DATA"
@@ -122,7 +123,18 @@ def _synthetic() -> Splits:
     }
 
 
-GENERATED: dict[str, Callable[[], Splits]] = {"python-docs": _python_docs, "synthetic": _synthetic}
+def _fields() -> Splits:
+    """A stream about one field of knowledge; half way a second one comes."""
+    world, words = stream(0, fields=2, documents=2400, length=64)
+    held_out, _ = world.sample(0, 256, 64, lasting_shares(2))
+    return {"train": world.texts(words), "valid": world.texts(held_out)}
+
+
+GENERATED: dict[str, Callable[[], Splits]] = {
+    "python-docs": _python_docs,
+    "synthetic": _synthetic,
+    "fields": _fields,
+}
 
 
 def _generate(config: Data) -> Splits:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 PAD = Tokenizer.PAD
 UNSCORED = -1  # as a target: nothing to predict
-CACHE_FORMAT = 2  # raised when the same corpus and config would be prepared differently
+CACHE_FORMAT = 3  # raised when the same corpus and config would be prepared differently
 Leaf = Any  # an int32 array [B, T]; under tree maps whatever the tree holds (shapes, shardings)
 
 
@@ -78,19 +78,21 @@ def pack(
     context: int,
     bos: int | None,
     scored: Sequence[np.ndarray] | None = None,
+    in_order: bool = False,
 ) -> Rows:
     """Packs documents into rows of `context` slots, so that every token is predicted exactly once.
 
     A document is cut into pieces of at most `context` tokens x₁ … xₙ. A piece is a segment with the
     inputs BOS, x₁ … xₙ₋₁ and the targets x₁ … xₙ. Without BOS a piece begins with the token before it
     instead, and the first token of a document is not predicted. Segments fill rows by best fit, longest first,
-    ties in document order.
+    ties in document order; or, with `in_order`, one after the other as the documents come.
 
     Args:
       documents: token ids, one 1-D array each; empty ones leave no trace.
       context: T.
       bos: token that opens each segment; None: the model knows none.
       scored: bool, shapes of the documents: tokens whose prediction counts; the others' targets become UNSCORED.
+      in_order: for a stream, whose rows are read as they come; more slots stay empty.
 
     Raises:
       ValueError: `context` below 1.
@@ -111,7 +113,7 @@ def pack(
     pieces = -(-lengths // context)
     nth = _count_up(pieces)
     sizes = np.minimum(context, np.repeat(lengths, pieces) - nth * context)
-    row, start, segment = _best_fit(sizes, context)
+    row, start, segment = (_next_fit if in_order else _best_fit)(sizes, context)
 
     # Pieces lie in `flat` one after the other, so slot i of all segments together is flat[i].
     position = _count_up(sizes)
@@ -143,6 +145,19 @@ def _count_up(counts: np.ndarray) -> np.ndarray:
     """[2, 3] → [0, 1, 0, 1, 2]."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+
+
+def _next_fit(sizes: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, first slot and number within the row (from 1) of each piece: a row is left once a piece does not fit."""
+    row, start, segment = (np.zeros(len(sizes), np.int64) for _ in range(3))
+    last, used, members = 0, 0, 0
+    for piece, size in enumerate(sizes.tolist()):
+        if used + size > context:
+            last, used, members = last + 1, 0, 0
+        members += 1
+        row[piece], start[piece], segment[piece] = last, used, members
+        used += size
+    return row, start, segment
 
 
 def _best_fit(sizes: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -288,8 +303,8 @@ def prepare(config: Data, cache_dir: str | Path, tokenizer: Tokenizer | None = N
     if ready is None:
         tokenizer = tokenizer or Tokenizer.train(corpus.train, config.vocab_size)
         train, valid = (
-            pack(tokenizer.encode_batch(documents), config.context, tokenizer.bos)
-            for documents in (corpus.train, corpus.valid)
+            pack(tokenizer.encode_batch(documents), config.context, tokenizer.bos, in_order=in_order)
+            for documents, in_order in ((corpus.train, not config.shuffle), (corpus.valid, False))
         )
         ready = tokenizer, train, valid
         _write_cache(path, *ready)
@@ -300,7 +315,7 @@ def prepare(config: Data, cache_dir: str | Path, tokenizer: Tokenizer | None = N
 
 def _cache_key(corpus: corpora.Corpus, config: Data, tokenizer: str) -> str:
     made_by = tokenizer or config.vocab_size
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, made_by, config.context]).encode())
+    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, made_by, config.context, config.shuffle]).encode())
     for split in (corpus.train, corpus.valid):
         for document in split:
             digest.update(hashlib.sha256(document.encode()).digest())

@@ -19,6 +19,7 @@ from jaxtyping import Float64, Int32
 
 SPECIALS = ("<pad>", "<bos>")  # the ids 0 and 1, as in `tokenizer`
 SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
+WORDS = tuple(a + b for a in SYLLABLES for b in SYLLABLES)  # of two syllables
 _WORLD, _SAMPLE = 0, 1  # keep the draws of worlds and of documents apart when their seeds agree
 
 

@@ -4,11 +4,13 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from localist_jax.config import Data
 from localist_jax.data import corpora
 from localist_jax.data.corpora import Corpus, CorpusError, load
+from localist_jax.data.fields import stream
 
 WIKI = " \n = First = \n \n Words . \n \n = = Section = = \n \n More words . \n \n = Second = \n \n End . \n"
 
@@ -111,6 +113,16 @@ def test_synthetic_has_three_splits_of_words():
     assert [len(s) for s in (corpus.train, corpus.valid, corpus.test)] == [600, 30, 30]
     assert all(len(document.split()) == 500 for document in corpus.valid)
     assert load(Data(corpus="synthetic")) == corpus
+
+
+def test_fields_begins_with_one_field_and_half_way_a_second_one_comes():
+    world, words = stream(0, fields=2, documents=2400, length=64)
+    corpus = load(Data(corpus="fields"))
+    assert list(corpus.train) == world.texts(words)
+    second = {f" {w}" for w in world.words[world.shared + world.own :]}
+    said = [any(w in text for w in second) for text in corpus.train]
+    assert not any(said[:2400])
+    assert np.mean(said[2400:]) > 0.5
 
 
 # --- formats ---

@@ -109,9 +109,22 @@ def test_packing_is_deterministic_and_ties_go_in_document_order():
     np.testing.assert_array_equal(rows.targets, np.stack(documents))
 
 
-def test_nothing_packs_into_no_rows():
+@pytest.mark.parametrize("lengths", CASES.values(), ids=CASES.keys())
+def test_a_stream_packs_in_the_order_of_its_text(lengths):
+    documents = make_documents(lengths)
+    rows = pack(documents, context=8, bos=BOS, in_order=True)
+    np.testing.assert_array_equal(
+        rows.targets[rows.segments > 0], np.concatenate([np.zeros(0, int), *documents])
+    )
+    assert sorted(tuple(t) for _, t, _ in segments_of(rows)) == sorted(
+        tuple(t) for _, t, _ in segments_of(pack(documents, context=8, bos=BOS))
+    )
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_nothing_packs_into_no_rows(in_order):
     for documents in ([], make_documents([0, 0])):
-        rows = pack(documents, context=8, bos=BOS)
+        rows = pack(documents, context=8, bos=BOS, in_order=in_order)
         assert len(rows) == 0
         assert rows.tokens.shape == (0, 8)
         assert rows.fill == 0
@@ -268,6 +281,12 @@ def test_prepared_rows_decode_to_the_corpus(config, tmp_path):
         assert all(piece in text for piece in pieces)
 
 
+def test_unshuffled_rows_come_in_the_order_of_the_text(config, tmp_path):
+    ready = prepare(dataclasses.replace(config, shuffle=False), tmp_path / "cache")
+    read = ready.tokenizer.decode(ready.train.targets[ready.train.segments > 0])
+    assert read == "".join(load(config).train)
+
+
 def test_describe_counts_what_is_there(config, tmp_path):
     ready = prepare(config, tmp_path / "cache")
     said = json.loads(json.dumps(ready.describe()))
@@ -293,7 +312,9 @@ def test_the_second_time_comes_from_the_cache(config, tmp_path, monkeypatch):
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]  # no temporary file is left
 
 
-@pytest.mark.parametrize("change", [{"context": 16}, {"vocab_size": 280}, {"valid_fraction": 0.3}])
+@pytest.mark.parametrize(
+    "change", [{"context": 16}, {"vocab_size": 280}, {"valid_fraction": 0.3}, {"shuffle": False}]
+)
 def test_another_config_has_another_cache_entry(config, tmp_path, change):
     prepare(config, tmp_path / "cache")
     prepare(dataclasses.replace(config, **change), tmp_path / "cache")

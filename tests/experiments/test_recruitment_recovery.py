@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from experiments.recruitment_recovery import page, runs
-from experiments.recruitment_recovery.fields import Fields, lasting_shares, shares_by_phase
 from experiments.told import told
+from localist_jax.data.fields import Fields, lasting_shares, shares_by_phase
 from localist_jax.locality import Blocks, Dial
 from localist_jax.model import Transformer
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.recruitment_recovery.fields import Fields
 from experiments.recruitment_stress import page, runs, streams
+from localist_jax.data.fields import Fields
 from localist_jax.recruitment import recruiter
 
 STEPS, BATCH, CONTEXT = 40, 8, 16

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.recruitment_text import books, page, runs, senses
-from experiments.words import WORDS
 from localist_jax.data.corpora import CorpusError
+from localist_jax.data.synthetic import WORDS
 
 CONTEXT = 8
 

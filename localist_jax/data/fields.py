@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int32
 
-from experiments.words import WORDS
+from localist_jax.data.synthetic import WORDS
 
 _WORLD, _SAMPLE = 0, 1  # keep the draws of worlds and of documents apart when their seeds agree
 
@@ -97,6 +97,10 @@ class Fields:
             words[:, t], labels[:, t] = np.where(is_own, own, word), field
         return words, labels
 
+    def texts(self, documents: Int32[np.ndarray, "R T"]) -> list[str]:
+        """Documents as words, each after a space."""
+        return ["".join(f" {self.words[i]}" for i in numbers) for numbers in documents]
+
     def code_length(self, words: Int32[np.ndarray, " T"], shares: Float64[np.ndarray, " K"]) -> np.ndarray:
         """Ideal code length of each word of one document in bits, the fields' shares known: float64 [T]."""
         enter = np.asarray(shares) / np.sum(shares)
@@ -129,6 +133,13 @@ def shares_by_phase(fields: int) -> list[np.ndarray]:
             shares[known - 1] = shares[: known - 1].sum()
         phases.append(shares / shares.sum())
     return phases
+
+
+def stream(seed: int, fields: int, documents: int, length: int) -> tuple[Fields, Int32[np.ndarray, "R T"]]:
+    """A world, and the documents in which its fields appear one after another, as many for each phase."""
+    world = Fields.create(seed, fields)
+    phases = enumerate(shares_by_phase(fields), 1)
+    return world, np.concatenate([world.sample(nth, documents, length, shares)[0] for nth, shares in phases])
 
 
 def lasting_shares(fields: int) -> np.ndarray:
