@@ -10,7 +10,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: quickstart test test-all lint format clean tpu-check
 .DELETE_ON_ERROR:
 
-quickstart: $(READY)            ## train, dial, measure, generate, report; prints the report's path last
+quickstart: $(READY)            ## recruit a block; then train, dial, measure, generate, report; prints the report's path last
+	$(BIN)/python -m experiments.launch --config=experiments/configs/recruits.py --workdir=runs/recruits --fresh
 	$(BIN)/python -m experiments.launch --config=experiments/configs/quickstart.py --workdir=runs/quickstart --fresh
 
 test: $(READY)                  ## the suite; ARGS="-k dial" narrows it

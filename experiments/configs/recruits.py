@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     c = config.default()
     c.update(settings_of("recruits", fields=2, seed=0).to_dict())
     c.data.vocab_size = 512
+    c.recruitment.placebos = 16
     return c

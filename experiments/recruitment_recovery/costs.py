@@ -22,11 +22,11 @@ from localist_jax.training.state import TrainState
 from localist_jax.training.step import make_train_step
 
 ROUNDS = 15
-FEW, MANY = 2, 16  # placebos of the two trials from which the cost of one contender is taken
+FEW, MANY = 2, 32  # placebos of the two trials from which the cost of one contender is taken
 
 
 def costs() -> dict[str, float]:
-    """`trial_step_ratio`: a step with a trial of one candidate beside it, over a step; with its 16 placebos too;
+    """`trial_step_ratio`: a step with a trial of one candidate beside it, over a step; with its 32 placebos too;
     `growth_pause_steps`: a birth inside the capacity, compiled before. Medians of interleaved rounds."""
     settings = settings_of("recruits", 2, 0)
     _, prepared, _ = stream(settings, 2)

@@ -24,8 +24,10 @@ from experiments.recruitment_recovery.runs import generations, settings_of, trai
 from experiments.words import one_token_each
 from localist_jax.data import Tokenizer, pack
 from localist_jax.data.fields import Fields
+from localist_jax.recruitment.evidence import Judgement
 from localist_jax.recruitment.proposals import Proposal, Survey
-from localist_jax.recruitment.recruiter import FILE, Recruiter
+from localist_jax.recruitment.record import FILE
+from localist_jax.recruitment.recruiter import Recruiter
 from localist_jax.training.journal import Journal, read
 from localist_jax.training.progress import human_time
 from localist_jax.training.run import Run
@@ -45,9 +47,12 @@ class Eager(Recruiter):
         super().start(run, journal, step)
         self.decided = False
 
-    def _decide(self, step: int, state: TrainState, reason: str) -> TrainState:
+    def _decide(self, step: int, state: TrainState, reason: str, said: Judgement | None = None) -> TrainState:
         self.decided = True
-        return super()._decide(step, state, reason)
+        return super()._decide(step, state, reason, said)
+
+    def _is_promising(self, pilot: Judgement) -> bool:
+        return True
 
     def _worth_a_trial(self, found: Survey, proposal: Proposal, directions: list[np.ndarray]) -> bool:
         return True

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.recruitment_recovery.runs import BASE, CONDITIONS, PHASE
 from localist_jax import bits
 from localist_jax.recruitment import chronicle
-from localist_jax.recruitment.recruiter import ENDED
+from localist_jax.recruitment.record import ENDED
 from localist_jax.report import figures, study
 
 TITLE = "Are the fields of a stream found, one by one, and nothing else?"
@@ -56,7 +56,8 @@ def _figures(results, rest: dict[str, Any], worlds: Sequence[int]) -> dict[str, 
         pairs = zip(results["recruits", fields], results[other, fields], strict=True)
         return [mine["code_bits"] / theirs["code_bits"] for mine, theirs in pairs]
 
-    tried = [m for fields in worlds for r in results["recruits", fields] for m in _tried(r)]
+    moves = [m for fields in worlds for r in results["recruits", fields] for m in r["moves"]]
+    trials = chronicle.trials(moves)
     return {
         "ari_by_k": each("ari"),
         "nmi_by_k": each("nmi"),
@@ -71,10 +72,11 @@ def _figures(results, rest: dict[str, Any], worlds: Sequence[int]) -> dict[str, 
             ]
             for k in worlds
         },
-        "delay_over_bound": [delay_over_bound(m) for m in tried if m["kind"] == "recruited"],
+        "delay_over_bound": [delay_over_bound(m) for m in trials if m["kind"] == "recruited"],
         "delay_steps": {str(k): [_delays(r["moves"], k) for r in results["recruits", k]] for k in worlds},
-        "trials": len(tried),
-        "recruited": sum(m["kind"] == "recruited" for m in tried),
+        "pilots": len(chronicle.tried(moves)),
+        "trials": len(trials),
+        "recruited": sum(m["kind"] == "recruited" for m in trials),
         "growth_seconds": [
             m["seconds"] for k in worlds for r in results["recruits", k] for m in r["moves"] if m["kind"] == "born"
         ],
@@ -82,11 +84,7 @@ def _figures(results, rest: dict[str, Any], worlds: Sequence[int]) -> dict[str, 
     }  # fmt: skip
 
 
-def _tried(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [m for m in result["moves"] if m["kind"] in ("recruited", "rejected")]
-
-
-def delay_over_bound(trial: dict[str, Any]) -> float:
+def delay_over_bound(trial: chronicle.Record) -> float:
     """Batches until the evidence first reached its threshold, over T11's bound (threshold + c_max + Reg)/D.
 
     The drift D is the trial's mean increment, c_max its largest one, Reg the most by which evidence lagged behind Dt.
@@ -127,11 +125,14 @@ def _body(results, measured: dict[str, Any], worlds: Sequence[int]) -> str:
     bounded = (
         f"; evidence took {max(bound):.2f} of T11's bound at the most to reach its threshold" if bound else ""
     )
-    weight = BASE["router"]["switching_weight"]
+    weight, horizon, placebos = (
+        BASE[a][b]
+        for a, b in (("router", "switching_weight"), ("recruitment", "horizon"), ("recruitment", "placebos"))
+    )
     best = max(ari for seeds in measured["ari_by_k"].values() for ari in seeds)
     worst = max(ratio for seeds in measured["code_length_over_oracle"].values() for ratio in seeds)
-    tried = [m for fields in worlds for r in results["recruits", fields] for m in _tried(r)]
-    enough = [m for m in tried if chronicle.beyond_bits(m) >= m["threshold_bits"]]
+    moves = [m for fields in worlds for r in results["recruits", fields] for m in r["moves"]]
+    enough = [m for m in chronicle.trials(moves) if chronicle.beyond_bits(m) >= m["threshold_bits"]]
     refused = sum(m["kind"] == "rejected" and m["reason"] == ENDED for m in enough)
     rows_of_fields = [row for fields in worlds for r in results["recruits", fields] for row in r["table"]]
     whole = float(np.mean([max(row) / sum(row) for row in rows_of_fields]))
@@ -150,9 +151,10 @@ Half of the words are shared by all fields, and what follows such a word depends
 of the field's own. A stretch about one field lasts 50 words in the mean.
 The model (3 layers, width 32) starts with one block and nothing else. A newcomer keeps the localist units of its line
 and adds 32 fresh ones in each layer. A division is tried where the survey's estimate of its gain stands out from
-sixteen placebos, random divisions in the same proportion that know nothing of it. The trial compares it with them in
-two figures, the bits that it gathers and the estimate on the trial's own first batches; and what it gathers beyond the
-best placebo must pay for its description.
+{placebos} placebos, random divisions in the same proportion that know nothing of it. First in a pilot of 8 steps, which
+has to reach the trial's threshold and to stand out from its placebos; then, with fresh units and placebos, in a
+trial of {horizon} steps. What it gathers there beyond the best placebo must pay for its description, and its evidence
+must surprise its placebos by as much. Only trials are counted against α: nothing that a pilot chose by counts in one.
 
 What may follow a shared word is a table of fields by words, and a model is helped as much by blocks that divide it by
 words as by blocks that divide it by fields: left to itself the router does the first. It pays for a neighbour in
@@ -173,12 +175,12 @@ the first seed; a dashed line marks where a field appears.
 - **Streams with nothing to find**: {measured["false_recruits"]} of {measured["null_streams"]} saw a recruitment (95 %
   interval {100 * low:.1f} to {100 * high:.1f} %; α = {100 * measured["alpha"]:.0f} %), with every proposal tried, noise
   or not, under the threshold of a first trial. The candidate gathered more bits than all of its placebos in
-  {measured["beat_every_placebo"]} of them, and more than the model without it in {gathered}. Its surprise, in which the
-  estimate counts as much as the evidence, was above what a first trial asks for in {surprising}: a text is uneven
-  along slow directions though nothing is to be gained there, so the surprise alone would not protect.
-- **Trials**: {measured["trials"]}, of which {measured["recruited"]} recruited.
+  {measured["beat_every_placebo"]} of them, and more than the model without it in {gathered}. Its surprise was above
+  what a first trial asks for in {surprising}.
+- **Trials**: {measured["pilots"]} divisions were tried, {measured["trials"]} of them beyond a pilot;
+  {measured["recruited"]} were recruited.
 - **Cost**: a step with one candidate beside it takes {measured["trial_step_ratio"]:.2f} ordinary steps (target 1.6),
-  with its sixteen placebos {measured["trial_step_ratio_with_placebos"]:.1f}; a birth inside the capacity
+  with its {placebos} placebos {measured["trial_step_ratio_with_placebos"]:.1f}; a birth inside the capacity
   {measured["growth_pause_steps"]:.1f} steps (target 2).
 - **Targets**: ARI of 0.9 and K within 1 up to K* = 16 (best ARI seen: {best:.2f}); code length within 2 % of K* blocks
   from the start (at most {100 * (worst - 1):+.1f} %; of those that are told the field, {100 * (told - 1):+.1f} %);
@@ -186,11 +188,11 @@ the first seed; a dashed line marks where a field appears.
 
 {_held_back(results, worlds)}
 A field that was missed shares a block with others: {100 * whole:.0f} % of a field's positions are in one block, in the
-mean. {refused} trials had the bits at their horizon and were refused because they did not surprise enough: a run tries
-dozens of divisions, each raises what the next one must reach, and sixteen placebos tell only so much. A newcomer takes
-positions of one parent only; new words fall into one block as a rule, the latest, so lines of descent get long: a
-position meets the units of its whole line. The rule was worked out on the worlds of 4 and 8 fields with seeds 2 to 5,
-and not touched after these seeds were run.
+mean. {refused} trials had the bits at their horizon and were refused because they did not surprise enough: each trial
+raises what the next one must reach, and {placebos} placebos, some of which happen to divide words well, tell only so
+much. A newcomer takes positions of one parent only; new words fall into one block as a rule, the latest, so lines of
+descent get long: a position meets the units of its whole line. The rule was worked out on the worlds of 4 and 8 fields
+with seeds 2 to 11, and not touched after these seeds were run.
 """
 
 

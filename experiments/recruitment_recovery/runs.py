@@ -23,7 +23,7 @@ from localist_jax.data.fields import Fields, lasting_shares
 from localist_jax.data.fields import stream as fields_stream
 from localist_jax.locality import Dial
 from localist_jax.model import forward
-from localist_jax.recruitment import recruiter
+from localist_jax.recruitment import record, recruiter
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
 
@@ -42,7 +42,7 @@ BASE: dict[str, Any] = {
     "gates": {"open_share_target": 1.0},
     "optimizer": {"learning_rate": 6e-3, "final": 1.0},  # a stream has no end
     "router": {"switching_weight": 1.0},
-    "recruitment": {"stop": 1.0, "horizon": 75},
+    "recruitment": {"stop": 1.0, "horizon": 75, "placebos": 32},
 }  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def figures_of(run: Run, fields: int) -> dict[str, Any]:
     losses = [r["bits_per_token"] for r in records if r["kind"] == "train"]
     tokens = run.settings.data.batch * run.settings.data.context
     table = contingency(*_fields_and_blocks(run, prepared, labels))
-    moves = recruiter.FILE
+    moves = record.FILE
     path = run.workdir / moves
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {

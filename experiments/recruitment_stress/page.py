@@ -60,7 +60,8 @@ def _body(results, measured: Mapping[str, Any], said: Mapping[str, list[str]], s
     for name, found in results.items():
         rows.append((
             f"{name}: {streams.SAID[name]}",
-            *(", ".join(str(r[x]) for r in found) for x in ("trials", "recruited", "retired", "most_blocks", "blocks")),
+            *(", ".join(str(r[x]) for r in found)
+              for x in ("pilots", "trials", "recruited", "retired", "most_blocks", "blocks")),
             study.spread([r["bits_per_token"] for r in found]),
         ))  # fmt: skip
         firm.append((
@@ -71,6 +72,7 @@ def _body(results, measured: Mapping[str, Any], said: Mapping[str, list[str]], s
         ))  # fmt: skip
     head = (
         "stream",
+        "given up by a pilot",
         "trials",
         "recruited",
         "retired",

@@ -20,6 +20,7 @@ from localist_jax.locality import Dial
 from localist_jax.model import forward
 from localist_jax.recruitment import chronicle
 from localist_jax.recruitment.proposals import Concept
+from localist_jax.recruitment.record import ENDED, UNPROMISING
 from localist_jax.recruitment.recruiter import PROMISING, Recruiter
 from localist_jax.recruitment.signs import lost_bits
 from localist_jax.report.watch import Watch
@@ -78,12 +79,13 @@ def figures_of(run: Run, name: str) -> dict[str, Any]:
     records = chronicle.read(run.workdir)
     seen = [r for r in journal.read(run.workdir / "metrics.jsonl") if r["kind"] == "signs"]
     named = {"ambiguous_routing", "ambiguous_attention", "unstable_assignment", "unstable_recruitment"}
-    tried = chronicle.trials(records)
+    tried, trials = chronicle.tried(records), chronicle.trials(records)
     return {
         "most_blocks": most_blocks(records),
         "blocks": int(np.asarray(run.state.blocks.active).sum()) - 1,
         "capacity": run.settings.model.block_capacity,
-        "trials": len({r["step"] for r in tried}),
+        "trials": len({r["step"] for r in trials}),
+        "pilots": len({r["step"] for r in tried if not r["trial"]}),
         "recruited": sum(r["kind"] == "recruited" for r in records),
         "retired": sum(r["kind"] == "retired" for r in records),
         "poison_tried": sum(r["name"] == "poison" for r in tried),
@@ -103,12 +105,16 @@ ROUNDED = 0.01  # bits, to which a record gives its figures
 
 def explained(trial: chronicle.Record) -> bool:
     """Whether the figures of the record say what was decided; what was given up had to promise nothing."""
-    if trial["reason"] == "at its horizon":
+    if trial["reason"] == ENDED:
         enough = chronicle.beyond_bits(trial) >= trial["threshold_bits"]
         enough &= trial["surprise_bits"] >= trial["surprise_threshold_bits"]
         return enough == (trial["kind"] == "recruited")
-    unpromising = trial["surprise_bits"] < PROMISING + ROUNDED or trial["llr_bits"] < ROUNDED
-    return trial["kind"] == "rejected" and unpromising
+    if trial["reason"] == UNPROMISING:
+        least = trial["threshold_bits"]
+        hopeless = trial["llr_bits"] < least + ROUNDED or trial["surprise_bits"] < PROMISING + ROUNDED
+    else:
+        hopeless = trial["llr_bits"] < ROUNDED
+    return trial["kind"] == "rejected" and hopeless
 
 
 def most_blocks(records: list[chronicle.Record]) -> int:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.recruitment_text.books import SHELVES
 from experiments.recruitment_text.runs import CONDITIONS, NULLS, PHASE
+from localist_jax.recruitment import chronicle
 from localist_jax.report import study
 
 TITLE = "Which books are in a stream of text, and what does it save to know?"
@@ -75,7 +76,7 @@ def _figures(results: Results, corpora: Sequence[str]) -> dict[str, Any]:
 
 def _told(moves: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was decided, without curves and surveys that proposed nothing."""
-    kept = ("step", "kind", "reason", "block", "parent", "share", "llr_bits", "threshold_bits", "placebo_bits",
+    kept = ("step", "kind", "reason", "trial", "block", "parent", "share", "llr_bits", "threshold_bits", "placebo_bits",
             "surprise_bits", "surprise_threshold_bits")  # fmt: skip
     return [{k: m[k] for k in kept if k in m} for m in moves if m["kind"] != "quiet"]
 
@@ -189,15 +190,12 @@ def _moves(results: Results, corpora: Sequence[str]) -> str:
          f"{m['surprise_threshold_bits']:.1f}")
         for name, m in born
     ]  # fmt: skip
-    trials = [
-        m
-        for c in corpora
-        for r in results[c, "recruits"]
-        for m in r["moves"]
-        if m["kind"] in ("recruited", "rejected")
-    ]
-    told = f"Of {len(trials)} trials {len(rows)} ended in a birth, in bits:\n\n"
-    return told + study.table(head, rows) if rows else f"None of {len(trials)} trials ended in a birth.\n"
+    moves = [m for c in corpora for r in results[c, "recruits"] for m in r["moves"]]
+    pilots, trials = len(chronicle.tried(moves)), len(chronicle.trials(moves))
+    told = f"Of {pilots} divisions that were tried {trials} went beyond a pilot"
+    if not rows:
+        return f"{told}, and none ended in a birth.\n"
+    return f"{told}, and {len(rows)} ended in a birth, in bits:\n\n" + study.table(head, rows)
 
 
 def blocks(results: Results, corpora: Sequence[str]) -> Figure:

@@ -24,7 +24,7 @@ from localist_jax.config import Config, resolve
 from localist_jax.data import Batch
 from localist_jax.locality import Dial
 from localist_jax.model import forward
-from localist_jax.recruitment import recruiter
+from localist_jax.recruitment import record, recruiter
 from localist_jax.training.journal import Journal, Records, read
 from localist_jax.training.loop import Hook, train
 from localist_jax.training.run import Run
@@ -153,7 +153,7 @@ def figures_of(run: Run, stream: Stream, corpus: str, order: Sequence[int]) -> d
     data, names = run.settings.data, shelf(corpus).books
     last, blocks, tokens = examined(run, stream)
     exams = [*(r["bits"] for r in read(run.workdir / EXAMS)), last]
-    path = run.workdir / recruiter.FILE
+    path = run.workdir / record.FILE
     wide = np.broadcast_to(stream.book[:, None], blocks.shape).ravel()
     chapter = np.broadcast_to(stream.chapter[:, None], blocks.shape).ravel()
     table, sense = contingency(wide, blocks.ravel()), senses.supersenses(stream.prepared.tokenizer)

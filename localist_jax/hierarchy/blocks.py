@@ -21,6 +21,7 @@ from localist_jax.hierarchy.engine import Engine
 from localist_jax.parallel import hosts
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.recruitment import recruiter
+from localist_jax.recruitment.record import FILE
 from localist_jax.training.journal import Journal, read
 from localist_jax.training.loop import Hook
 from localist_jax.training.run import Run
@@ -95,5 +96,5 @@ class BlockRecruiters:
         return new
 
     def _read(self, name: str) -> list[dict[str, Any]]:
-        path = self._workdir / "members" / name / recruiter.FILE
+        path = self._workdir / "members" / name / FILE
         return read(path) if path.is_file() else []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from localist_jax.recruitment.recruiter import BEHIND, FILE
+from localist_jax.recruitment.record import ENDED, FILE
 from localist_jax.training import journal
 
 Record = Mapping[str, Any]
@@ -38,9 +38,14 @@ def read(workdir: Path) -> list[Record]:
     return [*journal.read(path)] if path.is_file() else []
 
 
-def trials(records: Iterable[Record]) -> list[Record]:
-    """Those of candidates that were tried."""
+def tried(records: Iterable[Record]) -> list[Record]:
+    """Those of candidates about which something was decided, by a trial or by its pilot."""
     return [r for r in records if r["kind"] in TRIED]
+
+
+def trials(records: Iterable[Record]) -> list[Record]:
+    """Those of them whose pilot was promising, so that they spent a codeword."""
+    return [r for r in tried(records) if r["trial"]]
 
 
 def begun(trial: Record) -> int:
@@ -112,8 +117,8 @@ def _rejected(r: Record) -> str:
         f"block {r['parent']} is not divided{_of(r)}. On {r['tokens']:,} tokens a newcomer with {r['share']:.0%} of "
         f"its positions would have saved {r['llr_bits']:,.1f} bits, {abs(ahead):,.1f} {more} than {_rival(r)}"
     )
-    if r["reason"] == BEHIND:
-        return f"{said}; given up, {BEHIND}"
+    if r["reason"] != ENDED:
+        return f"{said}; given up, {r['reason']}"
     wanting = []
     if ahead < r["threshold_bits"]:
         wanting.append(f"{r['threshold_bits']:.1f} more were needed")

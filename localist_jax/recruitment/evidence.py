@@ -34,8 +34,6 @@ class Evidence:
     Attributes:
       llr_bits: float32 [C], evidence so far.
       placebo_bits: float32 [C, m], that of each candidate's placebos on the same data.
-      estimate_bits: float32 [C, 1 + m], of candidate and placebos: what each division could save, estimated on data
-        that came after the trial had opened; all 0 where nobody estimated.
       cost_bits: float32 [C], ℓ(c).
       opened_at, horizon: int32 [C], the step at which the trial opened, and the one at which placebos are compared.
       open: bool [C].
@@ -43,7 +41,6 @@ class Evidence:
 
     llr_bits: chex.Array
     placebo_bits: chex.Array
-    estimate_bits: chex.Array
     cost_bits: chex.Array
     opened_at: chex.Array
     horizon: chex.Array
@@ -55,7 +52,6 @@ class Evidence:
         return cls(
             llr_bits=jnp.zeros(candidates),
             placebo_bits=jnp.zeros((candidates, placebos)),
-            estimate_bits=jnp.zeros((candidates, 1 + placebos)),
             cost_bits=jnp.zeros(candidates),
             opened_at=jnp.zeros(candidates, jnp.int32),
             horizon=jnp.zeros(candidates, jnp.int32),
@@ -68,7 +64,6 @@ class Evidence:
             self,
             llr_bits=self.llr_bits.at[at].set(0.0),
             placebo_bits=self.placebo_bits.at[at].set(0.0),
-            estimate_bits=self.estimate_bits.at[at].set(0.0),
             cost_bits=self.cost_bits.at[at].set(cost_bits),
             opened_at=self.opened_at.at[at].set(step),
             horizon=self.horizon.at[at].set(step + horizon),
@@ -141,19 +136,21 @@ def beyond_bits(evidence: Evidence) -> Float[Array, " C"]:
     return evidence.llr_bits - evidence.placebo_bits.max(-1, initial=0.0)
 
 
-def standing(evidence: Evidence) -> tuple[Float[Array, " C"], Float[Array, "C m"]]:
+def standing(
+    evidence: Evidence, estimate_bits: Float[Array, "C m+1"]
+) -> tuple[Float[Array, " C"], Float[Array, "C m"]]:
     """Where candidates and their placebos stand in evidence and estimate together, in the placebos' own spreads.
-
-    With fewer than two placebos there is no spread: the evidence itself, in bits.
 
     The sum of (x − mean)/s over x = LLR and x = √estimate, an amplitude, since estimates are quadratic forms. A figure
     in which all placebos are alike counts nothing.
+
+    Args:
+      evidence: with at least two placebos each.
+      estimate_bits: of candidate and placebos, what each division could save.
     """
-    if evidence.placebo_bits.shape[-1] < 2:
-        return evidence.llr_bits, evidence.placebo_bits
     gathered = jnp.concatenate([evidence.llr_bits[:, None], evidence.placebo_bits], -1)
     total = jnp.zeros_like(gathered)
-    for x in (gathered, jnp.sqrt(jnp.maximum(evidence.estimate_bits, 0.0))):
+    for x in (gathered, jnp.sqrt(jnp.maximum(estimate_bits, 0.0))):
         spread = x[:, 1:].std(-1, ddof=1, keepdims=True)
         scale = jnp.where(spread > 0, spread, 1.0)
         total += jnp.where(spread > 0, (x - x[:, 1:].mean(-1, keepdims=True)) / scale, 0.0)
@@ -165,8 +162,9 @@ def verdicts(
 ) -> Int[Array, " C"]:
     """A `Verdict` for each trial, given once, at its horizon.
 
-    Recruited is what then has evidence beyond its threshold even after the best placebo's is taken off, a standing
-    above every placebo's, and one that surprises by at least `placebo_cost_bits` + log₂(1/α). Closed trials wait.
+    Recruited is what then has evidence beyond its threshold even after the best placebo's is taken off, and as much of
+    it as surprises by at least `placebo_cost_bits` + log₂(1/α), where two placebos or more tell what to expect. Closed
+    trials wait.
 
     Args:
       evidence: of the trials.
@@ -176,12 +174,10 @@ def verdicts(
     """
     due = evidence.open & (step >= evidence.horizon)
     enough = sufficient(beyond_bits(evidence), evidence.cost_bits, alpha)
-    candidate, placebos = standing(evidence)
-    best = candidate > placebos.max(-1, initial=-jnp.inf)
-    if placebos.shape[-1] > 1:
+    if evidence.placebo_bits.shape[-1] > 1:
         cost = jnp.broadcast_to(jnp.asarray(placebo_cost_bits, jnp.float32), evidence.llr_bits.shape)
-        best &= sufficient(surprise_bits(candidate, placebos), cost, alpha)
-    decided = jnp.where(enough & best, Verdict.RECRUIT, Verdict.REJECT)
+        enough &= sufficient(surprise_bits(evidence.llr_bits, evidence.placebo_bits), cost, alpha)
+    decided = jnp.where(enough, Verdict.RECRUIT, Verdict.REJECT)
     return jnp.where(due, decided, Verdict.WAIT)
 
 
@@ -190,7 +186,7 @@ class Judgement:
     """What evidence says of each candidate, as numbers of the host.
 
     Attributes:
-      llr_bits, cost_bits, threshold_bits, placebo_bits, estimate_bits, surprise_bits: of each.
+      llr_bits, cost_bits, threshold_bits, placebo_bits, surprise_bits: of each.
       surprise_threshold_bits: that a recruited one had to reach.
       chosen: which is recruited, the one with the most evidence; −1: none.
     """
@@ -199,7 +195,6 @@ class Judgement:
     cost_bits: list[float]
     threshold_bits: list[float]
     placebo_bits: list[list[float]]
-    estimate_bits: list[list[float]]
     surprise_bits: list[float]
     surprise_threshold_bits: float
     chosen: int
@@ -224,8 +219,7 @@ def judged(
         cost_bits=evidence.cost_bits.tolist(),
         threshold_bits=threshold_bits(evidence.cost_bits, alpha).tolist(),
         placebo_bits=evidence.placebo_bits.tolist(),
-        estimate_bits=evidence.estimate_bits.tolist(),
-        surprise_bits=surprise_bits(*standing(evidence)).tolist(),
+        surprise_bits=surprise_bits(evidence.llr_bits, evidence.placebo_bits).tolist(),
         surprise_threshold_bits=placebo_cost_bits - math.log2(alpha),
         chosen=max(worthy, key=lambda at: llr[at], default=-1),
     )

@@ -123,9 +123,9 @@ def proposals(found: Survey, active: Sequence[bool], concepts: Sequence[Concept]
     """Divisions of every block in use, the most promising first."""
     made = []
     for parent in np.flatnonzero(active)[1:]:
-        halves = _halves(found, parent)
-        if min(half.sum() for half in halves) < 2 * SMALLEST:
+        if not can_be_divided(found, parent):
             continue
+        halves = _halves(found, parent)
         states, code = found.states[halves[0]], found.bits[halves[0]]
         sides = code > _between_two_levels(code)
         divisions = [("hard", sides)] + [("slow", x) for x in _slow(states, found.slow[halves[0]], code)]
@@ -134,6 +134,25 @@ def proposals(found: Survey, active: Sequence[bool], concepts: Sequence[Concept]
                 made.append(_along(found, halves[1], kind, _direction(states, sides)))
         made += [_of_concept(found, halves[1], concept) for concept in concepts]
     return sorted((p for p in made if p is not None), key=lambda p: -p.gain_bits)
+
+
+def of_one_parent(ranked: list[Proposal]) -> list[Proposal]:
+    """The best proposal, and the best of each other kind (or concept) for the same parent."""
+    best: dict[tuple[str, str], Proposal] = {}
+    for proposal in ranked:
+        if proposal.parent == ranked[0].parent:
+            best.setdefault((proposal.kind, proposal.name), proposal)
+    return list(best.values())
+
+
+def filled(candidates: list[Proposal], places: int) -> list[Proposal]:
+    """In each place of a trial a candidate; copies that nobody counts where there are fewer."""
+    return candidates + candidates[:1] * (places - len(candidates))
+
+
+def can_be_divided(found: Survey, parent: int) -> bool:
+    """Whether enough positions of a block are there, in both halves of the survey."""
+    return min(half.sum() for half in _halves(found, parent)) >= 2 * SMALLEST
 
 
 def worth_a_trial(found: Survey, proposal: Proposal, directions: Sequence[np.ndarray]) -> bool:

@@ -1,12 +1,13 @@
 """Recruitment in a training run: survey, trial, verdict, growth; every decision is written down with its bits.
 
-Between trials the recruiter keeps the last few batches. When a trial is due it surveys them, and opens one for the
-block that it pays most to divide, in the most promising ways. While it is open each batch is scored by incumbent,
-candidates and placebos before the state learns from it, and its first batches are surveyed too: what the divisions
-could save there is estimated on data that had no part in proposing them. Then, and after every so many more until half
-of the horizon, a trial is given up if its candidates have gathered nothing, or hardly surprise their placebos. At the
-horizon the best candidate that has the evidence is recruited; a block without which the model codes no worse than by
-the bits of its description is retired.
+Between trials the recruiter keeps the last few batches. When a trial is due it surveys them, and chooses the block that
+it pays most to divide, in the most promising ways. As many batches later a *pilot* of the trial says whether to go on:
+a candidate must have reached its threshold, and stand out from its placebos in that and in what a survey of the
+pilot's batches says the divisions could save. The trial then begins anew, with fresh units and fresh placebos: nothing
+that the pilot chose by counts in it, so pilots spend nothing of α. While a trial is open each batch is scored
+by incumbent, candidates and placebos before the state learns from it. One that has gathered nothing is given up before
+half of its horizon. At the horizon the best candidate that has the evidence is recruited; a block without which the
+model codes no worse than by the bits of its description is retired.
 
 Of many processes each runs a recruiter, and what one of them finds out by itself is agreed upon: process 0 decides.
 
@@ -31,7 +32,7 @@ from localist_jax.locality import Blocks, lineage
 from localist_jax.parallel import hosts, rules
 from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
-from localist_jax.recruitment.evidence import judged, standing, surprise_bits
+from localist_jax.recruitment.evidence import Judgement, judged, standing, surprise_bits
 from localist_jax.recruitment.growth import Birth
 from localist_jax.recruitment.programs import programs
 from localist_jax.recruitment.proposals import (
@@ -40,23 +41,23 @@ from localist_jax.recruitment.proposals import (
     Concept,
     Proposal,
     Survey,
+    can_be_divided,
     estimates,
+    filled,
+    of_one_parent,
     placebos,
     proposals,
     survey,
     worth_a_trial,
 )
+from localist_jax.recruitment.record import BEHIND, ENDED, FILE, FULL, QUIET, UNPROMISING, of_candidate
 from localist_jax.training.journal import Journal, Records
 from localist_jax.training.loop import Hook
 from localist_jax.training.run import Run, boxed_state
 from localist_jax.training.state import TrainState
 from localist_jax.types import PyTree
 
-FILE = "recruitment.jsonl"
-QUIET = "no division stands out from its placebos"
-ENDED, BEHIND = "at its horizon", "it gathered nothing, or surprised nobody"
-PROMISING = 3.0  # bits of surprise, below which a trial does not go on
-FULL = "no place is left: raise config.recruitment.blocks_at_most"
+PROMISING = 5.0  # bits of surprise in a pilot, below which there is no trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,8 @@ class Recruiter(Hook):
         self._trial = hosts.spread(trial.closed(run.settings), hosts.everywhere(run.mesh))
         self._open: list[Proposal] = []
         self._recent: deque[Batch] = deque()
-        self._is_open, self._horizon = False, 0
+        self._is_open, self._is_pilot, self._horizon = False, False, 0
+        self._pilot = min(r.survey, r.horizon)  # its batches
         self._next = round(r.start * run.settings.train.steps) + 1
         if not step:
             blocks = int(np.asarray(run.state.blocks.active).sum())
@@ -110,13 +112,14 @@ class Recruiter(Hook):
         """Advances the trial by this batch, or opens one if it is time."""
         r, steps = self._run.settings.recruitment, self._run.settings.train.steps
         since = self._since(step)
-        if self._is_open and since == min(r.survey, r.horizon):
-            self._estimate(state, since)
-        if self._is_open and step > int(self._horizon):
+        if self._is_open and self._is_pilot and since == self._pilot:
+            state = self._go_on(step, state)
+        elif self._is_open and step > int(self._horizon):
             state = self._decide(step, state, ENDED)
         elif self._is_open and self._is_time_to_look(since) and self._is_behind():
             state = self._decide(step, state, BEHIND)
-        due = step >= self._next and step <= r.stop * steps - r.horizon and len(self._recent) == r.survey
+        last = r.stop * steps - self._pilot - r.horizon
+        due = self._next <= step <= last and len(self._recent) == r.survey
         if not self._is_open and due:
             state = self._begin(step, state)
         if self._is_open:
@@ -131,9 +134,9 @@ class Recruiter(Hook):
         return step - 1 + self._run.settings.recruitment.horizon - self._horizon
 
     def _is_time_to_look(self, since: int) -> bool:
-        """After as many batches as a survey has, and again, until half of the horizon."""
-        r = self._run.settings.recruitment
-        return 0 < since <= r.horizon // 2 and since % min(r.survey, max(1, r.horizon // 2)) == 0
+        """After as many batches of a trial as a survey has, and again, until half of the horizon."""
+        half = self._run.settings.recruitment.horizon // 2
+        return not self._is_pilot and 0 < since <= half and since % min(self._pilot, max(1, half)) == 0
 
     # A trial's beginning.
 
@@ -144,62 +147,98 @@ class Recruiter(Hook):
         if not place:
             return state
         found = survey(self._programs.reader, state.params, state.blocks, self._recent)
-        plan = hosts.agreed(lambda: self._plan(found, state.blocks))
+        plan = hosts.agreed(lambda: self._plan(found, state.blocks, self._rng(step)))
         self._journal.scalars(step - 1, "survey", {"estimated_gain_bits": plan.gain_bits})
         if not plan.candidates:
             self._write(step, "quiet", reason=QUIET, estimated_gain_bits=round(plan.gain_bits, 1))
             return state
+        self._open = plan.candidates
+        self._contest(step, state, place, plan.placebos, plan.leaving, is_pilot=True)
+        return state
+
+    def _contest(
+        self,
+        step: int,
+        state: TrainState,
+        place: int,
+        directions: list[list[np.ndarray]],
+        leaving: int,
+        is_pilot: bool,
+    ) -> None:
+        """Opens a pilot, or a trial, of the candidates that are at hand."""
+        r = self._run.settings.recruitment
         tried, active = int(self._trial.number), int(np.asarray(state.blocks.active).sum())
         costs = []
-        for nth, proposal in enumerate(plan.candidates):
+        for nth, proposal in enumerate(self._open):
             concept = [self._run.tokenizer.vocab_size] * len(proposal.anchors)
             structure = structure_bits(tried + nth + 1, active, WAYS, *concept)
             costs.append(structure + self._parameter_bits(step))
-        in_place = _filled(plan.candidates, r.candidates)
+        in_place = filled(self._open, r.candidates)
         number, parent = int(self._trial.births) + 1, in_place[0].parent
         fresh = self._programs.fresh(state, jnp.asarray(parent, jnp.int32), jnp.asarray(number, jnp.int32))
         births = [self._birth(fresh, place, p, p.direction) for p in in_place]
         anchors = [self._anchors(p.anchors) for p in in_place]
-        for proposal, directions in zip(in_place, plan.placebos, strict=True):
-            for direction in directions:
+        for proposal, random in zip(in_place, directions, strict=True):
+            for direction in random:
                 births.append(self._birth(fresh, place, proposal, direction))
                 anchors.append(self._anchors({}))
-        opened = trial.opened(self._trial, state, self._run.settings, births, anchors, costs, plan.leaving)
+        settings = self._run.settings
+        opened = trial.opened(self._trial, state, settings, births, anchors, costs, leaving, is_pilot)
         self._trial = hosts.spread(opened, hosts.everywhere(self._run.mesh))
-        self._open, self._horizon, self._is_open = plan.candidates, step - 1 + r.horizon, True
+        self._horizon, self._is_open, self._is_pilot = step - 1 + r.horizon, True, is_pilot
+
+    def _go_on(self, step: int, state: TrainState) -> TrainState:
+        """Ends the pilot: the trial itself begins, or nothing does."""
+        r, births = self._run.settings.recruitment, self._trial.contenders.births
+        batches = list(self._recent)[-self._pilot :]
+        found = survey(self._programs.reader, state.params, state.blocks, batches)
+        tried = np.asarray(births.direction)[r.candidates :].reshape(r.candidates, r.placebos, -1)
+        in_place, rng = filled(self._open, r.candidates), self._rng(step)
+
+        def looked() -> tuple[np.ndarray, list[list[np.ndarray]]]:
+            if not can_be_divided(found, in_place[0].parent):
+                return np.zeros((r.candidates, 1 + r.placebos), np.float32), []
+            said = [estimates(found, p, list(d)) for p, d in zip(in_place, tried, strict=True)]
+            return np.asarray(said, np.float32), [placebos(found, p, rng, r.placebos) for p in in_place]
+
+        estimate_bits, fresh = hosts.agreed(looked)
+        evidence = jax.tree.map(jnp.asarray, jax.tree.map(np.asarray, self._trial.evidence))
+        surprise = surprise_bits(*standing(evidence, jnp.asarray(estimate_bits))).tolist()
+        said = dataclasses.replace(
+            self._judged(), surprise_bits=surprise, surprise_threshold_bits=PROMISING, chosen=-1
+        )
+        if not fresh or not hosts.agreed(lambda: self._is_promising(said)):
+            return self._decide(step, state, UNPROMISING, said)
+        curve_bits: Any = np.asarray(self._trial.curve_bits[: self._pilot])
+        for at, proposal in enumerate(self._open):
+            self._write(step, "promising", **of_candidate(proposal, said, at, curve_bits))
+        self._contest(step, state, int(births.child[0]), fresh, int(self._trial.leaving), is_pilot=False)
         return state
 
-    def _estimate(self, state: TrainState, batches: int) -> None:
-        """Surveys the first batches of the trial."""
-        r, contenders = self._run.settings.recruitment, self._trial.contenders
-        found = survey(self._programs.reader, state.params, state.blocks, list(self._recent)[-batches:])
-        directions = np.asarray(contenders.births.direction)
-        placebos_of = directions[r.candidates :].reshape(r.candidates, r.placebos, -1)
-        in_place = _filled(self._open, r.candidates)
-        said = hosts.agreed(
-            lambda: [estimates(found, p, list(d)) for p, d in zip(in_place, placebos_of, strict=True)]
-        )
-        estimate = hosts.spread(np.asarray(said, np.float32), hosts.everywhere(self._run.mesh))
-        evidence = dataclasses.replace(self._trial.evidence, estimate_bits=estimate)
-        self._trial = dataclasses.replace(self._trial, evidence=evidence)
+    def _rng(self, step: int) -> np.random.Generator:
+        return np.random.default_rng([self._run.settings.train.seed, step])
 
-    def _plan(self, found: Survey, blocks: Blocks) -> Plan:
+    def _is_promising(self, pilot: Judgement) -> bool:
+        """Whether a candidate has reached its threshold and surprises by both figures."""
+        figures = zip(pilot.llr_bits, pilot.threshold_bits, pilot.surprise_bits, strict=True)
+        return any(llr >= least and surprise >= PROMISING for llr, least, surprise in figures)
+
+    def _plan(self, found: Survey, blocks: Blocks, rng: np.random.Generator) -> Plan:
         """What is worth a trial in what was surveyed."""
-        r, number = self._run.settings.recruitment, int(self._trial.number)
-        rng = np.random.default_rng([self._run.settings.train.seed, number])
+        r = self._run.settings.recruitment
         depth = np.asarray(lineage.depth(jnp.asarray(np.asarray(blocks.parent))))
         young = depth >= self._run.settings.model.generations - 1
         ranked = self._ranked(found, np.asarray(blocks.active) & ~young)
         best = max((p.gain_bits for p in ranked), default=0.0)
         random = {id(p): placebos(found, p, rng, r.placebos) for p in ranked}
         ranked = [p for p in ranked if self._worth_a_trial(found, p, random[id(p)])]
-        directions = [random[id(p)] for p in _filled(ranked, r.candidates)]
+        directions = [random[id(p)] for p in filled(ranked, r.candidates)]
         return Plan(best, ranked, directions, self._least_used(blocks, found.block))
 
     def _ranked(self, found: Survey, active: np.ndarray) -> list[Proposal]:
         """The candidates of the next trial, all for one parent."""
         made = proposals(found, active.tolist(), self._concepts)
-        return _of_one_parent(made)[: self._run.settings.recruitment.candidates]
+        return of_one_parent(made)[: self._run.settings.recruitment.candidates]
 
     def _worth_a_trial(self, found: Survey, proposal: Proposal, directions: list[np.ndarray]) -> bool:
         return worth_a_trial(found, proposal, directions)
@@ -262,33 +301,26 @@ class Recruiter(Hook):
     # A trial's end.
 
     def _is_behind(self) -> bool:
-        """Whether the candidates have gathered nothing, or one placebo in eight would stand where they do."""
-        evidence = jax.tree.map(jnp.asarray, jax.tree.map(np.asarray, self._trial.evidence))
+        """Whether no candidate has gathered anything."""
+        llr_bits = np.asarray(self._trial.evidence.llr_bits)
+        return hosts.agreed(lambda: not bool((llr_bits > 0).any()))
 
-        def ahead():
-            return (evidence.llr_bits > 0) & (surprise_bits(*standing(evidence)) >= PROMISING)
+    def _judged(self) -> Judgement:
+        alpha, trial = self._run.settings.recruitment.alpha, self._trial
+        number_bits = bits.integer_code_length(max(1, int(trial.number)))
+        evidence = jax.tree.map(np.asarray, trial.evidence)
+        return hosts.agreed(lambda: judged(evidence, self._horizon, alpha, number_bits, len(self._open)))
 
-        return hosts.agreed(lambda: not bool(ahead().any()))
-
-    def _decide(self, step: int, state: TrainState, reason: str) -> TrainState:
-        made, alpha = self._trial, self._run.settings.recruitment.alpha
-        number_bits = bits.integer_code_length(max(1, int(made.number)))
-        evidence, curve_bits = jax.tree.map(np.asarray, (made.evidence, made.curve_bits[: self._since(step)]))
-        said = hosts.agreed(lambda: judged(evidence, self._horizon, alpha, number_bits, len(self._open)))
+    def _decide(self, step: int, state: TrainState, reason: str, said: Judgement | None = None) -> TrainState:
+        """Ends what is open, and writes it down; `said` of a pilot."""
+        made, number = self._trial, int(self._trial.number) if said is None else 0
+        curve_bits: Any = np.asarray(made.curve_bits[: self._since(step)])
+        said = said or self._judged()
         for at, proposal in enumerate(self._open):
             self._write(
-                step, "recruited" if at == said.chosen else "rejected", reason=reason,
-                proposal=proposal.kind, name=proposal.name, parent=proposal.parent, share=round(proposal.share, 4),
-                estimated_gain_bits=round(proposal.gain_bits, 1), llr_bits=round(said.llr_bits[at], 2),
-                cost_bits=round(said.cost_bits[at], 2), threshold_bits=round(said.threshold_bits[at], 2),
-                placebo_bits=[round(x, 2) for x in said.placebo_bits[at]],
-                estimate_bits=_rounded(said.estimate_bits[at][:1])[0],
-                placebo_estimate_bits=_rounded(said.estimate_bits[at][1:]),
-                surprise_bits=round(said.surprise_bits[at], 2),
-                surprise_threshold_bits=round(said.surprise_threshold_bits, 2),
-                tokens=int(made.tokens), trial=int(made.number), **self._newcomer(at == said.chosen, at),
-                curve_bits=_rounded(curve_bits[:, at, 0]),
-                best_placebo_curve_bits=_rounded(curve_bits[:, at, 1:].max(-1)),
+                step, "recruited" if at == said.chosen else "rejected", reason=reason, trial=number,
+                tokens=int(made.tokens), **of_candidate(proposal, said, at, curve_bits),
+                **self._newcomer(at == said.chosen, at),
             )  # fmt: skip
         if said.chosen >= 0:
             state = self._recruit(step, state, said.chosen)
@@ -360,7 +392,7 @@ class Recruiter(Hook):
         """The trial, the batches of the next survey, and when it is due."""
         wanted = self._run.settings.recruitment.survey
         rows = [*self._recent, *[self._no_batch()] * (wanted - len(self._recent))]
-        about = [self._next, self._horizon, int(self._is_open), len(self._recent), len(self._open)]
+        about = [self._next, self._horizon, self._is_open, self._is_pilot, len(self._recent), len(self._open)]
         return {
             "trial": self._trial,
             "recent": self._programs.stack(*rows),
@@ -371,8 +403,8 @@ class Recruiter(Hook):
     def remember(self, memory: PyTree) -> None:
         """Goes on where it was, in the middle of a trial too."""
         self._trial = memory["trial"]
-        self._next, self._horizon, is_open, recent, count = (int(x) for x in memory["about"])
-        self._is_open = bool(is_open)
+        self._next, self._horizon, is_open, is_pilot, recent, count = (int(x) for x in memory["about"])
+        self._is_open, self._is_pilot = bool(is_open), bool(is_pilot)
         where = rules.batch_sharding(self._run.mesh)
         for at in range(recent):
             batch = jax.tree.map(lambda x, at=at: x[at], memory["recent"])
@@ -405,27 +437,9 @@ class Recruiter(Hook):
         self._records.write({"step": step - 1, "kind": kind, **what})
 
 
-def _filled(candidates: list[Proposal], places: int) -> list[Proposal]:
-    """In each place of a trial a candidate; copies that nobody counts where there are fewer."""
-    return candidates + candidates[:1] * (places - len(candidates))
-
-
-def _rounded(curve: Any) -> list[float]:
-    return np.round(np.asarray(curve, float), 1).tolist()
-
-
 def _childless(blocks: Blocks) -> list[int]:
     """Blocks in use that have no children, block 0 left out."""
     active, parent = np.asarray(blocks.active), np.asarray(blocks.parent)
     places = np.arange(active.size)
     mothers = set(parent[active & (parent != places)].tolist())
     return [int(b) for b in places[1:] if active[b] and b not in mothers]
-
-
-def _of_one_parent(ranked: list[Proposal]) -> list[Proposal]:
-    """The best proposal, and the best of each other kind (or concept) for the same parent."""
-    best: dict[tuple[str, str], Proposal] = {}
-    for proposal in ranked:
-        if proposal.parent == ranked[0].parent:
-            best.setdefault((proposal.kind, proposal.name), proposal)
-    return list(best.values())

@@ -57,7 +57,7 @@ class Trial:
       contenders: what they are made of.
       curve_bits: float32 [horizon, C, 1 + m], evidence of candidates and their placebos after every step.
       leaving: int32, a block that is tried without, or 0; leaving_llr_bits: evidence for doing without it.
-      number: int32, of candidates tried so far, these included.
+      number: int32, of candidates tried so far, these included; those of pilots are not counted.
       births: int32, of blocks recruited so far.
       tokens: int32, that the evidence was gathered on.
     """
@@ -168,6 +168,7 @@ def opened(
     anchors: list[tuple[np.ndarray, np.ndarray]],
     cost_bits: list[float],
     leaving: int = 0,
+    is_pilot: bool = False,
 ) -> Trial:
     """A copy in which a trial of these newcomers is open; places left over stay closed.
 
@@ -178,6 +179,7 @@ def opened(
       births, anchors: of C candidates, then of m placebos for each.
       cost_bits: ℓ of each candidate; fewer than C leave the other places closed.
       leaving: a block that the model is scored without, beside them; 0: none.
+      is_pilot: nobody can be recruited by it, so that it spends no codeword.
     """
     r = settings.recruitment
     fresh = closed(settings)
@@ -194,6 +196,6 @@ def opened(
         evidence=evidence,
         contenders=contenders,
         leaving=jnp.asarray(leaving, jnp.int32),
-        number=trial.number + len(cost_bits),
+        number=trial.number + (0 if is_pilot else len(cost_bits)),
         births=trial.births,
     )

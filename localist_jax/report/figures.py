@@ -102,7 +102,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         figure = Figure(figsize=(10.5, 5.0), layout="constrained")
         loss, share, price, routing = figure.subplots(2, 2, sharex=True).ravel()
         loss.set_title("code length, bits per token")
-        loss.plot(*_series(train, "bits_per_token"), color=MUTED, lw=1, alpha=0.7, label="training, any dial")
+        loss.plot(*_series(train, "bits_per_token"), color=MUTED, lw=1, alpha=0.7, label="training")
         dials = sorted({k for r in evals for k in r if k.startswith("bits_per_token@")}, key=_dial_of)
         for name in dials:
             colour = BY_DIAL(_dial_of(name))
@@ -226,7 +226,7 @@ def recruitment(records: Sequence[chronicle.Record], steps: int, marks: Sequence
       steps: of the run.
       marks: steps at which something happened in the stream, such as a field that appeared.
     """
-    tried, lives = chronicle.trials(records), chronicle.lives(records)
+    tried, lives = chronicle.tried(records), chronicle.lives(records)
     rows = {id(life): -at for at, life in enumerate(lives)}
     with matplotlib.rc_context(STYLE):
         height = 0.24 * max(2, len(lives)) + 0.5

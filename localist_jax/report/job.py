@@ -106,7 +106,7 @@ def measure(run: Run) -> Path:
     with Journal(run.workdir, resume_step=step) as journal:
         gates = at_path(run.state.params, GATES)
         journal.figure(step, "gates", figures.gate_maps(gates, run.state.blocks.active))
-        if chronicle.trials(records):
+        if chronicle.tried(records):
             journal.figure(step, "recruitment", figures.recruitment(records, step))
         for sample in collect.read(run.workdir, "samples"):
             journal.text(step, f"sample@{sample['locality']:g}", sample["prompt"] + sample["text"])

@@ -114,13 +114,16 @@ def _summary(about: Record, settings: Sequence[Record]) -> str:
     tokens = train["steps"] * about["config"]["data"]["batch"] * about["config"]["data"]["context"]
     cost = high["bits_per_token"] - low["bits_per_token"]
     localist = model["layers"] - model["router_layer"]
+    dial = about["config"]["dial"]
+    how = {"any": "at any dial", "fixed": "at λ={:g}", "schedule": "with λ rising to {:g}"}[dial["mode"]]
     return (
         f"<h1>A localist language model on {escape(data['corpus'])}</h1>\n"
         f"<p>{human_count(about['parameters'])} parameters, {model['layers']} layers of which {localist} are localist, "
-        f"{model['blocks']} semantic blocks, trained on {human_count(tokens)} tokens at any dial. One set of weights "
-        f"serves every setting below. Going from λ={low['locality']:g} to λ={high['locality']:g} changes its code "
-        f"length by {cost:+.3f} bits per token, while {high['open_share']:.1%} of all causal query–key pairs stay "
-        f"open and attention entropy goes from {low['entropy_bits']:.2f} to {high['entropy_bits']:.2f} bits.</p>"
+        f"{model['blocks']} semantic blocks, trained on {human_count(tokens)} tokens {how.format(dial['locality'])}. "
+        f"One set of weights serves every setting below. Going from λ={low['locality']:g} to λ={high['locality']:g} "
+        f"changes its code length by {cost:+.3f} bits per token, while {high['open_share']:.1%} of all causal "
+        f"query–key pairs stay open and attention entropy goes from {low['entropy_bits']:.2f} to "
+        f"{high['entropy_bits']:.2f} bits.</p>"
     )
 
 
@@ -275,13 +278,14 @@ def _recruitment(records: Sequence[Record], steps: int) -> str:
     if not records:
         return ""
     lives = chronicle.lives(records)
-    tried, born = len(chronicle.trials(records)), sum(life.trial is not None for life in lives)
+    tried, trials = (len(found(records)) for found in (chronicle.tried, chronicle.trials))
+    born = sum(life.trial is not None for life in lives)
     retired = sum(life.ended is not None for life in lives)
     text = (
-        f"<h3>Recruitment</h3><p>{_count(tried, 'division')} of a block tried, {_count(born, 'block')} recruited, "
-        f"{_count(retired, 'block')} retired. A newcomer has to save more bits than the best of its placebos, random "
-        "divisions with as many new parameters, by as much as it takes to describe it, and to stand out from all of "
-        "them.</p>"
+        f"<h3>Recruitment</h3><p>{_count(tried, 'division')} of a block tried, {trials} beyond a pilot, "
+        f"{_count(born, 'block')} recruited, {_count(retired, 'block')} retired. A newcomer has to save more bits than "
+        "the best of its placebos, random divisions with as many new parameters, by as much as it takes to describe "
+        "it, and to stand out from all of them.</p>"
     )
     caption = (
         "Above, the evidence of each trial, beside that of its best placebo. One that ends above its mark and was "

@@ -77,7 +77,7 @@ class Watch(Hook):
     ) -> None:
         self._axes = axes_between(states, blocks, self._axes)
         self._journal.figure(step, "router_map", figures.router_map(states @ self._axes, blocks))
-        if chronicle.trials(records):
+        if chronicle.tried(records):
             self._journal.figure(step, "recruitment", figures.recruitment(records, step))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.recruitment_stress import page, runs, streams
 from localist_jax.data.fields import Fields
-from localist_jax.recruitment import recruiter
+from localist_jax.recruitment import record
 
 STEPS, BATCH, CONTEXT = 40, 8, 16
 
@@ -49,11 +49,12 @@ def test_a_perturbation_touches_the_share_that_it_says():
     assert (noisy[~changed] == 0).all()
 
 
-def trial(kind="rejected", bits=20.0, surprise=9.0, reason=recruiter.ENDED):
+def trial(kind="rejected", bits=20.0, surprise=9.0, reason=record.ENDED):
     return {
-        "step": 30, "kind": kind, "reason": reason, "name": "", "parent": 1, "share": 0.5, "llr_bits": bits, "trial": 1,
-        "threshold_bits": 8.0, "placebo_bits": [2.0, 1.0], "surprise_bits": surprise, "surprise_threshold_bits": 6.0,
-        "tokens": 9, "curve_bits": [1.0, bits], "best_placebo_curve_bits": [0.0, 2.0],
+        "step": 30, "kind": kind, "reason": reason, "name": "", "parent": 1, "share": 0.5, "trial": 1,
+        "llr_bits": bits, "cost_bits": 3.0, "threshold_bits": 8.0, "placebo_bits": [2.0, 1.0], "tokens": 9,
+        "surprise_bits": surprise, "surprise_threshold_bits": 6.0, "curve_bits": [1.0, bits],
+        "best_placebo_curve_bits": [0.0, 2.0],
     }  # fmt: skip
 
 
@@ -65,9 +66,11 @@ def trial(kind="rejected", bits=20.0, surprise=9.0, reason=recruiter.ENDED):
         (trial("recruited", surprise=1.0), False),
         (trial(bits=9.0), True),
         (trial(), False),
-        (trial(surprise=1.0, reason=recruiter.BEHIND), True),
-        (trial(surprise=5.0, reason=recruiter.BEHIND), False),
-        (trial(bits=-1.0, surprise=5.0, reason=recruiter.BEHIND), True),
+        (trial(surprise=1.0, reason=record.UNPROMISING), True),
+        (trial(surprise=6.0, reason=record.UNPROMISING), False),
+        (trial(bits=-1.0, surprise=5.0, reason=record.UNPROMISING), True),
+        (trial(bits=-1.0, surprise=5.0, reason=record.BEHIND), True),
+        (trial(surprise=1.0, reason=record.BEHIND), False),
     ],
 )
 def test_a_decision_is_explained_if_its_figures_say_the_same(record, is_so):
@@ -76,8 +79,9 @@ def test_a_decision_is_explained_if_its_figures_say_the_same(record, is_so):
 
 def test_the_page_says_what_was_measured(tmp_path):
     result = {
-        "most_blocks": 3, "blocks": 2, "capacity": 6, "trials": 4, "recruited": 1, "retired": 1, "poison_tried": 2,
-        "poison_recruited": 0, "decisions": 5, "explained": 5, "signs": [[40, []], [80, ["ambiguous_routing"]]],
+        "most_blocks": 3, "blocks": 2, "capacity": 6, "pilots": 7, "trials": 4, "recruited": 1, "retired": 1,
+        "poison_tried": 2, "poison_recruited": 0, "decisions": 5, "explained": 5,
+        "signs": [[40, []], [80, ["ambiguous_routing"]]],
         "bits_per_token": 3.25, "stability": {str(s): {"kept": 0.9, "lost_bits": 0.125} for s in runs.SHARES},
         "records": [trial()],
     }  # fmt: skip

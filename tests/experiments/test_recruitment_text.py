@@ -103,7 +103,8 @@ def test_the_dense_control_has_as_many_parameters():
 
 
 def test_the_page_tells_every_birth(tmp_path):
-    move = {"kind": "recruited", "reason": "at its horizon", "step": 150, "parent": 1, "share": 0.4, "llr_bits": 90.0,
+    move = {"kind": "recruited", "reason": "at its horizon", "trial": 1, "step": 150, "parent": 1, "share": 0.4,
+            "llr_bits": 90.0,
             "placebo_bits": [3.0, 7.0], "threshold_bits": 8.0, "surprise_bits": 9.0,
             "surprise_threshold_bits": 6.0}  # fmt: skip
     run = {

@@ -17,7 +17,7 @@ import pytest
 from localist_jax import config
 from localist_jax.hierarchy.recruiter import FILE
 from localist_jax.hierarchy.shipping import House
-from localist_jax.recruitment import recruiter
+from localist_jax.recruitment import record
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.run import Run
@@ -74,7 +74,7 @@ def losses(workdir):
 
 def decided(workdir):
     """The recruiter's record, without what may differ in the last digits or in time."""
-    found = journal.read(workdir / recruiter.FILE)
+    found = journal.read(workdir / record.FILE)
     return [{k: v for k, v in r.items() if not isinstance(v, float | list)} for r in found]
 
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from localist_jax.locality import Dial
 from localist_jax.model import forward
-from localist_jax.recruitment import proposals, recruiter
+from localist_jax.recruitment import proposals, record, recruiter
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import Checkpoints
@@ -35,12 +35,12 @@ def settings(tiny_settings):
         data={"batch": 8},
         model={"generations": 3},
         recruitment=TRIAL,
-        train={"steps": 14, "save_every": 5, "eval_every": 14, "keep": 9},
+        train={"steps": 16, "save_every": 5, "eval_every": 16, "keep": 9},
     )
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / recruiter.FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / record.FILE).read_text().splitlines()]
 
 
 class Convinced(recruiter.Recruiter):
@@ -48,16 +48,19 @@ class Convinced(recruiter.Recruiter):
 
     kind = 1e4
 
+    def _is_promising(self, pilot):
+        return True
+
     def _is_behind(self):
         return False
 
-    def _decide(self, step, state, reason):
+    def _decide(self, step, state, reason, said=None):
         evidence = self._trial.evidence
         gift = jnp.zeros_like(evidence.llr_bits).at[0].set(self.kind)
         self._trial = dataclasses.replace(
             self._trial, evidence=dataclasses.replace(evidence, llr_bits=evidence.llr_bits + gift)
         )
-        return super()._decide(step, state, reason)
+        return super()._decide(step, state, reason, said)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +84,7 @@ def test_every_candidate_is_written_down_with_its_bits(convinced):
         gift = Convinced.kind if r["kind"] == "recruited" else 0.0
         assert r["curve_bits"][-1] + gift == pytest.approx(r["llr_bits"], abs=0.06)
         assert len(r["curve_bits"]) == TRIAL["horizon"]
-        assert len(r["placebo_bits"]) == len(r["placebo_estimate_bits"]) == TRIAL["placebos"]
-        assert r["estimate_bits"] != 0, "the first batches of the trial were surveyed"
+        assert len(r["placebo_bits"]) == TRIAL["placebos"]
         assert r["tokens"] > 0
         assert r["cost_bits"] > 0
     assert {r["trial"] for r in tried} == {1, 2}, "every candidate spends a codeword"
@@ -92,7 +94,7 @@ def test_every_candidate_is_written_down_with_its_bits(convinced):
 def test_tensorboard_gets_the_evidence_of_every_step_and_the_number_of_blocks(convinced):
     _, folder = convinced
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    first = next(r for r in lines(folder) if "curve_bits" in r)
+    first = next(r for r in lines(folder) if r["kind"] == "recruited")
     horizon = TRIAL["horizon"]
     for tag, wanted in (("candidate", "curve_bits"), ("best_placebo", "best_placebo_curve_bits")):
         shown = events.Scalars(f"evidence/{tag}")[:horizon]
@@ -109,7 +111,7 @@ def test_evidence_is_enough_and_the_state_grows(convinced, settings):
     run, folder = convinced
     found = lines(folder)
     born = [r for r in found if r["kind"] == "born"]
-    assert len(born) == 2, "two trials of four steps fit"
+    assert len(born) == 2, "two trials of four steps fit, each with a pilot of two before it"
     blocks = run.state.blocks
     for number, r in enumerate(born, 1):
         assert bool(blocks.active[r["block"]])
@@ -120,15 +122,14 @@ def test_evidence_is_enough_and_the_state_grows(convinced, settings):
     np.testing.assert_array_equal(reopened.state.blocks.active, blocks.active)
 
 
-def test_a_run_resumed_in_the_middle_of_a_trial_decides_the_same(convinced, settings, tmp_path):
+@pytest.mark.parametrize(("before", "saved"), [(9, 5), (13, 10)], ids=["trial", "pilot"])
+def test_a_run_resumed_in_the_middle_decides_the_same(convinced, settings, tmp_path, before, saved):
     whole, folder = convinced
-    part = settings.replace(train={"steps": 14})
     with pytest.raises(KeyboardInterrupt):
-        train(part, tmp_path, hooks=[Stops()])
+        train(settings, tmp_path, hooks=[Stops(before)])
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.latest() == 5
-    assert lines(tmp_path)[0]["step"] + TRIAL["horizon"] + 5 > 5  # a trial was open at step 5
-    again = train(part, tmp_path, hooks=[Convinced()])
+        assert checkpoints.latest() == saved
+    again = train(settings, tmp_path, hooks=[Convinced()])
     assert lines(tmp_path) == lines(folder) or _without_seconds(tmp_path) == _without_seconds(folder)
     for one, other in zip(
         jax.tree.leaves(whole.state.params), jax.tree.leaves(again.state.params), strict=True
@@ -137,10 +138,14 @@ def test_a_run_resumed_in_the_middle_of_a_trial_decides_the_same(convinced, sett
 
 
 class Stops(Convinced):
-    """Interrupted before its ninth batch."""
+    """Interrupted before that batch."""
+
+    def __init__(self, before):
+        super().__init__()
+        self._before = before
 
     def __call__(self, step, state, batch):
-        if step == 9:
+        if step == self._before:
             raise KeyboardInterrupt
         return super().__call__(step, state, batch)
 
@@ -186,7 +191,7 @@ def walk(hook, run, steps, folder):
 @pytest.mark.slow
 def test_a_full_house_doubles_and_goes_on_and_its_checkpoint_is_found_again(settings, tmp_path):
     tight = settings.replace(
-        model={"blocks": 6, "block_capacity": 6}, recruitment={"blocks_at_most": 7}, train={"steps": 14}
+        model={"blocks": 6, "block_capacity": 6}, recruitment={"blocks_at_most": 7}, train={"steps": 18}
     )
     run = train(tight, tmp_path, hooks=[Untried()])
     found = lines(tmp_path)
@@ -207,7 +212,7 @@ def test_a_useless_block_is_retired_and_its_positions_go_back(convinced, tmp_pat
         kind = 0.0
         _let_go = recruiter.Recruiter._let_go
 
-    run = walk(Useless(), convinced[0], 8, tmp_path)
+    run = walk(Useless(), convinced[0], 9, tmp_path)
     gone = [r for r in lines(tmp_path) if r["kind"] == "retired"]
     assert gone
     assert all(not bool(run.state.blocks.active[r["block"]]) for r in gone)
@@ -226,14 +231,57 @@ def test_a_trial_behind_its_placebos_is_given_up_half_way(convinced, tmp_path):
         kind = 0.0
         _is_behind = recruiter.Recruiter._is_behind
 
-    walk(Behind(), convinced[0], 9, tmp_path)
+    walk(Behind(), convinced[0], 12, tmp_path)
     tried = [r for r in lines(tmp_path) if r["kind"] == "rejected"]
     half = TRIAL["horizon"] // 2
     assert len(tried) == 2
-    assert tried[1]["step"] - tried[0]["step"] == half + TRIAL["every"]
+    assert tried[1]["step"] - tried[0]["step"] == half + TRIAL["every"] + TRIAL["survey"]
     for r in tried:
-        assert r["reason"] == recruiter.BEHIND
+        assert r["reason"] == record.BEHIND
         assert len(r["curve_bits"]) == half
+
+
+def test_without_a_promising_pilot_there_is_no_trial_and_no_codeword_is_spent(convinced, tmp_path):
+    class Unpromising(Untried):
+        """Its placebos have as much as the candidate."""
+
+        kind = 0.0
+        _is_promising = recruiter.Recruiter._is_promising
+
+    walk(Unpromising(), convinced[0], 8, tmp_path)
+    tried = [r for r in lines(tmp_path) if r["kind"] == "rejected"]
+    assert [r["step"] for r in tried] == [4, 7]
+    for r in tried:
+        assert r["reason"] == record.UNPROMISING
+        assert r["trial"] == 0
+        assert len(r["curve_bits"]) == TRIAL["survey"]
+    assert len({r["cost_bits"] for r in tried}) == 1, "both as the first of all"
+
+
+def test_a_trial_begins_without_what_its_pilot_gathered(convinced, settings, tmp_path):
+    class Looked(Convinced):
+        """Notes where the evidence stands before and after a pilot's end."""
+
+        seen = None
+
+        def _go_on(self, step, state):
+            before = jax.tree.map(np.asarray, self._trial)
+            state = super()._go_on(step, state)
+            self.seen = before, jax.tree.map(np.asarray, self._trial)
+            return state
+
+    hook = Looked()
+    walk(hook, convinced[0], 5, tmp_path)
+    pilot, trial = hook.seen
+    assert (pilot.evidence.llr_bits != 0).all()
+    assert not trial.evidence.llr_bits.any()
+    assert not trial.evidence.placebo_bits.any()
+    one, other = (t.contenders.births.direction for t in (pilot, trial))
+    np.testing.assert_array_equal(one[0], other[0])
+    assert (one[1:] != other[1:]).any(-1).all(), "placebos are drawn anew"
+    learned, fresh = (jax.tree.leaves(t.contenders.births.units) for t in (pilot, trial))
+    assert any((a != b).any() for a, b in zip(learned, fresh, strict=True))
+    assert (int(pilot.number), int(trial.number)) == (0, 1)
 
 
 def test_a_named_concept_is_tried_with_its_anchors(convinced, settings, tmp_path, monkeypatch):
@@ -249,7 +297,7 @@ def test_a_named_concept_is_tried_with_its_anchors(convinced, settings, tmp_path
             return [p for p in made if p.name][:1]
 
     hook = Named([Concept("common", dict.fromkeys(common, 20.0))])
-    run = walk(hook, convinced[0], 8, tmp_path)
+    run = walk(hook, convinced[0], 9, tmp_path)
     tried = [r for r in lines(tmp_path) if r["kind"] == "recruited"]
     assert [r["name"] for r in tried] == ["common"]
     anchors = np.asarray(run.state.blocks.anchor_tokens[tried[0]["block"]])

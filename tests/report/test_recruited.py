@@ -11,18 +11,18 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from localist_jax import report
-from localist_jax.recruitment import chronicle, recruiter
+from localist_jax.recruitment import chronicle, record
 from localist_jax.report import collect, figures, watch
 from localist_jax.report import page as page_module
 from localist_jax.training import journal
 from localist_jax.training.state import ROUTER, at_path, with_leaf
 
 
-def trial(step, parent, kind="rejected", bits=20.0, placebos=(5.0, 8.0), reason=recruiter.ENDED, **more):
+def trial(step, parent, kind="rejected", bits=20.0, placebos=(5.0, 8.0), reason=record.ENDED, **more):
     return {
         "step": step, "kind": kind, "reason": reason, "proposal": "hard", "name": "", "parent": parent, "share": 0.25,
         "estimated_gain_bits": 30.0, "llr_bits": bits, "cost_bits": 4.0, "threshold_bits": 8.5,
-        "placebo_bits": list(placebos), "estimate_bits": 9.0, "placebo_estimate_bits": [1.0, 2.0], "surprise_bits": 9.0,
+        "placebo_bits": list(placebos), "surprise_bits": 9.0,
         "surprise_threshold_bits": 6.0, "tokens": 4096, "trial": 1,
         "curve_bits": np.linspace(0, bits, 4).tolist(), "best_placebo_curve_bits": np.linspace(0, 8, 4).tolist(),
         **more,
@@ -39,7 +39,7 @@ RETIRED = {
     "tokens": 4096,
 }
 STORY = [
-    {"step": 5, "kind": "quiet", "reason": recruiter.QUIET, "estimated_gain_bits": 12.3},
+    {"step": 5, "kind": "quiet", "reason": record.QUIET, "estimated_gain_bits": 12.3},
     trial(10, 1, "recruited", block=3, birth=1),
     {"step": 10, "kind": "born", "block": 3, "parent": 1, "seconds": 0.1},
     trial(20, 3, bits=9.0),
@@ -77,10 +77,10 @@ def test_every_decision_is_told_once_with_its_bits():
         (trial(9, 1, surprise_bits=2.0), "; it stands out by 2.0 bits of surprise, of 6.0 needed"),
         (trial(9, 1, bits=2.0, surprise_bits=2.0), "6.0 fewer than the best of 2 placebos (8.0); 8.5 more were needed"),
         (trial(9, 1, bits=12.0, placebos=(-3.0, -1.0)), "12.0 more than the model, as no placebo saved any"),
-        (trial(9, 1, reason=recruiter.BEHIND), "given up, it gathered nothing"),
+        (trial(9, 1, reason=record.BEHIND), "given up, it gathered nothing"),
         (trial(9, 1), "another division had more"),
         (trial(9, 1, name="aspirin"), "for the concept aspirin"),
-        ({"step": 3, "kind": "full", "reason": recruiter.FULL, "capacity": 4}, "no place is left"),
+        ({"step": 3, "kind": "full", "reason": record.FULL, "capacity": 4}, "no place is left"),
         ({"step": 3, "kind": "enlarged", "capacity": 8, "seconds": 1.04}, "there are 8 now, after 1.0 s"),
     ],
 )  # fmt: skip
