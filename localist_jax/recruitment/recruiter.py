@@ -102,6 +102,7 @@ class Recruiter(Hook):
         self._recent: deque[Batch] = deque()
         self._is_open, self._is_pilot, self._horizon = False, False, 0
         self._pilot = min(r.survey, r.horizon)  # its batches
+        self._unpromising = (0, 0)  # parent and kind of the division whose pilot failed last
         self._next = round(r.start * run.settings.train.steps) + 1
         if not step:
             blocks = int(np.asarray(run.state.blocks.active).sum())
@@ -208,7 +209,9 @@ class Recruiter(Hook):
             self._judged(), surprise_bits=surprise, surprise_threshold_bits=PROMISING, chosen=-1
         )
         if not fresh or not hosts.agreed(lambda: self._is_promising(said)):
+            self._unpromising = self._open[0].parent, KINDS.index(self._open[0].kind)
             return self._decide(step, state, UNPROMISING, said)
+        self._unpromising = (0, 0)
         curve_bits: Any = np.asarray(self._trial.curve_bits[: self._pilot])
         for at, proposal in enumerate(self._open):
             self._write(step, "promising", **of_candidate(proposal, said, at, curve_bits))
@@ -236,9 +239,10 @@ class Recruiter(Hook):
         return Plan(best, ranked, directions, self._least_used(blocks, found.block))
 
     def _ranked(self, found: Survey, active: np.ndarray) -> list[Proposal]:
-        """The candidates of the next trial, all for one parent."""
+        """The candidates of the next trial, all for one parent; what failed last gives way to others once."""
         made = proposals(found, active.tolist(), self._concepts)
-        return of_one_parent(made)[: self._run.settings.recruitment.candidates]
+        others = [p for p in made if (p.parent, KINDS.index(p.kind)) != self._unpromising]
+        return of_one_parent(others or made)[: self._run.settings.recruitment.candidates]
 
     def _worth_a_trial(self, found: Survey, proposal: Proposal, directions: list[np.ndarray]) -> bool:
         return worth_a_trial(found, proposal, directions)
@@ -396,15 +400,15 @@ class Recruiter(Hook):
         return {
             "trial": self._trial,
             "recent": self._programs.stack(*rows),
-            "about": np.asarray(about, np.int32),
+            "about": np.asarray([*about, *self._unpromising], np.int32),
             "open": self._proposal_table(),
         }
 
     def remember(self, memory: PyTree) -> None:
         """Goes on where it was, in the middle of a trial too."""
         self._trial = memory["trial"]
-        self._next, self._horizon, is_open, is_pilot, recent, count = (int(x) for x in memory["about"])
-        self._is_open, self._is_pilot = bool(is_open), bool(is_pilot)
+        self._next, self._horizon, is_open, is_pilot, recent, count, *last = map(int, memory["about"])
+        self._is_open, self._is_pilot, self._unpromising = bool(is_open), bool(is_pilot), (last[0], last[1])
         where = rules.batch_sharding(self._run.mesh)
         for at in range(recent):
             batch = jax.tree.map(lambda x, at=at: x[at], memory["recent"])

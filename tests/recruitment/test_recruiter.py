@@ -256,6 +256,7 @@ def test_without_a_promising_pilot_there_is_no_trial_and_no_codeword_is_spent(co
         assert r["trial"] == 0
         assert len(r["curve_bits"]) == TRIAL["survey"]
     assert len({r["cost_bits"] for r in tried}) == 1, "both as the first of all"
+    assert len({(r["parent"], r["proposal"]) for r in tried}) == 2, "what failed gives way"
 
 
 def test_a_trial_begins_without_what_its_pilot_gathered(convinced, settings, tmp_path):
