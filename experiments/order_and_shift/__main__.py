@@ -48,12 +48,13 @@ def main() -> None:
         for name, condition, seed in sorted(found):
             results.setdefault((name, condition), []).append(found[name, condition, seed])
         figures = page.summary(results)
+        grown = results["order", "recruits"][page.shown(figures)]
         print(
             study.write(
                 arguments.out, "order_and_shift", title=TITLE, body=page.body(figures), figures=figures,
                 command=shlex.join(["python", "-m", "experiments.order_and_shift", *sys.argv[1:]]),
                 seeds=range(max(arguments.orders, arguments.seeds)),
-                pictures={"tree": page.tree(results["order", "recruits"][1]), "saved": page.saved(results)},
+                pictures={"tree": page.tree(grown), "saved": page.saved(results)},
             )
         )  # fmt: skip
 

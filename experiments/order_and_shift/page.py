@@ -139,7 +139,7 @@ copied from the first domain's when it comes for the first time (*told*).
 
 {{tree}}
 
-*Order 1. Each line is an LLM, with the domains whose held-out pieces it codes best at the end.*
+*Order {shown(f)}. Each line is an LLM, with the domains whose held-out pieces it codes best at the end.*
 
 {study.table(head, recruited)}
 - **Null**: {f["random_split_recruits"]} LLMs recruited in {f["random_split_streams"]} streams with
@@ -164,6 +164,11 @@ Held-out pieces by LLM, by place (NMI above is of these), where there is more th
 
 {verdict(f)}
 """
+
+
+def shown(f: Mapping[str, Any]) -> int:
+    """The first of the orders that ended with the most LLMs: the picture is of it."""
+    return int(np.argmax(f["streams"]["order"]["members"]))
 
 
 def verdict(f: Mapping[str, Any]) -> str:

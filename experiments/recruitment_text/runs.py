@@ -40,6 +40,7 @@ RECRUITING = ("recruits", *NULLS)
 BASE = resolve(fields.BASE).replace(
     data={"corpus": "books", "vocab_size": 2048},
     model={"width": 64, "head_size": 32, "feed_forward": 128, "block_units": 64},
+    recruitment={"placebos": 16},
 )
 
 
