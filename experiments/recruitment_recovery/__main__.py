@@ -23,10 +23,19 @@ from localist_jax.errors import one_line
 Results = dict[tuple[str, int], list[dict[str, Any]]]  # by condition and number of fields: one for each seed
 
 
+def _world(text: str) -> tuple[int, int | None]:
+    """K*, and of how many seeds; None: all."""
+    fields, _, count = text.partition(":")
+    return int(fields), int(count) if count else None
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser("recruitment_recovery", description=__doc__.splitlines()[0])
-    parser.add_argument("--fields", nargs="+", type=int, default=[2, 4, 8], help="K*, of each world")
+    parser.add_argument(
+        "--fields", nargs="+", type=_world, default=[(2, None), (4, None), (8, None)], metavar="K*[:S]",
+        help="of each world; S: only the first S seeds",
+    )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[2, 3])
     parser.add_argument("--streams", type=int, default=100, help="with nothing to find")
     parser.add_argument("--workdir", type=Path, default=Path("runs/recruitment_recovery"))
@@ -35,21 +44,21 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line():
         workers = arguments.workers or len(os.sched_getaffinity(0))
-        jobs: list[Job] = [
-            ((condition, fields, seed), runs.job, (arguments.workdir, condition, fields, seed))
-            for fields in sorted(arguments.fields, reverse=True)
+        wanted = {
+            (condition, fields): arguments.seeds[:count]
+            for fields, count in sorted(arguments.fields)
             for condition in runs.CONDITIONS
-            for seed in arguments.seeds
+        }
+        jobs: list[Job] = [
+            ((*world, seed), runs.job, (arguments.workdir, *world, seed))
+            for world, seeds in sorted(wanted.items(), key=lambda x: -x[0][1])  # the longest ones first
+            for seed in seeds
         ]
         null = ("null", 1, 0)
         jobs.append((null, nulls.false_recruits, (arguments.workdir / "null_seed0", 0, arguments.streams)))
         with Pool(workers) as pool:
             found = dict(pool.results(jobs, "recruitment_recovery"))
-        results: Results = {
-            (condition, fields): [found[condition, fields, seed] for seed in arguments.seeds]
-            for fields in sorted(arguments.fields)
-            for condition in runs.CONDITIONS
-        }
+        results: Results = {world: [found[*world, seed] for seed in seeds] for world, seeds in wanted.items()}
         command = shlex.join(["python", "-m", "experiments.recruitment_recovery", *sys.argv[1:]])
         print(page.write(results, found[null] | costs(), arguments.seeds, arguments.out, command))
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.recruitment_recovery import page, runs
+from experiments.recruitment_recovery.__main__ import _world
 from experiments.told import told
 from localist_jax.data.fields import Fields, lasting_shares, shares_by_phase
 from localist_jax.locality import Blocks, Dial
@@ -66,3 +67,7 @@ def test_no_delay_exceeds_the_bound_of_its_own_path():
     assert 0 < min(seen) < max(seen) <= 1.0
     steady = page.delay_over_bound({"curve_bits": [5.0, 10.0, 15.0, 20.0], "threshold_bits": 10.0})
     assert steady == pytest.approx(2 * 5 / (10 + 5))
+
+
+def test_a_world_may_be_asked_for_with_fewer_seeds():
+    assert [_world(text) for text in ("8", "16:1")] == [(8, None), (16, 1)]
