@@ -45,7 +45,7 @@ def write(
         "poison_recruited": sum(r["poison_recruited"] for r in every),
         "bits_per_token_by_stream": {name: [r["bits_per_token"] for r in found] for name, found in results.items()},
     }  # fmt: skip
-    shown = max(results, key=lambda name: results[name][0]["decisions"])
+    shown = max(results, key=lambda name: (results[name][0]["trials"], results[name][0]["decisions"]))
     marks = np.flatnonzero(np.diff(streams.hostile(runs.STEPS).astype(int)) > 0) + 1
     marked = marks.tolist() if shown in ("bursts", "repeated") else []
     pictures = {"trials": figures.recruitment(results[shown][0]["records"], runs.STEPS, marked)}
@@ -86,8 +86,8 @@ def _body(results, measured: Mapping[str, Any], said: Mapping[str, list[str]], s
     )
     return f"""
 A small model (3 layers, width 32) begins with {runs.BLOCKS - 1} blocks on two fields of knowledge, reads
-{runs.STEPS} steps of 1,024 tokens, and may have up to {runs.AT_MOST - 1} blocks. Trials last 20 steps, with up to
-two candidates, four placebos each.
+{runs.STEPS} steps of 1,024 tokens, and may have up to {runs.AT_MOST - 1} blocks. A pilot lasts 8 steps, a trial 20,
+with up to two candidates, four placebos each.
 
 {study.table(head, rows)}
 - **Capacity** was exceeded in {measured["capacity_exceeded"]} of {sum(map(len, results.values()))} runs.

@@ -280,7 +280,7 @@ _LEGEND: dict[str, Any] = {
 
 
 def _evidence(axes, trial: chronicle.Record) -> None:
-    """One trial: the candidate, its best placebo, and where the candidate had to end."""
+    """A trial, with its number, or a pilot: the candidate, its best placebo, and where the candidate had to end."""
     x = np.arange(chronicle.begun(trial), trial["step"]) + 1
     mine, placebo = (np.asarray(trial[name]) for name in ("curve_bits", "best_placebo_curve_bits"))
     colour = _verdict(trial)
@@ -290,7 +290,12 @@ def _evidence(axes, trial: chronicle.Record) -> None:
     needed = chronicle.best_placebo_bits(trial) + trial["threshold_bits"]
     axes.plot(trial["step"], needed, **_LEGEND["needed at the end"])
     axes.annotate(
-        str(trial["trial"]), (x[-1], mine[-1]), (4, 0), textcoords="offset points", fontsize=7, color=colour
+        str(trial["trial"] or ""),
+        (x[-1], mine[-1]),
+        (4, 0),
+        textcoords="offset points",
+        fontsize=7,
+        color=colour,
     )
 
 

@@ -288,9 +288,9 @@ def _recruitment(records: Sequence[Record], steps: int) -> str:
         "it, and to stand out from all of them.</p>"
     )
     caption = (
-        "Above, the evidence of each trial, beside that of its best placebo. One that ends above its mark and was "
-        "rejected all the same did not stand out from its placebos by enough. Below, the blocks that the trials were "
-        "about."
+        "Above, the evidence of each trial, with its number, and of pilots, beside that of the best placebo. One that "
+        "ends above its mark and was rejected all the same did not stand out from its placebos by enough. Below, the "
+        "blocks that the trials were about."
     )
     lines = "".join(f"<li>{escape(line)}</li>" for line in chronicle.sentences(records))
     picture = _figure(figures.recruitment(records, steps), caption) if lives else ""
