@@ -145,6 +145,7 @@ def _body(results, measured: dict[str, Any], worlds: Sequence[int]) -> str:
         if made
         else ""
     )
+    silent, lost = len(delays) - len(made), measured["trials"] - measured["recruited"]
     return f"""
 A stream is about one field of knowledge, then a second appears and fills half of it, then a third, every {PHASE} steps.
 Half of the words are shared by all fields, and what follows such a word depends on the field; the other half are words
@@ -188,11 +189,12 @@ the first seed; a dashed line marks where a field appears.
 
 {_held_back(results, worlds)}
 A field that was missed shares a block with others: {100 * whole:.0f} % of a field's positions are in one block, in the
-mean. {refused} trials had the bits at their horizon and were refused because they did not surprise enough: each trial
-raises what the next one must reach, and {placebos} placebos, some of which happen to divide words well, tell only so
-much. A newcomer takes positions of one parent only; new words fall into one block as a rule, the latest, so lines of
-descent get long: a position meets the units of its whole line. The rule was worked out on the worlds of 4 and 8 fields
-with seeds 2 to 13, and not touched after these seeds were run.
+mean. {silent} phases saw no birth. Of {lost} trials that were lost {refused} had the bits at the horizon but did not
+surprise enough: each trial raises what the next one must reach, and {placebos} placebos, some of which happen to divide
+words well, tell only so much. In other phases no pilot was promising: a division is worth most while a field is new,
+and one is tried at a time. A newcomer takes positions of one parent only; new words fall into one block as a rule, the
+latest, so lines of descent get long: a position meets the units of its whole line. The rule was worked out on the
+worlds of 4 and 8 fields with seeds 2 to 13, and not touched after these seeds were run.
 """
 
 
