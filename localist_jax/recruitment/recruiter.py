@@ -96,7 +96,7 @@ class Recruiter(Hook):
         """Compiles nothing yet; opens the record."""
         r = run.settings.recruitment
         self._run, self._journal = run, journal
-        self._records = Records(run.workdir / FILE, step)
+        self._records = Records(run.workdir / FILE, step - 1)  # what is decided after a step has its number
         self._trial = hosts.spread(trial.closed(run.settings), hosts.everywhere(run.mesh))
         self._open: list[Proposal] = []
         self._recent: deque[Batch] = deque()
@@ -149,7 +149,7 @@ class Recruiter(Hook):
             return state
         found = survey(self._programs.reader, state.params, state.blocks, self._recent)
         plan = hosts.agreed(lambda: self._plan(found, state.blocks, self._rng(step)))
-        self._journal.scalars(step - 1, "survey", {"estimated_gain_bits": plan.gain_bits})
+        self._journal.scalars(step, "survey", {"estimated_gain_bits": plan.gain_bits})
         if not plan.candidates:
             self._write(step, "quiet", reason=QUIET, estimated_gain_bits=round(plan.gain_bits, 1))
             return state
@@ -339,7 +339,7 @@ class Recruiter(Hook):
             {"candidate": curve_bits[:, best, 0], "best_placebo": placebo_bits, "needed": needed_bits},
         )  # fmt: skip
         self._journal.scalars(
-            step - 1, "recruitment",
+            step, "recruitment",
             {
                 "llr_bits": said.llr_bits[best], "surprise_bits": said.surprise_bits[best],
                 "blocks": int(np.asarray(state.blocks.active).sum()), "births": int(self._trial.births),

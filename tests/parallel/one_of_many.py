@@ -3,9 +3,9 @@
 python one_of_many.py SETTINGS_JSON DEVICES HOSTS RUN_JSON …
 
 HOSTS is that of `--hosts`; DEVICES are simulated by each process. A run is {"workdir": …} and, if it ends badly,
-{"doom": killed | terminated | torn, "step": …, "process": …}; from step 3 to 6 a block is on trial, and at step 7 it
-is recruited. {"stream": folder} lets an ensemble recruit an LLM, with the tokenizer of the run before, and
-{"consult": folder} asks it. Exit status as of the launcher.
+{"doom": killed | terminated | torn, "step": …, "process": …}; a block has its pilot in steps 3 and 4 and its trial in
+steps 5 to 8, and at step 9 it is recruited. {"stream": folder} lets an ensemble recruit an LLM, with the tokenizer of
+the run before, and {"consult": folder} asks it. Exit status as of the launcher.
 """
 
 import dataclasses
@@ -39,14 +39,17 @@ class Convinced(Recruiter):
     def _worth_a_trial(self, found, proposal, directions):
         return True
 
+    def _is_promising(self, pilot):
+        return True
+
     def _is_behind(self):
         return False
 
-    def _decide(self, step, state, reason):
+    def _decide(self, step, state, reason, said=None):
         evidence = self._trial.evidence
         given = dataclasses.replace(evidence, llr_bits=evidence.llr_bits + jnp.float32(1e4))
         self._trial = dataclasses.replace(self._trial, evidence=given)
-        return super()._decide(step, state, reason)
+        return super()._decide(step, state, reason, said)
 
 
 class Signal(loop.Hook):

@@ -102,7 +102,7 @@ def trained(settings, tmp_path_factory):
 def test_two_processes_train_as_one_and_recruit_a_block(trained, settings):
     whole, _, _ = trained
     kinds = [r["kind"] for r in decided(whole)]
-    assert kinds[:2] == ["recruited", "born"]
+    assert kinds[:3] == ["promising", "recruited", "born"]
     for i, one in enumerate(told(whole)):
         assert (one["devices"], one["here"], one["step"]) == (4, 2, 12)
         assert one["share"] == [i, 2]
@@ -131,7 +131,7 @@ def test_two_processes_recruit_a_specialist_and_one_finds_it(trained, settings):
 
 
 def test_a_killed_process_costs_nothing_but_time(trained, settings):
-    """Its last checkpoint lies in the middle of the block's trial."""
+    """Its last checkpoint lies at the end of the block's pilot."""
     whole, _, killed = trained
     assert saved(killed) == [4]
     statuses, errors = launch(settings, SHARDED, 2, 2, {"workdir": str(killed)})
