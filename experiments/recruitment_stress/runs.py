@@ -110,7 +110,7 @@ def explained(trial: chronicle.Record) -> bool:
         enough &= trial["surprise_bits"] >= trial["surprise_threshold_bits"]
         return enough == (trial["kind"] == "recruited")
     if trial["reason"] == UNPROMISING:
-        least = trial["threshold_bits"]
+        least = trial["threshold_bits"] - trial["cost_bits"] * bool(trial["name"])
         hopeless = trial["llr_bits"] < least + ROUNDED or trial["surprise_bits"] < PROMISING + ROUNDED
     else:
         hopeless = trial["llr_bits"] < ROUNDED

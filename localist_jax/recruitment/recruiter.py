@@ -222,9 +222,10 @@ class Recruiter(Hook):
         return np.random.default_rng([self._run.settings.train.seed, step])
 
     def _is_promising(self, pilot: Judgement) -> bool:
-        """Whether a candidate has reached its threshold and surprises by both figures."""
-        figures = zip(pilot.llr_bits, pilot.threshold_bits, pilot.surprise_bits, strict=True)
-        return any(llr >= least and surprise >= PROMISING for llr, least, surprise in figures)
+        """Whether a candidate surprises, and has reached its threshold; without ℓ for one that somebody named."""
+        costs = [cost * bool(p.name) for cost, p in zip(pilot.cost_bits, self._open, strict=False)]
+        figures = zip(pilot.llr_bits, pilot.threshold_bits, costs, pilot.surprise_bits, strict=False)
+        return any(llr >= least - cost and bits >= PROMISING for llr, least, cost, bits in figures)
 
     def _plan(self, found: Survey, blocks: Blocks, rng: np.random.Generator) -> Plan:
         """What is worth a trial in what was surveyed."""

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from localist_jax.locality import Dial
 from localist_jax.model import forward
 from localist_jax.recruitment import proposals, record, recruiter
+from localist_jax.recruitment.evidence import Judgement
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import Checkpoints
@@ -257,6 +258,17 @@ def test_without_a_promising_pilot_there_is_no_trial_and_no_codeword_is_spent(co
         assert len(r["curve_bits"]) == TRIAL["survey"]
     assert len({r["cost_bits"] for r in tried}) == 1, "both as the first of all"
     assert len({(r["parent"], r["proposal"]) for r in tried}) == 2, "what failed gives way"
+
+
+@pytest.mark.parametrize(
+    ("name", "llr", "surprise", "is_so"),
+    [("", 30.0, 6.0, True), ("", 30.0, 4.0, False), ("", 9.0, 6.0, False), ("lupus", 9.0, 6.0, True)],
+)
+def test_a_pilot_is_promising_by_both_figures_and_a_name_costs_it_nothing(name, llr, surprise, is_so):
+    hook = recruiter.Recruiter()
+    hook._open = [proposals.Proposal("concept", 1, np.zeros(2), 0.5, 1.0, 99, name)]
+    pilot = Judgement([llr], [20.0], [24.3], [[1.0, 2.0]], [surprise], 5.8, -1)
+    assert hook._is_promising(pilot) == is_so
 
 
 def test_a_trial_begins_without_what_its_pilot_gathered(convinced, settings, tmp_path):
