@@ -254,7 +254,7 @@ class Recruitment:
     horizon: int = 40  # steps of a trial
     candidates: int = 1  # ways to divide a block that are tried side by side
     placebos: int = 16  # random divisions beside each
-    survey: int = 8  # batches that proposals are made from
+    survey: int = 8  # batches that proposals are made from, and those of a pilot
     alpha: float = 0.05  # chance of a false recruitment, in all
     cost: str = "prequential"  # of a candidate's parameters: prequential, bic or fixed
     bits_per_parameter: float = 0.0  # of `fixed`

@@ -11,8 +11,8 @@ model codes no worse than by the bits of its description is retired.
 
 Of many processes each runs a recruiter, and what one of them finds out by itself is agreed upon: process 0 decides.
 
-`recruitment.jsonl` has a line for every candidate, for every survey that proposed none, for every birth and for every
-block that left.
+`recruitment.jsonl` has a line for every candidate, for every pilot that promised something, for every survey that
+proposed none, for every birth and for every block that left.
 """
 
 from __future__ import annotations
