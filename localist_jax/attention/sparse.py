@@ -24,11 +24,27 @@ from localist_jax.attention.api import AttentionStats, Stats
 from localist_jax.attention.flash import MASKED, Found, Slopes, Terms
 from localist_jax.attention.tiles import Layout, Marks, Section
 
-# Queries and keys of a tile, and lanes, that are fast on CPU.
-WIDE, MIDDLE, SMALL = (256, 512, 4), (128, 128, 32), (64, 64, 64)
-LONG_BLOCKS = 256  # positions, on average, from which tiles of one block are of the middle size
+Size = tuple[int, int, int]  # queries and keys of a tile, and lanes
+
+# Fast on CPU. XLA runs the products of a tile on all cores from about this size, and those of smaller ones on one.
+WIDE, SMALL = (512, 512, 4), (64, 64, 64)
 SMALLEST = 1 << 17  # pairs of a row below which positions always stay in order
 MANY = 4096  # keys from which few queries may take them in wide tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Pure:
+    """Tiles of one block.
+
+    Attributes:
+      size: of these tiles.
+      cost: time of a pair in them over that in wide ones.
+      since: positions that blocks must have on average.
+    """
+
+    size: Size
+    cost: float
+    since: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +53,22 @@ class Engine:
 
     Attributes:
       forward, backward: as those of `flash`; with kernels that take tiles, those of `tiled`.
-      wide, middle, small: queries and keys of a tile, and lanes; middle and small ones are also the pure ones.
+      wide, small: tiles of neighbours.
+      pure: tiles of one block, for ever longer blocks.
       band: the smallest and largest tile of the pass over the window.
       lanes: queries side by side in that pass.
       overlaps: whether tiles of keys may overlap, so that each of these tiles has one that holds its whole window.
-      pure_cost, page_cost: time of a pair in pure tiles, and in small tiles of few queries, over that in wide ones.
+      page_cost: time of a pair in small tiles of few queries over that in wide ones.
       whole: whether tiles keep their size where there are fewer positions.
     """
 
     forward: Callable = flash.forward
     backward: Callable = flash.backward
-    wide: tuple[int, int, int] = WIDE
-    middle: tuple[int, int, int] = MIDDLE
-    small: tuple[int, int, int] = SMALL
+    wide: Size = WIDE
+    small: Size = SMALL
+    pure: tuple[Pure, ...] = (Pure(SMALL, 1.8), Pure((128, 128, 32), 1.7, 256), Pure((512, 256, 8), 1.0, 768))
     band: tuple[int, int] = (32, 128)
     lanes: int = 8192
-    pure_cost: float = 1.7
     page_cost: float = 2.0
     whole: bool = False
     overlaps: bool = True
@@ -61,10 +77,19 @@ class Engine:
         """The size of tiles of so many positions."""
         return size if self.whole else min(size, length)
 
+    def tiles_of_blocks(self, length: int) -> Pure:
+        """For blocks of this length on average."""
+        return [x for x in self.pure if length >= x.since][-1]
+
 
 CPU = Engine()
 # A GPU runs its lanes side by side and pays for each step of a loop. Sizes by reasoning: not yet measured on one.
-GPU = Engine(wide=(128, 128, 256), middle=(128, 128, 256), small=(64, 64, 512), lanes=16384, pure_cost=1.2)
+GPU = Engine(
+    wide=(128, 128, 256),
+    small=(64, 64, 512),
+    pure=(Pure((64, 64, 512), 1.2), Pure((128, 128, 256), 1.2, 256)),
+    lanes=16384,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +258,7 @@ def _pages_together(how, q, k, odds, q_at, k_at) -> Plan:
     return Plan((together,), together.cost)
 
 
-def _neighbours(how, q, k, odds, q_at, k_at, size: tuple[int, int, int]) -> Section:
+def _neighbours(how, q, k, odds, q_at, k_at, size: Size) -> Section:
     """All pairs, in tiles of neighbours."""
     rows, columns, lanes = size
     (B, T), S, fit = q.shape[:2], k.shape[1], how.engine.fit
@@ -242,16 +267,15 @@ def _neighbours(how, q, k, odds, q_at, k_at, size: tuple[int, int, int]) -> Sect
 
 
 def _by_block(how, q, k, odds, q_at, k_at) -> Plan:
-    size, _, lanes = _pure_tiles(how.engine, min(q.shape[1], k.shape[1]) // odds.shape[3])
-    layouts = tiles.by_block(q_at.block, odds.shape[2], size), tiles.by_block(k_at.block, odds.shape[3], size)
+    pure = how.engine.tiles_of_blocks(min(q.shape[1], k.shape[1]) // odds.shape[3])
+    rows, columns, lanes = pure.size
+    layouts = (
+        tiles.by_block(q_at.block, odds.shape[2], rows),
+        tiles.by_block(k_at.block, odds.shape[3], columns),
+    )
     far = _section("far", layouts, q_at, k_at, odds, how.window, lanes)
     near = _in_window(how, q, k, odds, q_at, k_at)
-    return Plan((near, far), how.engine.pure_cost * (far.cost + near.cost))
-
-
-def _pure_tiles(engine: Engine, length: int) -> tuple[int, int, int]:
-    """For blocks of this length on average."""
-    return engine.middle if length >= LONG_BLOCKS else engine.small
+    return Plan((near, far), pure.cost * (far.cost + near.cost))
 
 
 def _in_window(how, q, k, odds, q_at, k_at) -> Section:

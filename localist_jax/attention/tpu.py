@@ -27,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from localist_jax.attention import tiled
 from localist_jax.attention.flash import LOWEST, MASKED
-from localist_jax.attention.sparse import Engine, sparse
+from localist_jax.attention.sparse import Engine, Pure, sparse
 from localist_jax.attention.tiled import Pass
 from localist_jax.attention.tiles import WorkList, work_list
 
@@ -426,11 +426,10 @@ ENGINE = Engine(
     partial(tiled.forward, forward),
     partial(tiled.backward, backward),
     wide=(256, 512, 1),
-    middle=(128, 128, 1),
     small=(128, 128, 1),
+    pure=(Pure((128, 128, 1), 3.0),),
     band=(128, 128),
     lanes=1,
-    pure_cost=3.0,
     whole=True,
     overlaps=False,
 )

@@ -20,15 +20,21 @@ class TestInOrder(AttendSuite):
     implementation = "sparse"
 
 
+def where_blocks_cost(cost, size=None):
+    """The engine with this price of tiles of one block, and perhaps a size for all of them."""
+    pure = (dataclasses.replace(x, cost=cost, size=size or x.size) for x in sparse.CPU.pure)
+    return dataclasses.replace(sparse.CPU, pure=tuple(pure))
+
+
 class TestByBlock(AttendSuite):
-    """The same with positions sorted by block however small the problem."""
+    """The same with positions sorted by block however small the problem, in tiles of more queries than keys."""
 
     implementation = "sparse"
 
     @pytest.fixture(autouse=True)
     def _only_by_block(self, monkeypatch):
         monkeypatch.setattr(sparse, "SMALLEST", 0)
-        monkeypatch.setattr(sparse, "CPU", dataclasses.replace(sparse.CPU, pure_cost=0.0))
+        monkeypatch.setattr(sparse, "CPU", where_blocks_cost(0.0, size=(32, 16, 4)))
 
 
 def marks(call, side):
@@ -139,7 +145,7 @@ def test_a_step_of_decoding_takes_few_open_pages_one_by_one_and_many_together(mo
 @pytest.mark.parametrize("order", ["in step", "shuffled", "with a gap"])
 def test_the_band_is_only_taken_where_it_holds_the_window(order, monkeypatch):
     """Neighbours in place need not be neighbours in the row: then positions stay in order, and all is right still."""
-    monkeypatch.setattr(sparse, "CPU", dataclasses.replace(sparse.CPU, pure_cost=1e-9))
+    monkeypatch.setattr(sparse, "CPU", where_blocks_cost(1e-9))
     qkv, call = dataclasses.replace(LONG, packed=False).make()
     place = np.arange(LONG.T)
     if order == "shuffled":
@@ -160,7 +166,7 @@ def test_closed_blocks_are_never_read(stats, monkeypatch):
 
     (The window's own tiles hold neighbours that are masked; so the hidden block lies far from those who ask.)
     """
-    monkeypatch.setattr(sparse, "CPU", dataclasses.replace(sparse.CPU, pure_cost=0.0))
+    monkeypatch.setattr(sparse, "CPU", where_blocks_cost(0.0))
     (q, k, v), call = dataclasses.replace(LONG, packed=False).make()
     block = np.where(call["q_block"] == 4, 5, call["q_block"])
     block[:, 96:160] = 4

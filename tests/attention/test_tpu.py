@@ -37,7 +37,8 @@ class Interpreted(AttendSuite):
 
     @pytest.fixture(autouse=True)
     def _small_tiles(self, monkeypatch):
-        sizes = dict(wide=(16, 32, 1), small=(8, 8, 1), band=(8, 16), pure_cost=self.pure_cost)
+        pure = (tiles_of.Pure((8, 8, 1), self.pure_cost),)
+        sizes = dict(wide=(16, 32, 1), small=(8, 8, 1), band=(8, 16), pure=pure)
         monkeypatch.setattr(tpu, "ENGINE", dataclasses.replace(tpu.ENGINE, **sizes))
         monkeypatch.setattr(tpu, "tpu", run)
 

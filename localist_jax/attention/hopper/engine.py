@@ -27,7 +27,7 @@ from localist_jax.attention.hopper import steps
 from localist_jax.attention.hopper.lists import TILE, Lists, Side, is_mixed
 from localist_jax.attention.hopper.program import Call
 from localist_jax.attention.hopper.steps import LOG2E, Settings
-from localist_jax.attention.sparse import Engine, sparse
+from localist_jax.attention.sparse import Engine, Pure, sparse
 from localist_jax.attention.tiled import Pass
 from localist_jax.attention.tiles import Section
 
@@ -196,6 +196,6 @@ def _log_odds(p: Pass):
 
 
 ENGINE = Engine(
-    forward=partial(tiled.forward, forward), backward=backward, wide=(TILE, TILE, 1), middle=(TILE, TILE, 1),
-    small=(TILE, TILE, 1), band=(TILE, TILE), lanes=TILE, pure_cost=1.2, whole=True, overlaps=False,
+    forward=partial(tiled.forward, forward), backward=backward, wide=(TILE, TILE, 1), small=(TILE, TILE, 1),
+    pure=(Pure((TILE, TILE, 1), 1.2),), band=(TILE, TILE), lanes=TILE, whole=True, overlaps=False,
 )  # fmt: skip
