@@ -27,8 +27,9 @@ import jax
 import numpy as np
 
 from benchmarks import page
-from benchmarks.contenders import WINDOW, Contender, Sizes, jaxnn, ours
+from benchmarks.contenders import WINDOW, Contender, Sizes, jaxnn, operations, ours, products
 from benchmarks.peers import Refused, Worker
+from localist_jax.attention.sparse import CPU
 from localist_jax.errors import one_line
 from localist_jax.report import study
 
@@ -192,6 +193,12 @@ class Bench:
                     )
         self.race("density", found)
 
+    def products(self) -> None:
+        """The products of tiles of each size alone, which bound what closing blocks can save."""
+        tiles = {(q, k) for q, k, _ in (CPU.wide, *(x.size for x in CPU.pure))}
+        found = {(f"{q}×{k}", q * k): products(self.sizes, q, k) for q, k in tiles}
+        self.race("products", found)
+
     def long(self) -> None:
         """λ=1 at the greatest length."""
         T, d = self.sizes.long
@@ -227,6 +234,8 @@ def measure(sizes: Sizes, parts: Sequence[str], worker: Worker, longest: float =
             jobs.append((f"T={T}", 20 + 130 * (T / 65536) ** 0.5, lambda T=T: bench.dense(T)))  # type: ignore[misc]
     if "density" in parts:
         jobs.append((f"densities at T={sizes.density}", 70, bench.density))
+        if jax.default_backend() == "cpu":
+            jobs.append(("products of tiles", 2, bench.products))
         if sizes.long:
             jobs.append((f"T={sizes.long[0]} at density 1/{sizes.long[1]}", 40, bench.long))
     if "decode" in parts:
@@ -251,7 +260,7 @@ def study_of(bench: Bench, out: Path, command: str) -> Path:
     found = page.Found(
         backend=jax.default_backend(), timings=bench.timings, refused=bench.refused, memory=bench.memory,
         flex=bench.flex, torch=bench.worker.version or bench.worker.refusal, limits=(bench.longest, LARGEST),
-        blocks=BLOCKS, density_tokens=bench.sizes.density,
+        blocks=BLOCKS, density_tokens=bench.sizes.density, operations=operations(bench.sizes),
         shape=f"batch {(s := bench.sizes).batch}, {s.heads} heads of {s.head_size}, window {WINDOW}, {s.dtype}",
     )  # fmt: skip
     on_gpu, figures = found.backend == "gpu", page.figures_of(found)

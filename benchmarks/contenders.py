@@ -18,6 +18,10 @@ from localist_jax.attention.tiles import Marks, by_block
 from localist_jax.model.cache import page_size
 
 WINDOW = 8
+PRODUCTS, PRODUCT_PAIRS = (
+    40,
+    1 << 19,
+)  # of tiles alone: how many in a call, and pairs of queries and keys of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +170,26 @@ def ours(
     odds = [jnp.where(gates, 1.0, 1.0 - dial).astype(jnp.float32) for dial in dials]
     whole = _compiled(sizes, queries, keys, capacity, way, stats, name)((q, k, v, odds[0]), rest)
     return [whole.on(q, k, v, x) for x in odds]
+
+
+def products(sizes: Sizes, queries: int, keys: int) -> Contender:
+    """The products of logits and values in tiles of this size, `PRODUCTS` times, with nothing between them."""
+    lanes = PRODUCT_PAIRS // (queries * keys)
+
+    def f(q, k):
+        def both(_, q):
+            logits = jnp.einsum("pqh,pkh->pqk", q, k)
+            return jnp.einsum("pqk,pkh->pqh", logits, k) / PRODUCT_PAIRS
+
+        return jax.lax.fori_loop(0, PRODUCTS // 2, both, q)
+
+    inputs = tuple(_normal(i, lanes, length, sizes.head_size) for i, length in enumerate((queries, keys)))
+    return Compiled.make(f, inputs, (), "fwd").on(*inputs)
+
+
+def operations(sizes: Sizes) -> float:
+    """Of a call of `products`."""
+    return 2.0 * PRODUCTS * PRODUCT_PAIRS * sizes.head_size
 
 
 def jaxnn(sizes: Sizes, queries: int, keys: int, way: str, **options) -> Contender:

@@ -42,6 +42,7 @@ class Found:
     limits: tuple[float, int]
     blocks: int
     density_tokens: int
+    operations: float  # of a call of tiles' products
     shape: str  # of heads, in words
 
     def seconds(self, part: str, name: str) -> dict[int, float]:
@@ -104,6 +105,8 @@ def figures_of(found: Found) -> dict[str, Any]:
             values[f"{b}_lambda1_speedup_density_{d}{tail}"] = times[1] / times[d]
         for d, x in found.ratio("density", f"flex_{way}", f"attend_{way}").items():
             values[f"{b}_flex_over_lambda1_density_{d}{'' if way == 'fwd' else '_fwdbwd'}"] = x
+    for tile, by_size in found.timings.get("products", {}).items():
+        values[f"product_rate_{tile}"] = next(found.operations / one["median"] for one in by_size.values())
     for way in WAYS:
         for T, seconds in found.seconds("long", f"attend_{way}").items():
             values["long_tokens"] = T
@@ -331,6 +334,26 @@ def _density(found: Found, values: Mapping[str, Any]) -> list[str]:
         f"λ=1 over {found.density_tokens:,} tokens with as many equally likely blocks as the density says, ms:",
         _table(head, rows),
         "Speed-up is the time of λ=0 over that of λ=1; Flex / ours: more than 1 means that ours is faster.",
+        *_products(found),
+    ]
+
+
+def _products(found: Found) -> list[str]:
+    by_tile = found.timings.get("products", {})
+    if not by_tile:
+        return []
+    rates = {
+        name: found.operations / one["median"] / 1e9
+        for name, by_size in sorted(by_tile.items(), key=lambda item: max(item[1]))
+        for one in by_size.values()
+    }
+    return [
+        "Why λ=1 gains less than it leaves out: its tiles hold one block, so that they are smaller than those of λ=0 "
+        "(512×512 queries and keys), and XLA's products of small tiles are slower. The same amount of products alone, "
+        "as many tiles side by side as make up half a million pairs, billions of operations per second:",
+        _table(["tile", *rates], [["rate", *(f"{rate:.0f}" for rate in rates.values())]]),
+        "Blocks also fill their last tiles only in part, the sink takes a tile of its own in every list, and cutting "
+        "and joining tiles and the pass over the window do not shrink with the pairs.",
     ]
 
 

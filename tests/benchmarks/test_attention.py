@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -92,7 +93,7 @@ def found(**timings):
     dense = {name: {T: {"median": x} for T, x in by_size.items()} for name, by_size in timings.items()}
     return page.Found(
         backend="cpu", timings={"dense": dense}, refused={}, memory={}, flex={}, torch=None, limits=(20.0, 1),
-        blocks=16, density_tokens=8192, shape="batch 1",
+        blocks=16, density_tokens=8192, operations=1e9, shape="batch 1",
     )  # fmt: skip
 
 
@@ -113,3 +114,10 @@ def test_sink_is_the_first_position_alone():
     blocks = blocks_of(1000, 4)
     assert blocks[0] == 0
     assert set(blocks[1:]) == {1, 2, 3, 4}
+
+
+def test_rates_of_products_stand_on_the_page_from_the_smallest_tile_on():
+    times = {"512×512": {1 << 18: {"median": 0.5}}, "64×64": {1 << 12: {"median": 2.0}}}
+    one = dataclasses.replace(found(), timings={"products": times})
+    assert page.figures_of(one)["product_rate_64×64"] == 5e8
+    assert "| tile | 64×64 | 512×512 |" in "\n".join(page._products(one))
