@@ -5,8 +5,8 @@
 
 One shape of heads for CPUs (batch 1, 4 heads of 64, float32) and one for GPUs (batch 4, 16 heads of 64, bfloat16),
 window 8, random blocks as routing by content gives. The contenders of a size take turns, so that drift of the
-machine hits all alike. Compilation, the first call of each (under 5 s) and, for short calls, the first of each turn
-are left out. `page.py` says what the figures mean and sets them beside their targets.
+machine hits all alike. Compilation, the first call of each (under 5 s) and, for calls under 2 s, the first of each
+turn are left out. `page.py` says what the figures mean and sets them beside their targets.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from localist_jax.report import study
 
 BLOCKS = 16  # of the sweep over T and of decoding
 LONGEST, LARGEST = 20.0, 8 << 30  # seconds and bytes that one call may take
+FEWEST = 3  # repetitions, of calls of two seconds and more
 NO_WARM_UP = 5.0  # seconds from which a call hardly feels whether it is the first
 DIALS = (0.0, 0.9, 1.0)
 WAYS = ("fwd", "fwdbwd")
@@ -128,7 +129,7 @@ class Bench:
         for turn in range(rounds):
             for key, (contender, count) in ready.items():
                 if (turn + 1) * count // rounds > turn * count // rounds:  # spread over all rounds
-                    if count > 5:  # a short call is at the mercy of what ran before it: wake its threads
+                    if count > FEWEST:  # what ran before in another process let this one's threads and clock rest
                         contender.once()
                     seconds[key].append(contender.once())
         for (name, size), found in seconds.items():
@@ -222,7 +223,7 @@ def _put(table: dict[str, Any], part: str, name: str, size: int, value: Any) -> 
 
 
 def _repetitions(seconds: float) -> int:
-    return 3 if seconds >= 2 else int(np.clip(0.2 / seconds, 5, 40))
+    return FEWEST if seconds >= 2 else int(np.clip(0.2 / seconds, 5, 40))
 
 
 def measure(sizes: Sizes, parts: Sequence[str], worker: Worker, longest: float = LONGEST) -> Bench:
