@@ -129,7 +129,7 @@ class Bench:
         for turn in range(rounds):
             for key, (contender, count) in ready.items():
                 if (turn + 1) * count // rounds > turn * count // rounds:  # spread over all rounds
-                    if count > FEWEST:  # what ran before in another process let this one's threads and clock rest
+                    if count > FEWEST:  # wake threads that rested while another process ran
                         contender.once()
                     seconds[key].append(contender.once())
         for (name, size), found in seconds.items():
