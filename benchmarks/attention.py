@@ -262,6 +262,7 @@ def study_of(bench: Bench, out: Path, command: str) -> Path:
         backend=jax.default_backend(), timings=bench.timings, refused=bench.refused, memory=bench.memory,
         flex=bench.flex, torch=bench.worker.version or bench.worker.refusal, limits=(bench.longest, LARGEST),
         blocks=BLOCKS, density_tokens=bench.sizes.density, operations=operations(bench.sizes),
+        tiles=_tiles(),
         shape=f"batch {(s := bench.sizes).batch}, {s.heads} heads of {s.head_size}, window {WINDOW}, {s.dtype}",
     )  # fmt: skip
     on_gpu, figures = found.backend == "gpu", page.figures_of(found)
@@ -271,6 +272,12 @@ def study_of(bench: Bench, out: Path, command: str) -> Path:
         figures=figures if on_gpu else {**figures, "tpu_compiled": tpu_compiled(out)},
         pictures=page.pictures(found),
     )  # fmt: skip
+
+
+def _tiles() -> str:
+    """Which tiles the engine takes on CPU."""
+    pure = (f"{x.size[0]}×{x.size[1]} from {x.since} tokens on" for x in CPU.pure)
+    return f"λ=0 takes tiles of {CPU.wide[0]}×{CPU.wide[1]}; λ=1, by the mean length of blocks, {', '.join(pure)}."
 
 
 def tpu_compiled(out: Path) -> list[str]:

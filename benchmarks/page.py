@@ -43,6 +43,7 @@ class Found:
     blocks: int
     density_tokens: int
     operations: float  # of a call of tiles' products
+    tiles: str  # who takes which, in words
     shape: str  # of heads, in words
 
     def seconds(self, part: str, name: str) -> dict[int, float]:
@@ -348,12 +349,12 @@ def _products(found: Found) -> list[str]:
         for one in by_size.values()
     }
     return [
-        "Why λ=1 gains less than it leaves out: its tiles hold one block, so that they are smaller than those of λ=0 "
-        "(512×512 queries and keys), and XLA's products of small tiles are slower. The same amount of products alone, "
-        "as many tiles side by side as make up half a million pairs, billions of operations per second:",
+        "Why λ=1 gains less than it leaves out: its tiles hold one block, whose last ones are filled in part; the sink "
+        "has a tile of its own in every list; cutting and joining tiles and the pass over the window do not shrink "
+        "with the pairs. And blocks of few tokens take small tiles, whose products XLA runs more slowly. The same amount "
+        "of products alone, by queries and keys of a tile, billions of operations per second:",
         _table(["tile", *rates], [["rate", *(f"{rate:.0f}" for rate in rates.values())]]),
-        "Blocks also fill their last tiles only in part, the sink takes a tile of its own in every list, and cutting "
-        "and joining tiles and the pass over the window do not shrink with the pairs.",
+        found.tiles,
     ]
 
 

@@ -93,7 +93,7 @@ def found(**timings):
     dense = {name: {T: {"median": x} for T, x in by_size.items()} for name, by_size in timings.items()}
     return page.Found(
         backend="cpu", timings={"dense": dense}, refused={}, memory={}, flex={}, torch=None, limits=(20.0, 1),
-        blocks=16, density_tokens=8192, operations=1e9, shape="batch 1",
+        blocks=16, density_tokens=8192, operations=1e9, tiles="", shape="batch 1",
     )  # fmt: skip
 
 
