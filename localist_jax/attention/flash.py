@@ -229,7 +229,7 @@ def by_block(weights, rows):
 def _by_key(rows, weights):
     """Σ_j rows[p, j, l]·weights[p, j, i]: that of `by_block`, [P, K, C], from weights whose rows are keys.
 
-    The same product with queries as rows of what comes out takes three times as long on CPU.
+    The same product with queries as rows of what comes out takes several times as long on CPU.
     """
     if rows.shape[1] == 1:
         return rows.swapaxes(1, 2) * weights.sum(1, keepdims=True)
