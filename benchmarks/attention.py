@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks import page
 from benchmarks.contenders import WINDOW, Contender, Sizes, jaxnn, operations, ours, products
 from benchmarks.peers import Refused, Worker
+from benchmarks.pictures import pictures
 from localist_jax.attention.sparse import CPU
 from localist_jax.errors import one_line
 from localist_jax.report import study
@@ -270,7 +271,7 @@ def study_of(bench: Bench, out: Path, command: str) -> Path:
         out, "attention_gpu" if on_gpu else "attention", title="Attention: speed and memory beside others",
         body=page.body(found), command=command, seeds=[0],
         figures=figures if on_gpu else {**figures, "tpu_compiled": tpu_compiled(out)},
-        pictures=page.pictures(found),
+        pictures=pictures(found),
     )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ class Pass:
 def prepare(s: Section, terms: Terms, groups: int, keyed: bool = False) -> Pass:
     """The pass of a section whose keys have so many heads; `keyed` if the router's gradient is wanted."""
     (B, I, _), J, N = s.q_layout.index.shape, s.k_layout.index.shape[1], s.heads
-    slots = slice(0, 1) if s.q_layout.pure else slice(None)  # the first slot of a tile is filled
+    slots = slice(0, 1) if s.q_layout.pure else slice(None)  # all slots of a tile have its block
     block = s.q_at.block[..., slots]
     rows = own = None
     if s.pairs != "near":

@@ -105,6 +105,8 @@ def in_order(batch: int, length: int, size: int, overlap: int = 0) -> Layout:
 def by_block(block: Int[Array, "B T"], blocks: int, size: int) -> Layout:
     """Tiles of positions of the same block, in their order; a counting sort, no comparison sort.
 
+    A block's first tile is the one that is filled in part: causality leaves it the fewest keys to visit.
+
     Args:
       block: of each position, in 0 … blocks−1.
       blocks: how many there may be.
@@ -116,15 +118,16 @@ def by_block(block: Int[Array, "B T"], blocks: int, size: int) -> Layout:
     def one(row):
         member = jax.nn.one_hot(row, blocks, dtype=jnp.int32, axis=0)  # [K, T]
         rank = jnp.take_along_axis(jnp.cumsum(member, 1), row[None], 0)[0] - 1
-        room = -(-member.sum(1) // size) * size
-        start = jnp.cumsum(room) - room
+        count = member.sum(1)
+        room = -(-count // size) * size
+        start = jnp.cumsum(room) - count
         slot = start[row] + rank
         index = jnp.full(tiles * size, -1, jnp.int32).at[slot].set(jnp.arange(T, dtype=jnp.int32))
         return index.reshape(tiles, size), slot
 
     index, slot = jax.vmap(one)(block)
     filled = index >= 0
-    index = jnp.maximum(0, jnp.where(filled, index, index[..., :1]))  # a tile's first slot is filled
+    index = jnp.maximum(0, jnp.where(filled, index, index[..., -1:]))  # a tile's last slot is filled
     return Layout(index=index, filled=filled, length=T, pure=True, slot=slot)
 
 

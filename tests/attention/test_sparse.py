@@ -91,6 +91,8 @@ def test_layouts_lose_nothing():
     pure = tiles.by_block(block, 7, 8)
     cut, filled = np.asarray(pure.cut(block)), np.asarray(pure.filled)
     assert all(len(set(cut[at])) == 1 for at in np.ndindex(cut.shape[:2]) if filled[at].any())
+    in_part = np.argwhere(filled.any(-1) & ~filled.all(-1))
+    assert all(cut[b, at - 1, -1] != cut[b, at, -1] for b, at in in_part if at), "only a block's first tile"
     order = np.asarray(pure.index)[filled].reshape(3, 50)
     assert all((np.diff(order[b][np.asarray(block)[b, order[b]] == 3]) > 0).all() for b in range(3))
 
