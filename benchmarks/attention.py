@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -302,7 +303,8 @@ def main() -> None:
     words += ["--torch-python PATH"] * (
         given.torch_python != sys.executable
     )  # whose path is nobody's business
-    command = " ".join(["python -m benchmarks.attention", *words])
+    pages = os.environ.get("GLIBC_TUNABLES")  # huge ones: they change what is measured
+    command = " ".join([*[f"GLIBC_TUNABLES={pages}"] * bool(pages), "python -m benchmarks.attention", *words])
     with one_line(), Worker(given.torch_python) as worker:
         on_gpu = jax.default_backend() == "gpu"
         sizes = (QUICK_GPU if on_gpu else QUICK) if given.quick else GPU if on_gpu else Sizes()

@@ -345,7 +345,7 @@ def _products(found: Found) -> list[str]:
         for one in by_size.values()
     }
     return [
-        "Why λ=1 gains less than it leaves out: its tiles hold one block, whose last ones are filled in part; the sink "
+        "Why λ=1 gains less than it leaves out: its tiles hold one block, which fills one of them in part; the sink "
         "has a tile of its own in every list; cutting and joining tiles and the pass over the window do not shrink "
         "with the pairs. And blocks of few tokens take small tiles, whose products XLA runs more slowly. The same "
         "amount of products alone, by queries and keys of a tile, billions of operations per second:",
