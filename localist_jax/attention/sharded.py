@@ -25,6 +25,7 @@ def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
     settings = {name: x for name, x in call.items() if name not in arrays}
     rows, by_head = PartitionSpec(batch, None, heads), PartitionSpec(batch, heads)
     specs = {name: PartitionSpec(batch) for name in arrays}
+    specs["filing"] = PartitionSpec(heads)
     for name in ("odds", "relevant"):
         specs[name] = by_head if arrays[name].shape[0] > 1 else PartitionSpec(None, heads)
     figures = None
