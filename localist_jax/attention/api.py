@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from localist_jax.parallel.mesh import platform
 from localist_jax.types import struct
 
-Stats = Literal["none", "open", "dense"]
+Stats = Literal["none", "lse", "open", "dense"]
 # Queries × keys of a row, and keys: with fewer of both, a call is compiled and run faster in one piece (seen on CPU).
 FEW_PAIRS, FEW_KEYS = 1 << 14, 1 << 10
 # Logits of a call, B·N·T·S: a GPU pays a few kernel launches for every turn of a loop over tiles, and takes fewer in
@@ -26,7 +26,7 @@ class AttentionStats:
     """Statistics of each query's attention, float32 [B, N, T].
 
     Attributes:
-      lse: log-sum-exp of the dialled logits s + ln ω, nats; −∞ where nothing is visible.
+      lse: log-sum-exp of the dialled logits s + ln ω, nats; −∞ where nothing is visible. With "lse" all that there is.
       entropy_bits: H of the dialled attention (T4).
       fidelity: mass on relevant keys, self and window included (T3).
       gated_mass: mass on relevant keys that a gate opened: without self, window and block 0.
@@ -35,9 +35,9 @@ class AttentionStats:
     """
 
     lse: chex.Array
-    entropy_bits: chex.Array
-    fidelity: chex.Array
-    gated_mass: chex.Array
+    entropy_bits: chex.Array | None = None
+    fidelity: chex.Array | None = None
+    gated_mass: chex.Array | None = None
     price_bits: chex.Array | None = None
 
 
@@ -82,7 +82,7 @@ def attend(
       relevant: what counts as R in the statistics.
       route: straight-through one-hot of the blocks (T = S, Kq = K, no `filing`); carries the gradient to the router.
       window: 1 is the position itself.
-      stats: "none"; "open" all but the price; "dense" also the price.
+      stats: "none"; "lse" that alone; "open" all but the price; "dense" also the price.
       implementation: a name from `implementations()`; None picks the fastest for the sizes.
       mesh: splits batch and key/value heads over its devices, as `parallel.rules` say, with no communication.
 

@@ -53,8 +53,8 @@ def reference(
     with jax.named_scope("softmax"):
         alpha_BNTS, lse_BNT = _softmax(z_BNTS, open_BNTS)
         out_BTNH = jnp.einsum("BNTS,BSNH->BTNH", alpha_BNTS.astype(v_BSNH.dtype), v_BSNH)
-    if stats == "none":
-        return out_BTNH, None
+    if stats in ("none", "lse"):
+        return out_BTNH, None if stats == "none" else AttentionStats(lse=lse_BNT)
 
     with jax.named_scope("statistics"):
         relevant_BNTS = _looked_up(relevant, q_block, k_block)

@@ -110,8 +110,8 @@ def sparse(q, k, v, *, odds, relevant, filing, route, window, stats, engine: Eng
     keys = Filed(where["k"], filing)
     how = How(window=window, stats=stats, ways=_ways(engine, q.shape[1], k.shape[1]), engine=engine)
     found = _attend(how, q, k, v, odds, route, relevant, where["q"], keys)
-    if stats == "none":
-        return found.out, None
+    if stats in ("none", "lse"):
+        return found.out, None if stats == "none" else AttentionStats(lse=jnp.moveaxis(found.lse, 1, 2))
     with jax.named_scope("statistics"):
         lse, entropy, *masses = (
             jnp.moveaxis(x, 1, 2) for x in (found.lse, found.entropy, *jnp.moveaxis(found.mass, 3, 0))
@@ -163,7 +163,7 @@ def _terms(how: How, q, odds, relevant) -> Terms:
     shape = (len(q), *odds.shape[1:])
     log_odds = jnp.broadcast_to(jnp.where(odds > 0, _log(odds), MASKED).astype(wide), shape)
     traits = None
-    if how.stats != "none":
+    if how.stats in ("open", "dense"):
         gated = relevant & (jnp.arange(odds.shape[3]) > 0)
         kinds = [~relevant, gated] + [_log(odds)] * (how.stats == "dense")
         traits = jnp.stack([jnp.broadcast_to(x, shape).astype(wide) for x in kinds], -1)
@@ -183,7 +183,7 @@ def _backward(how, saved, cotangents: Found):
     c = jnp.einsum("BTNH,BTNH->BTN", found.out, dout, preferred_element_type=wide)
     given = {"lse": safe, "dentropy": cotangents.entropy, "dmass": cotangents.mass, "dexpected": None}
     c = c - jnp.where(seen, cotangents.lse, 0.0)
-    if how.stats != "none":
+    if how.stats in ("open", "dense"):
         c = c + (found.mass * cotangents.mass).sum(-1) - cotangents.entropy * (safe - found.entropy)
     if how.stats == "dense":
         given["dexpected"] = cotangents.mass[..., 2]
