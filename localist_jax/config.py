@@ -86,8 +86,10 @@ class Model:
     window: int = 8  # always-open local window of localist layers; 1: the position itself
     perception_window: int = 0  # of perception layers, at every dial; 0: dense
     qk_norm: bool = True
+    qkv_bias: bool = False  # of queries, keys and values; a norm comes after it
     rope_base: float = 10_000.0
     rope_scaling: RopeScaling = RopeScaling()
+    unturned_every: int = 0  # every so-manyth layer has no rotary positions; 0: all have them
     tied: bool = True  # logits are read off the embedding; False: a matrix of their own
     norm_eps: float = 1e-6
     dtype: str = "float32"  # of activations; parameters are float32
@@ -115,6 +117,7 @@ class Model:
             f"{smallest} … block_capacity = {self.block_capacity}",
             self.blocks,
         )
+        _require(self.unturned_every >= 0, "model.unturned_every", "0 (none) or more", self.unturned_every)
         _require(self.generations >= 1, "model.generations", "at least 1", self.generations)
         _require(self.neighbours >= 0, "model.neighbours", "0 (routed) or more", self.neighbours)
         _require(self.window >= 1, "model.window", "at least 1 (the position itself)", self.window)

@@ -23,6 +23,7 @@ PIECES = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BESIDE = "vocabulary.json"
+NEEDED = {*range(32, 127), *b"\t\n", *range(0x80, 0xC0)}  # bytes that no byte-level tokenizer may lack
 VISIBLE = {"\n": "⏎", "\t": "⇥"}
 
 
@@ -233,12 +234,12 @@ def _reader(names: Sequence[str], specials: set[int], own: bool) -> Callable[[st
     alphabet = _byte_alphabet()
     texts = [name for i, name in enumerate(names) if name and i not in specials]
     missing = set(alphabet) - set(texts)
-    if not missing or own:
-        if missing:
-            raise ValueError(
-                f"tokenizer: expected all 256 bytes as tokens, {len(missing)} are missing; "
-                "train one with Tokenizer.train"
-            )
+    if own and missing:
+        raise ValueError(
+            f"tokenizer: expected all 256 bytes as tokens, {len(missing)} are missing; "
+            "train one with Tokenizer.train"
+        )
+    if not {alphabet[c] for c in missing} & NEEDED:
         return lambda name: bytes(alphabet[c] for c in name) if set(name) <= set(alphabet) else name.encode()
     fallback = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
     if not set(fallback) <= set(names):

@@ -179,7 +179,10 @@ def pickled(folder):
 
 NORM = "model.norm.weight"
 BAD = {
-    "another family": (lambda f: changed(f, model_type="gpt2"), "model_type: expected one of llama, qwen3, got 'gpt2'"),
+    "another family": (
+        lambda f: changed(f, model_type="gpt2"),
+        "model_type: expected one of llama, mistral, qwen2, qwen3, smollm3, got 'gpt2'",
+    ),
     "yarn": (lambda f: changed(f, rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling: .*'yarn'"),
     "biases": (lambda f: changed(f, attention_bias=True), "attention_bias: expected False, got True"),
     "mlp biases": (lambda f: changed(f, mlp_bias=True), "mlp_bias"),
