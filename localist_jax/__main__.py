@@ -61,7 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dials", type=float, nargs="+", default=DIALS, metavar="λ")
 
     sub = command("generate", _generate, "Continue a prompt; several dials make several continuations.")
-    sub.add_argument("prompt")
+    sub.add_argument("prompt", nargs="?")
+    sub.add_argument(
+        "--chat", metavar="QUESTION", help="ask instead, in the way of the adopted model's chat template"
+    )
+    sub.add_argument(
+        "--system", default="", metavar="TEXT", help="with --chat: what the model is told before"
+    )
     sub.add_argument(
         "--dial", type=_dial, nargs="+", default=[1.0], metavar="λ|REGIME", help="number or preset"
     )
@@ -198,10 +204,19 @@ def _eval(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace) -> None:
     from localist_jax.locality import Dial
 
-    run = _open(arguments, arguments.prompt)
+    asked = arguments.chat is not None
+    if (arguments.prompt is not None) == asked or (arguments.system and not asked):
+        raise ValueError("generate: expected a text to continue, or --chat QUESTION (and --system with it)")
+    run = _open(arguments, arguments.chat if asked else arguments.prompt)
     dials = Dial.for_requests([_setting(run, dial) for dial in arguments.dial])
-    prompts = [arguments.prompt] * len(arguments.dial)
-    options = dict(
+    prompt, options = arguments.prompt, dict[str, Any]()
+    if asked:
+        from localist_jax.adopt.chat import Chat
+
+        prompt = Chat.of(run).ids(run.tokenizer, arguments.chat, arguments.system)
+        options["bos"] = None  # the template writes its own
+    prompts = [prompt] * len(arguments.dial)
+    options |= dict(
         max_new=arguments.tokens,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
@@ -214,7 +229,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     for dial, generation in zip(arguments.dial, generations, strict=True):
         if len(prompts) > 1:
             print(f"── λ = {dial}")
-        print(run.text(arguments.prompt, generation))
+        print(run.tokenizer.decode(generation.tokens).strip() if asked else run.text(prompt, generation))
         count = max(1, len(generation.tokens))
         spent, price = sum(generation.bits) / count, sum(generation.price_bits) / count
         print(

@@ -123,20 +123,12 @@ def adopt(
     out = Path(out)
     if (out / "config.json").exists():
         raise ValueError(f"{out}: holds a run already; choose another --out")
-    options = {"context": context, "router_layer": router_layer, "dtype": dtype, "corpus": corpus}
     with sources.found(checkpoint) as source:
-        return _adopt(source, out, command=command, **options)
+        return _adopt(source, out, context, router_layer, dtype, corpus, command)
 
 
 def _adopt(
-    source: sources.Source,
-    out: Path,
-    *,
-    context: int,
-    router_layer: int,
-    dtype: str,
-    corpus: str,
-    command: str,
+    source: sources.Source, out: Path, context: int, router_layer: int, dtype: str, corpus: str, command: str
 ) -> Run:
     folder = source.folder
     raw = families.read_config(folder)
