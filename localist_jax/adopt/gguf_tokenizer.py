@@ -89,6 +89,8 @@ def tokenizer_json(metadata: dict[str, Any]) -> str:
     make = _byte_level if kind == "gpt2" else _sentence_piece
     try:
         inner, opened = make(metadata, vocab)
+    except ValueError:
+        raise
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"tokenizer: {' '.join(str(error).split())[:120]}") from error
     marked = [(token, t) for token, t in zip(tokens, types, strict=True) if t in (CONTROL, ADDED)]
