@@ -61,9 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dials", type=float, nargs="+", default=DIALS, metavar="λ")
 
     sub = command("generate", _generate, "Continue a prompt; several dials make several continuations.")
-    sub.add_argument("prompt", nargs="?")
+    prompt = sub.add_argument("prompt", help="text to continue")
     sub.add_argument(
-        "--chat", metavar="QUESTION", help="ask instead, in the way of the adopted model's chat template"
+        "--chat",
+        metavar="QUESTION",
+        action=_Instead,
+        other=prompt,
+        help="ask instead of continuing a prompt, as the adopted model's chat template has it",
     )
     sub.add_argument(
         "--system", default="", metavar="TEXT", help="with --chat: what the model is told before"
@@ -125,6 +129,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", default="", help="float32, bfloat16 or float16; default: as adopted")
     rules.add_to(commands)
     return parser
+
+
+class _Instead(argparse.Action):
+    """An option in whose presence a positional argument may be left out."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, other: argparse.Action, **options: Any):
+        super().__init__(option_strings, dest, **options)
+        self._other = other
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        self._other.required = False
 
 
 def _dial(text: str) -> float | str:
@@ -205,7 +221,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from localist_jax.locality import Dial
 
     asked = arguments.chat is not None
-    if (arguments.prompt is not None) == asked or (arguments.system and not asked):
+    if (arguments.prompt is not None and asked) or (arguments.system and not asked):
         raise ValueError("generate: expected a text to continue, or --chat QUESTION (and --system with it)")
     run = _open(arguments, arguments.chat if asked else arguments.prompt)
     dials = Dial.for_requests([_setting(run, dial) for dial in arguments.dial])
