@@ -29,6 +29,8 @@ setup(
         "grain>=0.2.18",
         "tokenizers>=0.23",
         "safetensors>=0.8",
+        "gguf>=0.19",  # dequantises the tensors of GGUF files
+        "jinja2>=3.1.6",  # chat templates, sandboxed; older versions have known escapes
         "jaxtyping>=0.3.11",
         "numpy>=2.0",
         "scipy>=1.13",

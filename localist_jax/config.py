@@ -93,8 +93,10 @@ class Model:
     )
     delta_rank: int = 0  # rank of low-rank deltas on q, k, v and o of localist layers, which weigh λ; 0: none
     qk_norm: bool = True
+    qkv_bias: bool = False  # of queries, keys and values; a norm comes after it
     rope_base: float = 10_000.0
     rope_scaling: RopeScaling = RopeScaling()
+    unturned_every: int = 0  # every so-manyth layer has no rotary positions; 0: all have them
     tied: bool = True  # logits are read off the embedding; False: a matrix of their own
     norm_eps: float = 1e-6
     dtype: str = "float32"  # of activations; parameters are float32
@@ -122,6 +124,7 @@ class Model:
             f"{smallest} … block_capacity = {self.block_capacity}",
             self.blocks,
         )
+        _require(self.unturned_every >= 0, "model.unturned_every", "0 (none) or more", self.unturned_every)
         _require(self.generations >= 1, "model.generations", "at least 1", self.generations)
         _require(self.neighbours >= 0, "model.neighbours", "0 (routed) or more", self.neighbours)
         _require(self.filings in (1, 2), "model.filings", "1 or 2", self.filings)

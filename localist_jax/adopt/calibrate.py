@@ -19,7 +19,7 @@ from localist_jax import config
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, Dial, budget, clusters, measures
 from localist_jax.model import Transformer, forward
-from localist_jax.training.state import FILING, GATES, at_path, with_leaf
+from localist_jax.training.state import FILING, GATES, with_leaf
 from localist_jax.training.step import pairs_of, perception_share
 from localist_jax.types import Key, PyTree
 

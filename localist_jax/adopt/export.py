@@ -57,7 +57,13 @@ def export(run: Run, out: str | Path, dtype: str = "") -> Path:
             shutil.copyfile(origin / name, out / name)
     vocab_size, context = run.tokenizer.vocab_size, run.settings.data.context
     shards.write(out, _tensors(run, dtype))
-    about = families.config_of(model, vocab_size, before.get("max_position_embeddings", context), dtype)
+    about = families.config_of(
+        model,
+        vocab_size,
+        before.get("max_position_embeddings", context),
+        dtype,
+        preferred=before.get("model_type", ""),
+    )
     specials = {"bos_token_id": run.tokenizer.bos, "eos_token_id": list(run.tokenizer.stop) or None}
     write_json(out / "config.json", {**specials, **before, **about})
     if not (out / "tokenizer.json").exists():
@@ -73,7 +79,7 @@ def _tensors(run: Run, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
         part = np.asarray(leaf if tensor.layer is None else leaf[tensor.layer])
         if tensor.transposed:
             part = part.reshape(tensor.shape[::-1]).T
-        yield tensor.name, np.ascontiguousarray(part.astype(jnp.dtype(dtype)))
+        yield tensor.name, np.ascontiguousarray(part.reshape(tensor.shape).astype(jnp.dtype(dtype)))
 
 
 def _with_opener(tokenizer: Tokenizer) -> str:

@@ -6,15 +6,44 @@ compute must have the value that switches it off. Keys about training, generatio
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from localist_jax import config
 
-FAMILIES = {"llama": False, "qwen3": True}  # by `model_type`: has it QK-norm?
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-QWEN3_HEAD = 128  # head size of a Qwen3 that does not say
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What sets one family apart from the others.
+
+    Attributes:
+      architecture: class of `transformers`.
+      qk_norm, qkv_bias: has it a norm, or biases, of queries and keys?
+      head: head size of a config.json that does not say; 0: width over heads.
+      tied: does it read logits off the embedding, where config.json does not say?
+      rope_base: of a config.json that does not say.
+      windowed: does its `sliding_window` count wherever it is set?
+    """
+
+    architecture: str
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    head: int = 0
+    tied: bool = False
+    rope_base: float = 10_000.0
+    windowed: bool = False
+
+
+FAMILIES = {  # by `model_type`; a model goes out as the first that fits it
+    "llama": Family("LlamaForCausalLM"),
+    "mistral": Family("MistralForCausalLM", windowed=True),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True),
+    "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, head=128),
+    "smollm3": Family("SmolLM3ForCausalLM", tied=True, rope_base=2_000_000.0),
+}
+SMOLLM3_INTERVAL = 4  # every so-manyth layer of a SmolLM3 that does not say has no rotary positions
 SIZES = {  # fields of `config.Model` ← keys
     "layers": "num_hidden_layers",
     "width": "hidden_size",
@@ -63,12 +92,13 @@ def model_of(raw: dict[str, Any], *, router_layer: int = 1, dtype: str = "float3
     Raises:
       ValueError: a family, or a setting, that this model does not compute; by its name.
     """
-    family = raw.get("model_type")
-    if family not in FAMILIES:
+    name = raw.get("model_type")
+    if name not in FAMILIES:
         raise ValueError(
-            f"config.json: model_type: expected one of {', '.join(FAMILIES)}, got {family!r}; "
+            f"config.json: model_type: expected one of {', '.join(FAMILIES)}, got {name!r}; "
             "other families compute other functions"
         )
+    family = FAMILIES[name]
     for key, allowed in SWITCHED_OFF.items():
         if raw.get(key, allowed[0]) not in allowed:
             raise ValueError(f"config.json: {key}: expected {allowed[0]!r}, got {raw[key]!r}; not supported")
@@ -76,17 +106,18 @@ def model_of(raw: dict[str, Any], *, router_layer: int = 1, dtype: str = "float3
     if other:
         raise ValueError(f"config.json: layer_types: expected full_attention alone, got {', '.join(other)}")
     sizes: dict[str, Any] = {field: _integer(raw, key) for field, key in SIZES.items()}
-    default_head = QWEN3_HEAD if FAMILIES[family] else sizes["width"] // sizes["heads"]
-    base, scaling = _rope(raw)
+    base, scaling = _rope(raw, family.rope_base)
     return config.Model(
         **sizes,
         kv_heads=_integer(raw, "num_key_value_heads", sizes["heads"]),
-        head_size=_integer(raw, "head_dim", default_head),
+        head_size=_integer(raw, "head_dim", family.head or sizes["width"] // sizes["heads"]),
         norm_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope_base=base,
         rope_scaling=scaling,
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        qk_norm=FAMILIES[family],
+        tied=bool(raw.get("tie_word_embeddings", family.tied)),
+        qk_norm=family.qk_norm,
+        qkv_bias=family.qkv_bias,
+        unturned_every=_unturned(raw, sizes["layers"]) if name == "smollm3" else 0,
         router_layer=router_layer,
         dtype=dtype,
         blocks=1,
@@ -99,12 +130,43 @@ def model_of(raw: dict[str, Any], *, router_layer: int = 1, dtype: str = "float3
     )
 
 
-def _rope(raw: dict[str, Any]) -> tuple[float, config.RopeScaling]:
+def context_of(raw: dict[str, Any], asked: int, longest: int) -> int:
+    """Tokens of a row: those asked for, or (0) as many as it was trained at, `longest` at most.
+
+    Raises:
+      ValueError: a sliding window that is shorter.
+    """
+    context = asked or min(longest, raw.get("max_position_embeddings") or longest)
+    windowed = raw.get("model_type") in FAMILIES and FAMILIES[raw["model_type"]].windowed
+    if windowed and 0 < (raw.get("sliding_window") or 0) < context:
+        raise ValueError(
+            f"config.json: sliding_window: expected null or at least the context of {context} tokens, "
+            f"got {raw['sliding_window']}; ask for a --context of at most so many"
+        )
+    return context
+
+
+def _unturned(raw: dict[str, Any], layers: int) -> int:
+    """Every how manyth layer has no rotary positions; 0: all have them."""
+    turned = raw.get("no_rope_layers")
+    if turned is None:
+        return _integer(raw, "no_rope_layer_interval", SMOLLM3_INTERVAL)
+    every = turned.index(0) + 1 if isinstance(turned, list) and 0 in turned else 0
+    regular = [int(not every or (i + 1) % every != 0) for i in range(layers)]
+    if turned != regular:
+        raise ValueError(
+            f"config.json: no_rope_layers: expected 1 for each of {layers} layers, and 0 for every so-manyth; "
+            f"got {turned!r}"
+        )
+    return every
+
+
+def _rope(raw: dict[str, Any], default: float) -> tuple[float, config.RopeScaling]:
     """Base and scaling; `rope_parameters` holds both in newer files, `rope_theta` and `rope_scaling` in older."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"config.json: rope_scaling: expected an object, got {rope!r}")
-    base = _number(rope if "rope_theta" in rope else raw, "rope_theta", 10_000.0)
+    base = _number(rope if "rope_theta" in rope else raw, "rope_theta", default)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in SCALINGS:
         raise ValueError(
@@ -146,9 +208,27 @@ def stops_of(raw: dict[str, Any]) -> tuple[int, ...]:
     return tuple(stops) if isinstance(stops, list) else () if stops is None else (int(stops),)
 
 
-def config_of(model: config.Model, vocab_size: int, context: int, dtype: str) -> dict[str, Any]:
-    """The config.json of a model at λ=0: the inverse of `model_of`."""
-    family = next(name for name, qk_norm in FAMILIES.items() if qk_norm == model.qk_norm)
+def config_of(
+    model: config.Model, vocab_size: int, context: int, dtype: str, preferred: str = ""
+) -> dict[str, Any]:
+    """The config.json of a model at λ=0: the inverse of `model_of`.
+
+    Args:
+      model: of one of the families.
+      vocab_size: V.
+      context: tokens that it was trained at.
+      dtype: of the tensors.
+      preferred: family, where it fits; else the first that does.
+
+    Raises:
+      ValueError: a model of none of the families.
+    """
+    fits = [name for name in FAMILIES if _fits(name, model)]
+    if not fits:
+        raise ValueError(
+            "export: no family of checkpoints has these settings of qk_norm, qkv_bias and unturned_every"
+        )
+    family = preferred if preferred in fits else fits[0]
     rope: dict[str, Any] = {"rope_theta": model.rope_base, "rope_type": "default"}
     scaling = model.rope_scaling
     if scaling.kind != "none":
@@ -156,7 +236,7 @@ def config_of(model: config.Model, vocab_size: int, context: int, dtype: str) ->
     if scaling.kind == "llama3":
         rope |= dict(zip(LLAMA3_KEYS, (scaling.low, scaling.high, scaling.context), strict=True))
     return {
-        "architectures": [ARCHITECTURES[family]],
+        "architectures": [FAMILIES[family].architecture],
         "model_type": family,
         **{key: getattr(model, field) for field, key in SIZES.items()},
         "num_key_value_heads": model.kv_heads,
@@ -173,9 +253,23 @@ def config_of(model: config.Model, vocab_size: int, context: int, dtype: str) ->
         "tie_word_embeddings": model.tied,
         "hidden_act": "silu",
         "attention_bias": False,
-        **({} if model.qk_norm else {"mlp_bias": False}),
+        **({"mlp_bias": False} if family in ("llama", "smollm3") else {}),
+        **(_turned(model) if family == "smollm3" else {}),
         "attention_dropout": 0.0,
         "use_cache": True,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+
+
+def _fits(name: str, model: config.Model) -> bool:
+    family = FAMILIES[name]
+    return (family.qk_norm, family.qkv_bias) == (model.qk_norm, model.qkv_bias) and (
+        name == "smollm3" or not model.unturned_every
+    )
+
+
+def _turned(model: config.Model) -> dict[str, Any]:
+    every = model.unturned_every
+    turned = [int(not every or (i + 1) % every != 0) for i in range(model.layers)]
+    return {"no_rope_layers": turned, "no_rope_layer_interval": every or model.layers + 1}

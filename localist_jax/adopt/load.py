@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a run: weights streamed in strips, tokenizer, configuration."""
+"""From a checkpoint to a run: weights streamed in strips, tokenizer, configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from localist_jax import config
-from localist_jax.adopt import families
+from localist_jax.adopt import families, sources
+from localist_jax.adopt.gguf_file import Weights
 from localist_jax.adopt.shards import Shards
 from localist_jax.adopt.tensors import tensors
 from localist_jax.data import Tokenizer
@@ -28,6 +29,7 @@ from localist_jax.training.run import Run, abstract_state
 from localist_jax.training.state import TrainState, in_trunk
 
 LONGEST = 2048  # default context of an adopted model, if it was trained at more
+DEEP = 4  # layers from which on the router stands after the second, not the first
 ORIGIN = "origin"  # folder in the run that keeps the checkpoint's own small files
 KEPT = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -41,19 +43,20 @@ def load(folder: str | Path, settings: config.Config) -> tuple[TrainState, str]:
     Leaves are filled in place, strip by strip, so that less than one large tensor lies in memory beside the model.
 
     Args:
-      folder: of the checkpoint.
+      folder: of the checkpoint, or a GGUF file.
       settings: with the model of `families.model_of` and the vocabulary's size.
 
     Returns:
       the state, and the dtype of the checkpoint's tensors ("float32" where they differ).
 
     Raises:
-      ValueError: as `Shards`.
+      ValueError: as `Shards` and `Weights`.
     """
     vocab_size = settings.data.vocab_size
     model = Transformer(settings.model, vocab_size)
     mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
-    with Shards(Path(folder), list(tensors(settings.model, vocab_size))) as shards:
+    wanted, path = list(tensors(settings.model, vocab_size)), Path(folder)
+    with Weights(path, wanted, settings.model) if path.is_file() else Shards(path, wanted) as shards:
         state = _empty(model, settings, mesh)(jax.random.key(settings.train.seed))
         flat = traverse_util.flatten_dict(state.params)
         state = dataclasses.replace(
@@ -94,11 +97,11 @@ def _put(leaf, strip, layer, start, *, shape, turn):
 
 
 def adopt(
-    folder: str | Path,
+    checkpoint: str | Path,
     out: str | Path,
     *,
     context: int = 0,
-    router_layer: int = 1,
+    router_layer: int = 0,
     dtype: str = "float32",
     corpus: str = "",
     command: str = "",
@@ -106,10 +109,10 @@ def adopt(
     """Makes a run of a checkpoint: at every dial the original model, until it is made localist.
 
     Args:
-      folder: of the checkpoint: config.json, safetensors, tokenizer.json.
+      checkpoint: a folder with config.json, safetensors and tokenizer.json, a GGUF file, or `smollm2`.
       out: folder of the run; must not hold one.
       context: tokens of a row and of the cache; 0: as trained, 2048 at most.
-      router_layer: layers before the router.
+      router_layer: layers before the router; 0: two, or one of fewer than four.
       dtype: of activations.
       corpus: what evaluations and a later localisation read.
       command: what the user typed, for the record.
@@ -117,31 +120,40 @@ def adopt(
     Raises:
       ValueError: a family, setting, file, tensor or tokenizer that does not fit; a run that is there already.
     """
-    folder, out = Path(folder), Path(out)
+    out = Path(out)
     if (out / "config.json").exists():
         raise ValueError(f"{out}: holds a run already; choose another --out")
+    with sources.found(checkpoint) as source:
+        return _adopt(source, out, context, router_layer, dtype, corpus, command)
+
+
+def _adopt(
+    source: sources.Source, out: Path, context: int, router_layer: int, dtype: str, corpus: str, command: str
+) -> Run:
+    folder = source.folder
     raw = families.read_config(folder)
+    deep = raw.get("num_hidden_layers")
+    router_layer = router_layer or (2 if isinstance(deep, int) and deep >= DEEP else 1)
     model = families.model_of(raw, router_layer=router_layer, dtype=dtype)
     vocab_size = families.vocabulary_of(raw)
     tokenizer = Tokenizer.load(folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw))
-    trained_at = raw.get("max_position_embeddings") or LONGEST
     data: dict[str, Any] = {
         "vocab_size": vocab_size,
         "tokenizer": str(out.absolute() / "tokenizer.json"),
-        "context": context or min(LONGEST, trained_at),
+        "context": families.context_of(raw, context, LONGEST),
         **({"corpus": corpus} if corpus else {}),
     }
     settings = config.Config(model=model).replace(
         data=data, optimizer={"trunk": 0.0, "kind": "adamw"}, dial={"mode": "fixed", "locality": 0.0}
     )
-    state, stored = load(folder, settings)
+    state, stored = load(source.weights, settings)
     mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
     run = Run(out, settings, Transformer(settings.model, vocab_size), tokenizer, state, mesh)
     out.mkdir(parents=True, exist_ok=True)
     with Checkpoints(out / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(0, state, manifest=run.manifest(), cursor={})
     keep_origin(folder, out / ORIGIN, stored)
-    run.record(command, {"corpus": f"adopted from {folder.name}"})
+    run.record(command, {"corpus": f"adopted from {source.name}"})
     return run
 
 

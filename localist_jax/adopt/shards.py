@@ -50,7 +50,7 @@ class Shards:
         """Every wanted tensor strip by strip: the tensor, the strip's first row, its rows; hold one at a time."""
         for tensor in self._wanted:
             values = self._file_of[tensor.name].get_slice(tensor.name)
-            for start, end in _strips(tensor.shape):
+            for start, end in strips(tensor.shape):
                 try:
                     strip = values[start:end]
                 except SafetensorError as error:
@@ -85,12 +85,12 @@ class Shards:
         wanted = {tensor.name: tensor for tensor in self._wanted}
         missing = [name for name in wanted if name not in self._file_of]
         if missing:
-            raise ValueError(f"{self._folder}: lacks {_some(missing)}; config.json asks for it")
+            raise ValueError(f"{self._folder}: lacks {some(missing)}; config.json asks for it")
         extra = [x for x in self._file_of if x not in wanted and not COMPUTED.fullmatch(x)]
         if extra == [HEAD]:  # tied, and written out all the same
             self._same(HEAD, "model.embed_tokens.weight")
         elif extra:
-            raise ValueError(f"{self._folder}: holds {_some(extra)}, which this model has no place for")
+            raise ValueError(f"{self._folder}: holds {some(extra)}, which this model has no place for")
         seen: dict[str, str] = {}
         for name, tensor in wanted.items():
             about = self._file_of[name].get_slice(name)
@@ -107,7 +107,7 @@ class Shards:
     def _same(self, name: str, other: str) -> None:
         one, two = (self._file_of[x].get_slice(x) for x in (name, other))
         same = one.get_shape() == two.get_shape() and all(
-            np.array_equal(one[start:end], two[start:end]) for start, end in _strips(one.get_shape())
+            np.array_equal(one[start:end], two[start:end]) for start, end in strips(one.get_shape())
         )
         if not same:
             raise ValueError(
@@ -115,7 +115,7 @@ class Shards:
             )
 
 
-def _strips(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+def strips(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     """First and last row, exclusive, of each strip of a tensor; as if all were float32."""
     rows, of_row = shape[0], 4 * math.prod(shape[1:])
     step = max(1, STRIP_BYTES // of_row)
@@ -176,7 +176,8 @@ def write(folder: Path, named: Iterable[tuple[str, np.ndarray]], shard_bytes: in
     return total
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first name, and how many more there are."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 

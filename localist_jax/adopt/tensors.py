@@ -25,6 +25,11 @@ LAYER = {  # of one layer: tensor → leaf
     "mlp.up_proj": ("feed_forward", "up"),
     "mlp.down_proj": ("feed_forward", "down"),
 }
+BIASES = {  # the same, where queries, keys and values have biases
+    "self_attn.q_proj": ("attention", "query_bias"),
+    "self_attn.k_proj": ("attention", "key_bias"),
+    "self_attn.v_proj": ("attention", "value_bias"),
+}
 HEAD = "lm_head.weight"
 # Buffers that old files carry along; computed from config.json by everyone who reads them.
 COMPUTED = re.compile(r"(model\.layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -79,6 +84,11 @@ def tensors(model: config.Model, vocab_size: int) -> Iterator[Tensor]:
                 shape = (part[-1] if path[-1] == "out" else _size(part) // rows, rows)
             full = f"model.layers.{layer}.{name}.weight"
             yield Tensor(full, shape, (stack, *path), nth, part, path[-1] != "gain")
+        for name, path in BIASES.items() if c.qkv_bias else ():
+            part = parts[path[-1].removesuffix("_bias")][1:]
+            yield Tensor(
+                f"model.layers.{layer}.{name}.bias", (_size(part),), (stack, *path), nth, part, False
+            )
     yield _whole("model.norm.weight", (D,), ("final_norm", "gain"))
     if not c.tied:
         yield _whole(HEAD, (vocab_size, D), ("head",))

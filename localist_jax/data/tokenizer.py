@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
+import secrets
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +27,7 @@ PIECES = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BESIDE = "vocabulary.json"
+NEEDED = {*range(32, 127), *b"\t\n", *range(0x80, 0xC0)}  # bytes that no byte-level tokenizer may lack
 VISIBLE = {"\n": "⏎", "\t": "⇥"}
 
 
@@ -38,6 +43,7 @@ class Tokenizer:
       stop: tokens that end a text.
       silent: bool [V]; tokens that stand for no text and may not be sampled: specials that are not in `stop`.
       byte_lengths: int32 [V]; bytes that each token stands for.
+      lost: how often a text that was encoded had a byte for which there is no token, by byte; it is left out.
     """
 
     PAD: ClassVar[int] = 0
@@ -47,7 +53,8 @@ class Tokenizer:
         """Wraps a tokenizer; `train` and `load` are the usual ways here.
 
         Args:
-          inner: a BPE over bytes, or one with byte fallback and "▁" for spaces, as SentencePiece makes them.
+          inner: a BPE over bytes (some rare ones may lack a token), or one with byte fallback and "▁" for spaces, as
+            SentencePiece makes them.
           vocab_size: of the model, where it is larger than the tokenizer's.
           stop: tokens that end a text.
 
@@ -70,7 +77,9 @@ class Tokenizer:
         self.own = tuple(names[: len(SPECIALS)]) == SPECIALS
         self.stop = tuple(stop)
         self.bos = self.BOS if self.own else _opener(inner)
-        read = _reader(names, set(self._specials), self.own)
+        read, without = _reader(names, set(self._specials), self.own)
+        self._encodable = bytes(b for b in range(256) if b not in without)
+        self.lost: Counter[int] = Counter()
         self._bytes = [
             b"" if i in self._specials else whole[i].encode() if i in whole else read(name)
             for i, name in enumerate(names)
@@ -125,12 +134,65 @@ class Tokenizer:
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
         """Token ids of `text`; no specials are added."""
+        self._count_lost([text])
         return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text, in parallel threads."""
+        self._count_lost(texts)
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(e.ids, np.int32) for e in encoded]
+
+    def encode_written(self, pieces: Iterable[tuple[str, bool]]) -> Int32[np.ndarray, "T"]:
+        """Token ids of a text whose pieces have two authors: a chat template, and who fills it in.
+
+        Args:
+          pieces: a text each, and whether the template wrote it. There the name of a special token is that token;
+            in the other pieces it is characters, as always. Merges may cross the borders.
+
+        Returns:
+          The ids; no others are added.
+        """
+        inner, alias = self._aliased
+        names = re.compile("|".join(map(re.escape, sorted(alias, key=len, reverse=True))) or r"(?!)")
+        pieces = list(pieces)
+        self._count_lost([text for text, _ in pieces])
+        parts = (names.sub(lambda m: alias[m[0]], text) if own else text for text, own in pieces)
+        return np.array(inner.encode("".join(parts), add_special_tokens=False).ids, np.int32)
+
+    @functools.cached_property
+    def _aliased(self) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+        """The same tokenizer with special tokens under names that nobody can type, and those names."""
+        drawn = secrets.token_hex(8)
+        alias = {name: f"\ue000{drawn}{i}\ue001" for i, name in self._specials.items()}
+        raw = json.loads(self.to_json())
+        for token in raw["added_tokens"]:
+            token["content"] = alias.get(token["content"], token["content"])
+        model = raw["model"]
+        model["vocab"] = {alias.get(name, name): i for name, i in model["vocab"].items()}
+        model["unk_token"] = alias.get(model.get("unk_token"), model.get("unk_token"))
+        raw["post_processor"] = None
+        inner = tokenizers.Tokenizer.from_str(json.dumps(raw))
+        assert all(inner.token_to_id(alias[name]) == i for i, name in self._specials.items())
+        return inner, alias
+
+    def _count_lost(self, texts: Sequence[str]) -> None:
+        """Counts the bytes that have no token, and names them the first time."""
+        if len(self._encodable) == 256:
+            return
+        lost = Counter(
+            byte
+            for text in texts
+            for byte in text.encode("utf-8", "replace").translate(None, self._encodable)
+        )
+        if lost and not self.lost:
+            named = ", ".join(f"0x{byte:02X} ({count})" for byte, count in sorted(lost.items()))
+            print(
+                f"tokenizer: {lost.total()} bytes of the text have no token and are left out: {named}",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.lost += lost
 
     def decode(self, ids: Iterable[Any]) -> str:
         """Text of `ids` (integers, a NumPy or a JAX array).
@@ -228,22 +290,29 @@ def _opener(inner: tokenizers.Tokenizer) -> int | None:
     return whole[0] if len(whole) > len(plain) else None
 
 
-def _reader(names: Sequence[str], specials: set[int], own: bool) -> Callable[[str], bytes]:
-    """How the bytes of a token are read off its name: byte-level, or with "▁" and byte fallback."""
+def _reader(
+    names: Sequence[str], specials: set[int], own: bool
+) -> tuple[Callable[[str], bytes], frozenset[int]]:
+    """How the bytes of a token are read off its name (byte-level, or with "▁" and byte fallback); bytes without one."""
     alphabet = _byte_alphabet()
     texts = [name for i, name in enumerate(names) if name and i not in specials]
     missing = set(alphabet) - set(texts)
-    if not missing or own:
-        if missing:
-            raise ValueError(
-                f"tokenizer: expected all 256 bytes as tokens, {len(missing)} are missing; "
-                "train one with Tokenizer.train"
-            )
-        return lambda name: bytes(alphabet[c] for c in name) if set(name) <= set(alphabet) else name.encode()
+    if own and missing:
+        raise ValueError(
+            f"tokenizer: expected all 256 bytes as tokens, {len(missing)} are missing; "
+            "train one with Tokenizer.train"
+        )
+    if not {alphabet[c] for c in missing} & NEEDED:
+        known = set(alphabet)
+        without = frozenset(alphabet[c] for c in missing)
+        return (
+            lambda name: bytes(alphabet[c] for c in name) if known.issuperset(name) else name.encode(),
+            without,
+        )
     fallback = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
     if not set(fallback) <= set(names):
         raise ValueError(
             f"tokenizer: expected all 256 bytes as tokens, {len(missing)} are missing, and no byte fallback either; "
             "only tokenizers that can encode every text are read"
         )
-    return lambda name: fallback.get(name) or name.replace("▁", " ").encode()
+    return lambda name: fallback.get(name) or name.replace("▁", " ").encode(), frozenset()

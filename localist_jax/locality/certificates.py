@@ -16,8 +16,8 @@ def logit_bound(q_gain: np.ndarray, k_gain: np.ndarray, dtype: str = "float32") 
     """S with |s_ij| ≤ S for every input of a head with QK-norm and rotary positions (T5).
 
     S = √H · max over rotary pairs of (max|γ_q| · max|γ_k| within the pair): RMS-normalised vectors have
-    length at most √H, the gains scale them, a rotation mixes the two channels of a pair, and logits carry
-    the factor 1/√H.
+    length at most √H, the gains scale them, a rotation mixes the two channels of a pair (or none), and logits carry
+    the factor 1/√H. Biases of queries and keys come before the norm, which takes their length away: S holds with them.
 
     Args:
       q_gain, k_gain: gains γ_q, γ_k, [..., H]; channels h and h + H/2 form a rotary pair.

@@ -209,8 +209,9 @@ class Attention(nn.Module):
         at: Placement,
         cache: LayerCache | None,
         rules: LayerSteering | None = None,
+        turned: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], AttentionStats | None, LayerCache | None]:
-        """Attends, writing keys and values into the cache first if there is one."""
+        """Attends, writing keys and values into the cache first if there is one; `turned` 0: no rotary positions."""
         c = self.config
         D, N, G, H = x.shape[-1], c.heads, c.kv_heads, c.head_size
         wq = weight(self, "query", (D, N, H), ("embed", "heads", "head"), D)
@@ -218,6 +219,11 @@ class Attention(nn.Module):
         wv = weight(self, "value", (D, G, H), ("embed", "kv_heads", "head"), D)
         wo = weight(self, "out", (N, H, D), ("heads", "head", "embed"), N * H, (2 * c.layers) ** -0.5)
         q, k, v = (jnp.einsum("BTD,DNH->BTNH", x, w.astype(x.dtype)) for w in (wq, wk, wv))
+        if c.qkv_bias:
+            zeros = nn.initializers.zeros
+            q += parameter(self, "query_bias", zeros, (N, H), ("heads", "head")).astype(x.dtype)
+            k += parameter(self, "key_bias", zeros, (G, H), ("kv_heads", "head")).astype(x.dtype)
+            v += parameter(self, "value_bias", zeros, (G, H), ("kv_heads", "head")).astype(x.dtype)
         deltas = self.localist and c.delta_rank > 0
         if deltas:
             sides = {"query": (N, "heads"), "key": (G, "kv_heads"), "value": (G, "kv_heads")}
@@ -228,7 +234,8 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = Norm(c.norm_eps, "head", name="query_norm")(q)
             k = Norm(c.norm_eps, "head", name="key_norm")(k)
-        q, k = (rotate(x, at.positions, c.rope_base, c.rope_scaling) for x in (q, k))
+        angles = at.positions if turned is None else at.positions * turned
+        q, k = (rotate(x, angles, c.rope_base, c.rope_scaling) for x in (q, k))
         filing = self._filing() if at.k_block.ndim == 3 else None
         if cache is not None and at.slot is not None:
             slot = at.slot if filing is None else at.slot[:, filing].swapaxes(1, 2)
@@ -361,12 +368,12 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, per_layer: tuple[Any, ...], at: Placement):
-        """x → x + attention, then + feed-forward + localist units; per layer: β, cache, steering."""
-        beta, cache, rules = per_layer
+        """x → x + attention, then + feed-forward + localist units; per layer: β, cache, steering, is it turned."""
+        beta, cache, rules, turned = per_layer
         eps = self.config.norm_eps
         with jax.named_scope("attention"):
             attention = Attention(self.config, self.localist, self.stats, self.mesh, name="attention")
-            y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache, rules)
+            y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache, rules, turned)
             x = placed(x + y, self.mesh, "batch")
         with jax.named_scope("feed_forward"):
             h = Norm(eps, name="feed_forward_norm")(x)

@@ -200,7 +200,10 @@ class Transformer(nn.Module):
         first = self.config.router_layer
         part = slice(first, None) if localist else slice(None, first)
         layers = None if cache is None else cache.localist if localist else cache.perception
-        return beta_LBN[part], layers, None if rules is None else rules.layers(first)
+        every, turned = self.config.unturned_every, None
+        if every:
+            turned = (jnp.arange(1, self.config.layers + 1) % every > 0).astype(jnp.int32)[part]
+        return beta_LBN[part], layers, None if rules is None else rules.layers(first), turned
 
 
 def forward(

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -176,9 +177,13 @@ class Run:
             figures |= {f"{name}@{value:g}": x for name, x in read.items()}
         return figures
 
-    def generate(self, prompts: list[str], dial, **options) -> list[Generation]:
-        """`model.generate` on text: encodes the prompts, and keeps to the context the run was trained at."""
-        ids = [self.tokenizer.encode(prompt).tolist() for prompt in prompts]
+    def generate(self, prompts: Sequence[str | list[int]], dial, **options) -> list[Generation]:
+        """`model.generate` on text: encodes the prompts, and keeps to the context the run was trained at.
+
+        A prompt may be token ids instead; with `bos=None` nothing is put before them.
+        """
+        ids = [p if isinstance(p, list) else self.tokenizer.encode(p).tolist() for p in prompts]
+        options = {"bos": self.tokenizer.bos, **options}
         return generate(
             self.model,
             self.state.params,
@@ -186,7 +191,6 @@ class Run:
             ids,
             dial,
             context=self.settings.data.context,
-            bos=self.tokenizer.bos,
             silent=self.tokenizer.silent,
             stop=self.tokenizer.stop,
             **options,

@@ -163,8 +163,7 @@ def _matrices(params: PyTree) -> PyTree:
 RULES = {  # by the last name on a parameter's path; every parameter must be here
     "gates": "gate",
     "filing": "frozen",  # chosen by calibration, not learned
-    "bias": "vector",
-    "gain": "vector",
+    **dict.fromkeys(("gain", "bias", "query_bias", "key_bias", "value_bias"), "vector"),
     **dict.fromkeys(("embedding", "head", "kernel"), "table"),
     **dict.fromkeys(("query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"),
 }

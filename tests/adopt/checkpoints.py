@@ -1,6 +1,7 @@
 """Tiny checkpoints with random weights, written without the package: names and shapes as they are in the wild."""
 
 import json
+import re
 
 import numpy as np
 import tokenizers
@@ -27,6 +28,15 @@ VARIANTS = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
     },
     "qwen3, untied": {"model_type": "qwen3", "num_key_value_heads": 4, "head_dim": 12},
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 256},
+    "qwen2, biases": {
+        "model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True, "sliding_window": 16,
+        "use_sliding_window": False,
+    },
+    "smollm3, a layer without rotary positions": {
+        "model_type": "smollm3", "num_key_value_heads": 2, "tie_word_embeddings": True, "no_rope_layers": [1, 0, 1],
+        "no_rope_layer_interval": 2, "pad_token_id": None,
+    },
 }  # fmt: skip
 
 
@@ -42,7 +52,8 @@ def config_of(variant):
 def weights_of(raw, dtype="float32", seed=0):
     """Tensors by name; norms near 1, everything else of a size that keeps all layers awake."""
     rng = np.random.default_rng(seed)
-    H, G = raw["head_dim"], raw["num_key_value_heads"]
+    H, G, N = raw["head_dim"], raw["num_key_value_heads"], raw["num_attention_heads"]
+    D, L, F = raw["hidden_size"], raw["num_hidden_layers"], raw["intermediate_size"]
     shapes = {"model.embed_tokens": (V, D)}
     for i in range(L):
         at = f"model.layers.{i}."
@@ -62,6 +73,9 @@ def weights_of(raw, dtype="float32", seed=0):
         drawn = rng.standard_normal(shape)
         scaled = 1 + 0.2 * drawn if len(shape) == 1 else drawn * (2 / shape[-1]) ** 0.5
         values[f"{name}.weight"] = scaled.astype(np.float32).astype(np.dtype(dtype))
+    for name in [x for x in values if raw["model_type"] == "qwen2" and re.search(r"\.[qkv]_proj\.", x)]:
+        bias = rng.standard_normal(values[name].shape[0]).astype(np.float32)
+        values[name.replace("weight", "bias")] = bias.astype(np.dtype(dtype))
     return values
 
 

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from localist_jax import __main__ as localist
-from localist_jax.adopt import adopt, export, shards
+from localist_jax.adopt import adopt, export, families, shards
 from localist_jax.adopt.shards import write as write_shards
 from localist_jax.data import Tokenizer
 from localist_jax.locality import Dial
@@ -86,7 +86,9 @@ def test_logits_are_those_on_record(adopted, variant):
     np.testing.assert_allclose(found, GOLDEN[variant], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("variant", ["llama, one key head, llama3", "qwen3, tied"])
+@pytest.mark.parametrize(
+    "variant", ["llama, one key head, llama3", "qwen3, tied", "qwen2, biases", VARIANTS[-1]]
+)
 def test_with_a_cache_too(adopted, variant):
     _, run = adopted(variant)
     found = cached_logits(run, make_golden.tokens())[:, ::3]
@@ -128,7 +130,15 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(adopted, variant):
 
 
 @pytest.mark.parametrize(
-    ("variant", "dtype"), [(VARIANTS[0], "float32"), (VARIANTS[3], "bfloat16"), (VARIANTS[2], "float16")]
+    ("variant", "dtype"),
+    [
+        (VARIANTS[0], "float32"),
+        (VARIANTS[3], "bfloat16"),
+        (VARIANTS[2], "float16"),
+        ("mistral", "bfloat16"),
+        ("qwen2, biases", "float32"),
+        (VARIANTS[-1], "float32"),
+    ],
 )
 def test_there_and_back_is_bit_exact(adopted, tmp_path, variant, dtype):
     folder, run = adopted(variant, dtype)
@@ -142,6 +152,8 @@ def test_there_and_back_is_bit_exact(adopted, tmp_path, variant, dtype):
     assert (back / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     again = adopt(back, tmp_path / "again")
     assert again.settings.model == run.settings.model
+    families_of = (json.loads((x / "config.json").read_text())["model_type"] for x in (folder, back))
+    assert len(set(families_of)) == 1
 
 
 def test_large_exports_are_sharded_and_read_again(adopted, tmp_path):
@@ -179,10 +191,22 @@ def pickled(folder):
 
 NORM = "model.norm.weight"
 BAD = {
-    "another family": (lambda f: changed(f, model_type="gpt2"), "model_type: expected one of llama, qwen3, got 'gpt2'"),
+    "another family": (
+        lambda f: changed(f, model_type="gpt2"),
+        "model_type: expected one of llama, mistral, qwen2, qwen3, smollm3, got 'gpt2'",
+    ),
     "yarn": (lambda f: changed(f, rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling: .*'yarn'"),
     "biases": (lambda f: changed(f, attention_bias=True), "attention_bias: expected False, got True"),
     "mlp biases": (lambda f: changed(f, mlp_bias=True), "mlp_bias"),
+    "gemma": (lambda f: changed(f, model_type="gemma3_text"), "model_type: .*'gemma3_text'"),
+    "a short window": (
+        lambda f: changed(f, model_type="mistral", sliding_window=64),
+        "sliding_window: expected null or at least the context of 256 tokens, got 64; ask for a --context",
+    ),
+    "layers without positions here and there": (
+        lambda f: changed(f, model_type="smollm3", no_rope_layers=[0, 1, 1]),
+        r"no_rope_layers: expected 1 for each of 3 layers, and 0 for every so-manyth; got \[0, 1, 1\]",
+    ),
     "sliding": (lambda f: changed(f, use_sliding_window=True), "use_sliding_window"),
     "activation": (lambda f: changed(f, hidden_act="gelu"), "hidden_act: expected 'silu', got 'gelu'"),
     "quantised": (lambda f: changed(f, quantization_config={"bits": 4}), "quantization_config"),
@@ -282,3 +306,34 @@ def test_there_is_nothing_to_report_of_a_run_that_was_never_trained(adopted):
     _, run = adopted(VARIANTS[0])
     with pytest.raises(ValueError, match="was adopted and not trained yet"):
         measure(run)
+
+
+def test_a_context_within_the_window_is_read(tmp_path):
+    folder = checkpoints.write(tmp_path / "checkpoint", "mistral")
+    changed(folder, sliding_window=64)
+    run = adopt(folder, tmp_path / "run", context=64)
+    assert run.settings.data.context == 64
+
+
+@pytest.mark.parametrize(("layers", "given", "stands"), [(4, 0, 2), (3, 0, 1), (4, 1, 1), (4, 3, 3)])
+def test_the_router_of_a_deep_model_stands_after_the_second_layer(
+    tmp_path, monkeypatch, layers, given, stands
+):
+    monkeypatch.setattr(checkpoints, "L", layers)
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    assert adopt(folder, tmp_path / "run", router_layer=given).settings.model.router_layer == stands
+
+
+def test_smollm3_that_says_nothing_turns_three_layers_of_four_and_is_tied():
+    raw = checkpoints.config_of(VARIANTS[-1])
+    for key in ("no_rope_layers", "no_rope_layer_interval", "tie_word_embeddings", "rope_theta"):
+        raw.pop(key)
+    model = families.model_of(raw)
+    assert (model.unturned_every, model.tied, model.rope_base) == (4, True, 2e6)
+    assert families.model_of({**raw, "no_rope_layers": [1, 1, 1]}).unturned_every == 0
+
+
+def test_a_model_of_no_family_is_not_exported():
+    model = families.model_of(checkpoints.config_of("qwen2, biases"))
+    with pytest.raises(ValueError, match="no family of checkpoints has these settings of qk_norm, qkv_bias"):
+        families.config_of(dataclasses.replace(model, qk_norm=True), 288, 256, "float32")

@@ -10,8 +10,8 @@ from localist_jax.data import Tokenizer
 TEXTS = ["the cat", "naïve — 日本語 🙂", "a\nb\t c", "<s> typed </s>"]
 
 
-def byte_level(bos=True, both=False):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+def byte_level(bos=True, both=False, without=""):
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(without))
     vocab = {c: i for i, c in enumerate(alphabet)} | {"Ġt": 256, "<s>": 257, "</s>": 258, "<|im_start|>": 259}
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("Ġ", "t")]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -76,3 +76,47 @@ def test_what_cannot_be_read_is_said():
         Tokenizer.from_json(byte_level(), vocab_size=100)
     with pytest.raises(ValueError, match="has 260 tokens"):
         Tokenizer.from_json(byte_level(), stop=[400])
+
+
+RARE = "Ĕñĕ"  # stand-ins of the bytes 0x14, 0xF1 and 0x15
+
+
+def test_bytes_without_a_token_are_left_out_as_the_library_does_and_counted_and_named_once(capsys):
+    tokenizer = Tokenizer.from_json(byte_level(bos=False, without=RARE))
+    assert len(tokenizer) == 260
+    plain = tokenizer.encode("a naïve 🙂")
+    assert tokenizer.decode(plain) == "a naïve 🙂"
+    assert not tokenizer.lost
+    assert capsys.readouterr().err == ""
+    texts = ["a\x14b", "\U00040000\x14"]  # the second begins with 0xF1
+    ids = tokenizer.encode_batch(texts)
+    raw = tokenizers.Tokenizer.from_str(byte_level(bos=False, without=RARE))
+    assert [x.tolist() for x in ids] == [raw.encode(text).ids for text in texts]
+    assert tokenizer.byte_lengths[ids[0]].sum() == 2
+    assert tokenizer.byte_lengths[ids[1]].sum() == 3
+    assert tokenizer.lost == {0x14: 2, 0xF1: 1}
+    said = "tokenizer: 3 bytes of the text have no token and are left out: 0x14 (2), 0xF1 (1)\n"
+    assert capsys.readouterr().err == said
+    tokenizer.encode(texts[0])
+    assert tokenizer.lost == {0x14: 3, 0xF1: 1}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("byte", ["a", "!", "Ċ", "Ģ"])
+def test_bytes_of_plain_text_and_of_every_script_must_be_there(byte):
+    with pytest.raises(ValueError, match="1 are missing, and no byte fallback either"):
+        Tokenizer.from_json(byte_level(without=byte))
+
+
+@pytest.mark.parametrize("made", [byte_level, sentence_piece])
+def test_of_two_authors_only_one_writes_special_tokens(made):
+    tokenizer = Tokenizer.from_json(made())
+    bos, eos = (tokenizer._inner.token_to_id(name) for name in ("<s>", "</s>"))
+    ids = tokenizer.encode_written([("<s>the ", True), ("cat</s>", False), ("</s> the", True)]).tolist()
+    assert [i for i in ids if i in (bos, eos)] == [bos, eos]
+    assert tokenizer.decode(ids).replace(" ", "") == "thecat</s>the"
+    together = "<s>the cat</s>"
+    inner = tokenizers.Tokenizer.from_str(made())
+    theirs = inner.encode(together, add_special_tokens=False).ids
+    assert tokenizer.encode_written([("<s>the ", True), ("cat", False), ("</s>", True)]).tolist() == theirs
+    assert tokenizer.encode_written([]).tolist() == []
