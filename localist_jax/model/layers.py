@@ -76,6 +76,7 @@ def with_units(at: Placement, parent: Int[Array, " K"], generations: int, shards
 
 Shape = tuple[int, ...]
 Axes = tuple[str, ...]
+KEY_PLACES = ("k_block", "k_pos", "k_seg")
 UNSCALED = config.RopeScaling()
 
 
@@ -279,23 +280,35 @@ class Attention(nn.Module):
         return jnp.round(filing).astype(jnp.int32)
 
     def _mass(self, q, k, call: dict[str, Any]) -> Float[Array, "F N K K"]:
-        """Attention mass beyond the window by (query block, key block) at λ=0, under each filing, by T17.
+        """Attention mass beyond the window by (query block, key block) at λ=0, under each filing (T17).
 
-        m[k,l] = ∂(Σ_i lse_i)/∂ ln ω[k,l] at ω = 1, with the layer's inputs held fixed.
+        A query's mass on every block is what it reads where each key's value is its block as a one-hot; what it reads
+        inside the window alone, at that window's share e^{lse_near − lse}, is taken off.
         """
-        c = self.config
+        c, rows, filed = (
+            self.config,
+            jax.nn.one_hot(call["q_block"], self.config.block_capacity),
+            call["k_block"],
+        )
+        filed = filed.reshape(len(filed), c.filings, -1)
+        values = jax.nn.one_hot(filed, c.block_capacity).swapaxes(1, 2)  # [B, S, F, K]
+        values = jnp.broadcast_to(values[:, :, None], (*values.shape[:2], c.kv_heads, *values.shape[2:]))
+        flat = values.reshape(*values.shape[:3], -1).astype(q.dtype)
+        places = {
+            name: x.reshape(len(x), c.filings, -1)[:, 0] for name, x in call.items() if name in KEY_PLACES
+        }
         ones = jnp.ones((1, c.heads, c.block_capacity, c.block_capacity))
-        values = jnp.zeros_like(k[..., :1])
 
-        def total(odds, filing):
-            fixed = {**call, "odds": odds, "relevant": ones > 0, "filing": filing}
-            _, stats = attend(q, k, values, **fixed, stats="lse")
-            return jnp.where(jnp.isfinite(stats.lse), stats.lse, 0.0).sum()
+        def read(odds):
+            plain = {**call, **places, "odds": odds, "relevant": odds > 0, "filing": None}
+            out, stats = attend(q, k, flat, **plain, stats="lse")
+            return out.astype(jnp.float32), stats.lse.swapaxes(1, 2)[..., None]
 
-        if call["filing"] is None:
-            return jax.grad(total)(ones, None)
-        each = [jnp.full(c.kv_heads, f, jnp.int32) for f in range(c.filings)]
-        return jnp.concatenate([jax.grad(total)(ones, filing) for filing in each])
+        (whole, lse), (near, near_lse) = read(ones), read(0 * ones)
+        seen = jnp.isfinite(near_lse)
+        inside = jnp.where(seen, jnp.exp(jnp.where(seen, near_lse - lse, 0.0)), 0.0)
+        beyond = (whole - inside * near).reshape(*whole.shape[:3], c.filings, c.block_capacity)
+        return jnp.einsum("BTk,BTNFl->FNkl", rows, jnp.maximum(beyond, 0.0))
 
     def _odds(self, beta):
         c = self.config
