@@ -8,6 +8,8 @@ localist report runs/quickstart
 localist rules check house.yaml
 localist generate runs/quickstart "The list type" --rules house.yaml --audit out.json
 localist adopt ~/models/Qwen3-0.6B --out runs/qwen
+localist adopt smollm2 --out runs/smol
+localist generate runs/smol --chat "What is the capital of France?" --dial 0
 localist export runs/qwen ~/models/back
 """
 
