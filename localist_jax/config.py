@@ -75,6 +75,7 @@ class Model:
     head_size: int = 32  # H
     feed_forward: int = 512  # F
     router_layer: int = 1  # layers below it are perception, the others are localist
+    router_bias: bool = False  # a bias for each block: the router of a calibrated model needs one
     blocks: int = 16  # blocks in use at the start, block 0 (sink and background) included
     block_capacity: int = 16  # K: blocks allocated
     block_units: int = 32  # U; 0: no localist units
@@ -83,8 +84,14 @@ class Model:
     anchor_capacity: int = 16  # anchor tokens per block
     background: bool = False  # may the router send positions to block 0, which everyone sees?
     neighbours: int = 0  # a control: blocks are runs of so many positions, not routed; 0: routed
+    filings: int = 1  # 2: a key/value head may file keys under the block of the position before them
+    sink: int = 1  # first positions of a text, in block 0: every later one reads them
     window: int = 8  # always-open local window of localist layers; 1: the position itself
-    perception_window: int = 0  # of perception layers, at every dial; 0: dense
+    perception_window: int = 0  # of perception layers; 0: dense
+    perception_dialled: bool = (
+        False  # perception layers are dense at λ=0 and have their window at λ=1; else at every λ
+    )
+    delta_rank: int = 0  # rank of low-rank deltas on q, k, v and o of localist layers, which weigh λ; 0: none
     qk_norm: bool = True
     qkv_bias: bool = False  # of queries, keys and values; a norm comes after it
     rope_base: float = 10_000.0
@@ -120,6 +127,9 @@ class Model:
         _require(self.unturned_every >= 0, "model.unturned_every", "0 (none) or more", self.unturned_every)
         _require(self.generations >= 1, "model.generations", "at least 1", self.generations)
         _require(self.neighbours >= 0, "model.neighbours", "0 (routed) or more", self.neighbours)
+        _require(self.filings in (1, 2), "model.filings", "1 or 2", self.filings)
+        _require(self.sink >= 1, "model.sink", "at least 1 position", self.sink)
+        _require(self.delta_rank >= 0, "model.delta_rank", "0 (none) or more", self.delta_rank)
         _require(self.window >= 1, "model.window", "at least 1 (the position itself)", self.window)
         _require(
             self.perception_window >= 0,

@@ -7,12 +7,13 @@ from typing import Any, Literal, get_args
 
 import chex
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from localist_jax.parallel.mesh import platform
 from localist_jax.types import struct
 
-Stats = Literal["none", "open", "dense"]
+Stats = Literal["none", "lse", "open", "dense"]
 # Queries × keys of a row, and keys: with fewer of both, a call is compiled and run faster in one piece (seen on CPU).
 FEW_PAIRS, FEW_KEYS = 1 << 14, 1 << 10
 # Logits of a call, B·N·T·S: a GPU pays a few kernel launches for every turn of a loop over tiles, and takes fewer in
@@ -25,7 +26,7 @@ class AttentionStats:
     """Statistics of each query's attention, float32 [B, N, T].
 
     Attributes:
-      lse: log-sum-exp of the dialled logits s + ln ω, nats; −∞ where nothing is visible.
+      lse: log-sum-exp of the dialled logits s + ln ω, nats; −∞ where nothing is visible. With "lse" all that there is.
       entropy_bits: H of the dialled attention (T4).
       fidelity: mass on relevant keys, self and window included (T3).
       gated_mass: mass on relevant keys that a gate opened: without self, window and block 0.
@@ -34,9 +35,9 @@ class AttentionStats:
     """
 
     lse: chex.Array
-    entropy_bits: chex.Array
-    fidelity: chex.Array
-    gated_mass: chex.Array
+    entropy_bits: chex.Array | None = None
+    fidelity: chex.Array | None = None
+    gated_mass: chex.Array | None = None
     price_bits: chex.Array | None = None
 
 
@@ -46,13 +47,14 @@ def attend(
     v: Float[Array, "B S G Hv"],
     *,
     q_block: Int[Array, "B T"],
-    k_block: Int[Array, "B S"],
+    k_block: Int[Array, "B S"] | Int[Array, "B F S"],
     q_pos: Int[Array, "B T"],
-    k_pos: Int[Array, "B S"],
+    k_pos: Int[Array, "B S"] | Int[Array, "B F S"],
     q_seg: Int[Array, "B T"],
-    k_seg: Int[Array, "B S"],
+    k_seg: Int[Array, "B S"] | Int[Array, "B F S"],
     odds: Float[Array, "#B N Kq K"],
     relevant: Bool[Array, "#B N Kq K"],
+    filing: Int[Array, " G"] | None = None,
     route: Float[Array, "B T K"] | None = None,
     window: int = 1,
     stats: Stats = "none",
@@ -65,16 +67,22 @@ def attend(
     keys j that i sees: same segment, k_pos ≤ q_pos. Keys nearer than `window` positions have ω = 1.
     Query head n reads key/value head n // (N/G).
 
+    Keys may be filed in F ways, each of which puts every key under a block (its own, or that of the position before
+    it). A key/value head goes by one of them, and so do the query heads that read it.
+
     Args:
       q, k, v: inputs; logits and sums are float32 (float64 for float64 inputs) whatever their dtype.
       q_block, k_block: block of each position; q_block names one of Kq rows of the odds.
       q_pos, k_pos: position within the segment.
       q_seg, k_seg: segment; 0 marks padding, which sees nothing and is seen by nothing.
+        Block, position and segment of the keys are [B, S], or [B, F, S] with a `filing`: slot s of key/value head g
+        holds what its filing says (in a paged cache the same slot holds other positions under another filing).
+      filing: number in 0 … F−1 of the filing that each key/value head goes by; traced.
       odds: ω ≥ 0 with the dial already in it, above 1 only where rules ask for it; exactly 0 closes a pair.
       relevant: what counts as R in the statistics.
-      route: straight-through one-hot of the blocks (T = S, Kq = K); carries the gradient to the router.
+      route: straight-through one-hot of the blocks (T = S, Kq = K, no `filing`); carries the gradient to the router.
       window: 1 is the position itself.
-      stats: "none"; "open" all but the price; "dense" also the price.
+      stats: "none"; "lse" that alone; "open" all but the price; "dense" also the price.
       implementation: a name from `implementations()`; None picks the fastest for the sizes.
       mesh: splits batch and key/value heads over its devices, as `parallel.rules` say, with no communication.
 
@@ -85,10 +93,13 @@ def attend(
     Raises:
       ValueError: sizes that do not fit, or an unknown or unsuitable implementation.
     """
-    _check(q, k, odds, route, window, stats)
+    _check(q, k, odds, route, window, stats, k_block, filing)
+    if filing is None:  # one filing, which all heads go by
+        k_block, k_pos, k_seg = (x[:, None] for x in (k_block, k_pos, k_seg))
+        filing = jnp.zeros(k.shape[2], jnp.int32)
     call: dict[str, Any] = dict(
         q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg,
-        odds=odds, relevant=relevant, route=route, window=window, stats=stats,
+        odds=odds, relevant=relevant, filing=filing, route=route, window=window, stats=stats,
     )  # fmt: skip
     chosen = _implementation(implementation, q, k, v, odds, platform(mesh))
     if mesh is None or mesh.size == 1:
@@ -139,7 +150,7 @@ def _fast(q, v, odds, platform: str) -> str:
     return "tpu" if platform == "tpu" else "sparse"
 
 
-def _check(q, k, odds, route, window, stats) -> None:
+def _check(q, k, odds, route, window, stats, k_block, filing) -> None:
     heads, groups = q.shape[2], k.shape[2]
     if heads % groups:
         raise ValueError(f"attend: {heads} query heads do not divide into {groups} key/value heads")
@@ -151,3 +162,7 @@ def _check(q, k, odds, route, window, stats) -> None:
         raise ValueError(f"attend: stats must be one of {', '.join(get_args(Stats))}, got {stats!r}")
     if route is not None and (q.shape[1] != k.shape[1] or route.shape[-1] != odds.shape[-2]):
         raise ValueError("attend: route needs one query per key and as many blocks as the odds have rows")
+    if (k_block.ndim == 3) != (filing is not None):
+        raise ValueError("attend: places of keys are [B, F, S] with a filing, and [B, S] without one")
+    if route is not None and filing is not None:
+        raise ValueError("attend: route carries the gradient of one filing only; leave `filing` out")

@@ -99,7 +99,7 @@ class Board:
 
     Attributes:
       section, work: what is visited.
-      q_at, k_at: marks [B·M, C]; of pure tiles the block is [B·M, 1].
+      q_at, k_at: marks [B·M, C]; of pure tiles the block is [B·M, 1]. Marks of keys [B·G·M, C] where heads differ.
     """
 
     section: Section
@@ -121,16 +121,17 @@ class Board:
     def lanes(self, g, groups: int) -> Lanes:
         """Those of group g, where keys have `groups` heads; numbers past the last tile are padding."""
         s, index = self.section, self.work.order[g]
-        (B, I, _), J = s.q_layout.index.shape, s.k_layout.index.shape[1]
+        (B, I, _), (_, alike, J, _) = s.q_at.pos.shape, s.k_at.pos.shape
         tile = jnp.minimum(index, B * s.heads * I - 1)
         head, row = tile // I, tile // (s.heads * I)
         place, of_head = (row * I + tile % I).astype(jnp.uint32), (head % s.heads).astype(jnp.uint32)
+        group = of_head * groups // s.heads
         return Lanes(
             board=self, head=head, own=jax.tree.map(lambda x: _get(x, place), self.q_at),
             place=(place, slice(None), of_head),
             into=(jnp.where(index == tile, place, jnp.uint32(FAR)), slice(None), of_head),
             counts=self.work.counts[index], lists=self.work.lists[tile], first=row * J,
-            group=of_head * groups // s.heads,
+            first_marks=row * J if alike == 1 else (row * alike + group.astype(row.dtype)) * J, group=group,
         )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ class Lanes:
       own: marks [P, C].
       place, into: where a lane's tile is read and written; past the end where there is none.
       counts, lists: int32 [P], [P, J], how many key tiles they visit, and which.
-      first: int32 [P], what to add to these.
+      first, first_marks: int32 [P], what to add to these to find a key tile, and its marks.
       group: uint32 [P], the head of keys.
     """
 
@@ -156,6 +157,7 @@ class Lanes:
     counts: jax.Array
     lists: jax.Array
     first: jax.Array
+    first_marks: jax.Array
     group: jax.Array
 
     def of_blocks(self, table):
@@ -163,13 +165,11 @@ class Lanes:
         return table.reshape(-1, *table.shape[2:])[self.head[:, None], self.own.block]
 
     def visit(self, j) -> tuple[Marks, tuple, jax.Array]:
-        """Of the j-th key tile of each lane the marks, where it lies, and which lanes have one.
-
-        One that is done stays at its last.
-        """
+        """Return the marks, index and validity of each lane's j-th key tile; a lane that is done stays at its last."""
         here = jnp.clip(self.counts - 1, 0, j)[:, None]
-        tile = (self.first + jnp.take_along_axis(self.lists, here, 1)[:, 0]).astype(jnp.uint32)
-        to = jax.tree.map(lambda x: _get(x, tile), self.board.k_at)
+        listed = jnp.take_along_axis(self.lists, here, 1)[:, 0]
+        tile, marked = ((first + listed).astype(jnp.uint32) for first in (self.first, self.first_marks))
+        to = jax.tree.map(lambda x: _get(x, marked), self.board.k_at)
         return to, (tile, slice(None), self.group), j < self.counts
 
     def run(self, step, state):
@@ -192,19 +192,19 @@ def _exact(spec, a, b):
 
 
 def _marks(layout: Layout, at: Marks) -> Marks:
-    """Of a layout's tiles, [B·M, C]."""
+    """Marks in a layout's tiles, one row for each: [B·M, C]."""
     block = at.block[..., : 1 if layout.pure else None]
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), dataclasses.replace(at, block=block))
 
 
 def _cut(layout: Layout, x):
     """[B, T, heads, …] → [B·M, C, heads, …]."""
-    return layout.cut(x).reshape(-1, layout.index.shape[2], *x.shape[2:])
+    return layout.cut(x).reshape(-1, layout.size, *x.shape[2:])
 
 
 def _join(layout: Layout, x):
     """[B·M, C, heads, …] → [B, T, heads, …]."""
-    return layout.join(x.reshape(*layout.index.shape, *x.shape[2:]))
+    return layout.join(x.reshape(-1, layout.count, *x.shape[1:]))
 
 
 def _get(tiles, place):

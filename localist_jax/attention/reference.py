@@ -27,6 +27,7 @@ def reference(
     k_seg,
     odds,
     relevant,
+    filing,
     route,
     window,
     stats,
@@ -34,9 +35,11 @@ def reference(
     """See `attend`."""
     group = q_BTNH.shape[2] // k_BSGH.shape[2]
     k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) if group > 1 else x for x in (k_BSGH, v_BSGH))
-    gap_BTS = q_pos[:, :, None] - k_pos[:, None, :]
-    visible_BTS = (q_seg[:, :, None] == k_seg[:, None, :]) & (k_seg > 0)[:, None, :] & (gap_BTS >= 0)
-    near_BTS = visible_BTS & (gap_BTS < window)
+    if k_block.shape[1] > 1:  # filings → query heads
+        k_block, k_pos, k_seg = (x[:, jnp.repeat(filing, group)] for x in (k_block, k_pos, k_seg))
+    gap_BNTS = q_pos[:, None, :, None] - k_pos[:, :, None]
+    visible_BNTS = (q_seg[:, None, :, None] == k_seg[:, :, None]) & (k_seg > 0)[:, :, None] & (gap_BNTS >= 0)
+    near_BNTS = visible_BNTS & (gap_BNTS < window)
 
     with jax.named_scope("logits"):
         wide = widened(q_BTNH).dtype
@@ -44,23 +47,23 @@ def reference(
         s_BNTS = s_BNTS * q_BTNH.shape[-1] ** -0.5
     with jax.named_scope("odds"):
         omega_BNTS = _pairwise(odds.astype(wide), q_block, k_block, route)
-        omega_BNTS = jnp.where(near_BTS[:, None], 1.0, jnp.where(visible_BTS[:, None], omega_BNTS, 0.0))
+        omega_BNTS = jnp.where(near_BNTS, 1.0, jnp.where(visible_BNTS, omega_BNTS, 0.0))
         open_BNTS = omega_BNTS > 0
         z_BNTS = s_BNTS + jnp.log(jnp.where(open_BNTS, omega_BNTS, 1.0))
     with jax.named_scope("softmax"):
         alpha_BNTS, lse_BNT = _softmax(z_BNTS, open_BNTS)
         out_BTNH = jnp.einsum("BNTS,BSNH->BTNH", alpha_BNTS.astype(v_BSNH.dtype), v_BSNH)
-    if stats == "none":
-        return out_BTNH, None
+    if stats in ("none", "lse"):
+        return out_BTNH, None if stats == "none" else AttentionStats(lse=lse_BNT)
 
     with jax.named_scope("statistics"):
         relevant_BNTS = _looked_up(relevant, q_block, k_block)
-        gated_BNTS = relevant_BNTS & ~near_BTS[:, None] & (k_block > 0)[:, None, None, :]
-        relevant_BNTS = relevant_BNTS | near_BTS[:, None]
+        gated_BNTS = relevant_BNTS & ~near_BNTS & (k_block > 0)[:, :, None]
+        relevant_BNTS = relevant_BNTS | near_BNTS
         price = None
         if stats == "dense":
-            _, dense_lse = _softmax(s_BNTS, jnp.broadcast_to(visible_BTS[:, None], s_BNTS.shape))
-            sees = visible_BTS.any(-1)[:, None]
+            _, dense_lse = _softmax(s_BNTS, jnp.broadcast_to(visible_BNTS, s_BNTS.shape))
+            sees = visible_BNTS.any(-1)
             ratio = jnp.where(sees, lse_BNT, 0.0) - jnp.where(sees, dense_lse, 0.0)
             price = measures.price_of_locality(alpha_BNTS, omega_BNTS, ratio)
         return out_BTNH, AttentionStats(
@@ -79,7 +82,7 @@ def _looked_up(table_BNkl, q_block, k_block):
         rows[:, None, None, None],
         heads[:, None, None],
         q_block[:, None, :, None],
-        k_block[:, None, None, :],
+        k_block[:, :, None],
     )
     return table_BNkl[index]
 

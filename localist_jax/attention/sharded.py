@@ -12,6 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from localist_jax.attention.api import AttentionStats
 from localist_jax.parallel.rules import mesh_axes, on_each
 
+OPEN = ("entropy_bits", "fidelity", "gated_mass")  # statistics of open pairs
+
 
 def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
     """Runs an implementation of `attend` with batch and key/value heads split over a mesh.
@@ -25,14 +27,14 @@ def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
     settings = {name: x for name, x in call.items() if name not in arrays}
     rows, by_head = PartitionSpec(batch, None, heads), PartitionSpec(batch, heads)
     specs = {name: PartitionSpec(batch) for name in arrays}
+    specs["filing"] = PartitionSpec(heads)
     for name in ("odds", "relevant"):
         specs[name] = by_head if arrays[name].shape[0] > 1 else PartitionSpec(None, heads)
     figures = None
     if settings["stats"] != "none":
+        more = {} if settings["stats"] == "lse" else dict.fromkeys(OPEN, by_head)
         price = by_head if settings["stats"] == "dense" else None
-        figures = AttentionStats(
-            lse=by_head, entropy_bits=by_head, fidelity=by_head, gated_mass=by_head, price_bits=price
-        )
+        figures = AttentionStats(lse=by_head, **more, price_bits=price)
     run = on_each(
         lambda q, k, v, arrays: partial(implementation, **settings)(q, k, v, **arrays),
         mesh, (rows, rows, rows, specs), (rows, figures),

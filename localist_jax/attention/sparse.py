@@ -22,7 +22,7 @@ from localist_jax import bits
 from localist_jax.attention import flash, tiles
 from localist_jax.attention.api import AttentionStats, Stats
 from localist_jax.attention.flash import MASKED, Found, Slopes, Terms
-from localist_jax.attention.tiles import Layout, Marks, Section
+from localist_jax.attention.tiles import Filed, Layout, Marks, Section
 
 Size = tuple[int, int, int]  # queries and keys of a tile, and lanes
 
@@ -102,15 +102,16 @@ class How:
     engine: Engine = CPU
 
 
-def sparse(q, k, v, *, odds, relevant, route, window, stats, engine: Engine | None = None, **places):
+def sparse(q, k, v, *, odds, relevant, filing, route, window, stats, engine: Engine | None = None, **places):
     """See `attend`; `engine` is what runs the passes (None: what suits the platform)."""
     if engine is None:
         engine = GPU if jax.default_backend() == "gpu" else CPU
     where = {side: Marks(**{x: places[f"{side}_{x}"] for x in ("block", "pos", "seg")}) for side in "qk"}
+    keys = Filed(where["k"], filing)
     how = How(window=window, stats=stats, ways=_ways(engine, q.shape[1], k.shape[1]), engine=engine)
-    found = _attend(how, q, k, v, odds, route, relevant, where["q"], where["k"])
-    if stats == "none":
-        return found.out, None
+    found = _attend(how, q, k, v, odds, route, relevant, where["q"], keys)
+    if stats in ("none", "lse"):
+        return found.out, None if stats == "none" else AttentionStats(lse=jnp.moveaxis(found.lse, 1, 2))
     with jax.named_scope("statistics"):
         lse, entropy, *masses = (
             jnp.moveaxis(x, 1, 2) for x in (found.lse, found.entropy, *jnp.moveaxis(found.mass, 3, 0))
@@ -120,7 +121,7 @@ def sparse(q, k, v, *, odds, relevant, route, window, stats, engine: Engine | No
         if stats == "dense":
             plain = How(window=1, ways=("in order",), engine=engine)
             ones = jnp.ones_like(odds)
-            dense = _attend(plain, q, k, v[..., :1], ones, None, relevant, where["q"], where["k"])
+            dense = _attend(plain, q, k, v[..., :1], ones, None, relevant, where["q"], keys)
             gain = jnp.where(sees, lse, 0.0) - jnp.where(sees, jnp.moveaxis(dense.lse, 1, 2), 0.0)
             price = bits.from_nats(masses[2] - gain)
         return found.out, AttentionStats(
@@ -145,7 +146,7 @@ def _rows(table, block):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(how: How, q, k, v, odds, route, relevant, q_at: Marks, k_at: Marks) -> Found:
+def _attend(how: How, q, k, v, odds, route, relevant, q_at: Marks, k_at: Filed) -> Found:
     """What all passes find; `out` in the values' type."""
     return _forward(how, q, k, v, odds, route, relevant, q_at, k_at)[0]
 
@@ -162,7 +163,7 @@ def _terms(how: How, q, odds, relevant) -> Terms:
     shape = (len(q), *odds.shape[1:])
     log_odds = jnp.broadcast_to(jnp.where(odds > 0, _log(odds), MASKED).astype(wide), shape)
     traits = None
-    if how.stats != "none":
+    if how.stats in ("open", "dense"):
         gated = relevant & (jnp.arange(odds.shape[3]) > 0)
         kinds = [~relevant, gated] + [_log(odds)] * (how.stats == "dense")
         traits = jnp.stack([jnp.broadcast_to(x, shape).astype(wide) for x in kinds], -1)
@@ -182,7 +183,7 @@ def _backward(how, saved, cotangents: Found):
     c = jnp.einsum("BTNH,BTNH->BTN", found.out, dout, preferred_element_type=wide)
     given = {"lse": safe, "dentropy": cotangents.entropy, "dmass": cotangents.mass, "dexpected": None}
     c = c - jnp.where(seen, cotangents.lse, 0.0)
-    if how.stats != "none":
+    if how.stats in ("open", "dense"):
         c = c + (found.mass * cotangents.mass).sum(-1) - cotangents.entropy * (safe - found.entropy)
     if how.stats == "dense":
         given["dexpected"] = cotangents.mass[..., 2]
@@ -199,7 +200,7 @@ def _backward(how, saved, cotangents: Found):
         droute = None
         if route is not None:
             by_key = s.by_key * _rows(inverse, q_at.block)
-            by_query = s.by_query * _rows(inverse.swapaxes(2, 3), k_at.block)
+            by_query = s.by_query * _rows(inverse.swapaxes(2, 3), k_at.marks.block[:, 0])
             droute = jnp.einsum("BTNl,BNkl->BTk", by_key, wide_odds)
             droute = droute + jnp.einsum("BSNk,BNkl->BSl", by_query, wide_odds)
             droute = droute.astype(route.dtype)
@@ -228,11 +229,29 @@ class Plan:
     cost: Any
 
 
-def _section(pairs: tiles.Pairs, layouts: tuple[Layout, Layout], q_at, k_at, odds, window, lanes) -> Section:
-    """One in these layouts (of queries and of keys)."""
-    q_at, k_at = (layout.mark(at) for layout, at in zip(layouts, (q_at, k_at), strict=True))
+def _section(
+    pairs: tiles.Pairs, queries: Layout, keys: tuple[Layout, Marks], q_at, odds, window, lanes
+) -> Section:
+    """The section in these layouts; that of keys comes with their marks."""
+    q_at, (k_layout, k_at) = queries.mark(q_at), keys
     visit = tiles.visited(q_at, k_at, odds > 0, window, pairs)
-    return Section(pairs, *layouts, q_at, k_at, visit, odds.shape[1], lanes)
+    return Section(pairs, queries, k_layout, q_at, k_at, visit, odds.shape[1], lanes)
+
+
+def _keys_in_order(k_at: Filed, size: int, overlap: int = 0) -> tuple[Layout, Marks]:
+    """Keys in tiles of neighbours, with their marks [B, 1 | G, J, C]."""
+    each = k_at.each()
+    return _for_heads(tiles.in_order(*each.pos.shape, size, overlap), each, k_at)
+
+
+def _keys_by_block(k_at: Filed, blocks: int, size: int) -> tuple[Layout, Marks]:
+    """Keys in tiles of one block; they are sorted once for each filing."""
+    each = k_at.each()
+    return _for_heads(tiles.by_block(each.block, blocks, size), each, k_at)
+
+
+def _for_heads(layout: Layout, each: Marks, k_at: Filed) -> tuple[Layout, Marks]:
+    return layout.for_heads(k_at), jax.tree.map(k_at.by_head, layout.mark(each))
 
 
 def _in_order(how, q, k, odds, q_at, k_at) -> Plan:
@@ -253,8 +272,8 @@ def _pages_together(how, q, k, odds, q_at, k_at) -> Plan:
     count = how.engine.wide[1] // how.engine.small[1]
     visit = jnp.pad(pages.visit, ((0, 0),) * 3 + ((0, -pages.visit.shape[3] % count),))
     visit = visit.reshape(*visit.shape[:3], -1, count).any(-1)
-    keys = tiles.in_order(len(k), k.shape[1], how.engine.wide[1])
-    together = dataclasses.replace(pages, k_layout=keys, k_at=keys.mark(k_at), visit=visit)
+    layout, marks = _keys_in_order(k_at, how.engine.wide[1])
+    together = dataclasses.replace(pages, k_layout=layout, k_at=marks, visit=visit)
     return Plan((together,), together.cost)
 
 
@@ -262,18 +281,16 @@ def _neighbours(how, q, k, odds, q_at, k_at, size: Size) -> Section:
     """All pairs, in tiles of neighbours."""
     rows, columns, lanes = size
     (B, T), S, fit = q.shape[:2], k.shape[1], how.engine.fit
-    layouts = tiles.in_order(B, T, fit(rows, T)), tiles.in_order(B, S, fit(columns, S))
-    return _section("all", layouts, q_at, k_at, odds, how.window, lanes)
+    queries, keys = tiles.in_order(B, T, fit(rows, T)), _keys_in_order(k_at, fit(columns, S))
+    return _section("all", queries, keys, q_at, odds, how.window, lanes)
 
 
 def _by_block(how, q, k, odds, q_at, k_at) -> Plan:
     pure = how.engine.tiles_of_blocks(min(q.shape[1], k.shape[1]) // odds.shape[3])
     rows, columns, lanes = pure.size
-    layouts = (
-        tiles.by_block(q_at.block, odds.shape[2], rows),
-        tiles.by_block(k_at.block, odds.shape[3], columns),
-    )
-    far = _section("far", layouts, q_at, k_at, odds, how.window, lanes)
+    queries = tiles.by_block(q_at.block, odds.shape[2], rows)
+    keys = _keys_by_block(k_at, odds.shape[3], columns)
+    far = _section("far", queries, keys, q_at, odds, how.window, lanes)
     near = _in_window(how, q, k, odds, q_at, k_at)
     return Plan((near, far), pure.cost * (far.cost + near.cost))
 
@@ -285,11 +302,11 @@ def _in_window(how, q, k, odds, q_at, k_at) -> Section:
     lanes, size = max(1, engine.lanes // size), engine.fit(size, T)
     queries = tiles.in_order(B, T, size)
     if not engine.overlaps or T != S:
-        layouts = queries, tiles.in_order(B, S, engine.fit(size, S))
-        return _section("near", layouts, q_at, k_at, odds, how.window, lanes)
-    keys = tiles.in_order(B, T, size, overlap=how.window - 1)
-    whole = tiles.in_step(q_at, k_at)
-    return Section("near", queries, keys, queries.mark(q_at), keys.mark(k_at), None, N, lanes, whole)
+        keys = _keys_in_order(k_at, engine.fit(size, S))
+        return _section("near", queries, keys, q_at, odds, how.window, lanes)
+    keys, marks = _keys_in_order(k_at, size, overlap=how.window - 1)
+    whole = tiles.in_step(q_at, k_at.marks)
+    return Section("near", queries, keys, queries.mark(q_at), marks, None, N, lanes, whole)
 
 
 PLANS = {

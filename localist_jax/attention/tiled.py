@@ -40,12 +40,14 @@ class Keys:
       pos, seg: int32 [R, C].
       block: int32 [R, C], or [R, 1] in pure tiles.
       blocks: K.
+      alike: whether the blocks are the same for all heads.
     """
 
     pos: jax.Array
     seg: jax.Array
     block: jax.Array
     blocks: int
+    alike: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Pass:
 
 def prepare(s: Section, terms: Terms, groups: int, keyed: bool = False) -> Pass:
     """The pass of a section whose keys have so many heads; `keyed` if the router's gradient is wanted."""
-    (B, I, _), J, N = s.q_layout.index.shape, s.k_layout.index.shape[1], s.heads
+    (B, I, _), (_, alike, J, _), N = s.q_at.pos.shape, s.k_at.pos.shape, s.heads
     slots = slice(0, 1) if s.q_layout.pure else slice(None)  # all slots of a tile have its block
     block = s.q_at.block[..., slots]
     rows = own = None
@@ -86,8 +88,9 @@ def prepare(s: Section, terms: Terms, groups: int, keyed: bool = False) -> Pass:
             own = _per_head(jax.nn.one_hot(block, terms.log_odds.shape[2], dtype=rows.dtype), N)
     at = s.k_at
     seg = jnp.where(at.seg > 0, at.seg, -1)  # padding is seen by nothing, not even by itself
-    pos, seg, block = (_per_head(x, groups) for x in (at.pos, seg, at.block[..., slots]))
-    keys = Keys(pos, seg, block, terms.log_odds.shape[3])
+    marks = (at.pos, seg, at.block[..., slots])
+    pos, seg, block = (jnp.broadcast_to(x, (B, groups, *x.shape[2:])).reshape(-1, x.shape[-1]) for x in marks)
+    keys = Keys(pos, seg, block, terms.log_odds.shape[3], alike == 1)
     row = jnp.arange(B * N * I) // I
     kv_row = row // N * groups + row % N // (N // groups)
     queries = Queries(_per_head(s.q_at.pos, N), _per_head(s.q_at.seg, N), rows, own)
@@ -162,7 +165,7 @@ def backward(
         kinds = jnp.moveaxis(terms.traits, -1, 0)
         each = zip(jnp.moveaxis(rows["dmass"], -1, 0), kinds, strict=True)
         rows["dmass"] = sum(x[..., None] * _of_blocks(trait, s.q_at.block) for x, trait in each)
-    columns = len(q) * N * kl.index.shape[1] if keyed else 0
+    columns = len(q) * N * kl.count if keyed else 0
     dq, dk, dv, sums, by_query = kernel(
         p, ql.cut(q), kl.cut(k), kl.cut(v), dout=ql.cut(dout), columns=columns, **rows
     )
@@ -196,5 +199,4 @@ def _cut(layout: Layout, x):
 
 def _join(layout: Layout, x, heads: int):
     """Tiles [B·N·M, C, …] → [B, T, N, …]."""
-    B, M, C = layout.index.shape
-    return layout.join(jnp.moveaxis(x.reshape(B, heads, M, C, *x.shape[2:]), 1, 3))
+    return layout.join(jnp.moveaxis(x.reshape(-1, heads, layout.count, *x.shape[1:]), 1, 3))

@@ -24,16 +24,46 @@ FAR = 1 << 30  # more than any position
 
 @struct
 class Marks:
-    """What is known of the positions in tiles, int32 [B, M, C]: block, position, segment (0: empty)."""
+    """What is known of positions [B, T], or of those in tiles [B, M, C]: block, position, segment (0: empty); int32.
+
+    Marks of keys have one more axis after the batch: of filings, or in tiles of heads (1 where all heads are alike).
+    """
 
     block: chex.Array
     pos: chex.Array
     seg: chex.Array
 
-    def blocks_present(self, count: int) -> Bool[Array, "B M K"]:
-        """Which blocks each tile holds."""
+    def blocks_present(self, count: int) -> Bool[Array, "*tiles K"]:
+        """Whether each tile holds each block."""
         present = (self.block[..., None] == jnp.arange(count)) & (self.seg > 0)[..., None]
         return present.any(-2)
+
+
+@struct
+class Filed:
+    """Where keys stand under each filing, and the filing that each key/value head goes by.
+
+    Attributes:
+      marks: int32 [B, F, S].
+      filing: int32 [G].
+    """
+
+    marks: Marks
+    filing: chex.Array
+
+    @property
+    def ways(self) -> int:
+        """F."""
+        return self.marks.pos.shape[1]
+
+    def each(self) -> Marks:
+        """The marks as rows of their own, [B·F, S]."""
+        return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), self.marks)
+
+    def by_head(self, x: jax.Array) -> jax.Array:
+        """What belongs to each row of `each`, [B·F, …], as [B, G, …]; [B, 1, …] where there is one filing."""
+        x = x.reshape(-1, self.ways, *x.shape[1:])
+        return x if self.ways == 1 else x[:, self.filing]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +71,12 @@ class Layout:
     """Positions of each row cut into M tiles of C slots.
 
     Attributes:
-      index: int32 [B, M, C], the position in each slot; in an empty one some position of the row.
+      index: int32 [B, M, C], the position in each slot; in an empty one some position of the row. [B, G, M, C] where
+        every head of what is cut has tiles of its own.
       filled: bool [B, M, C], whether there is one.
       length: T, of positions.
       pure: whether all positions of a tile have the same block; else tiles hold neighbours.
-      slot: int32 [B, T], the slot (in 0 … M·C−1) of each position; of pure tiles only.
+      slot: int32 [B, T] or [B, G, T], the slot (in 0 … M·C−1) of each position; of pure tiles only.
       overlap: of neighbours, how many slots at a tile's beginning hold positions of tiles before it.
     """
 
@@ -56,8 +87,30 @@ class Layout:
     slot: Any = None
     overlap: int = 0
 
+    @property
+    def count(self) -> int:
+        """M."""
+        return self.index.shape[-2]
+
+    @property
+    def size(self) -> int:
+        """C."""
+        return self.index.shape[-1]
+
+    def for_heads(self, filed: Filed) -> Layout:
+        """The layout of keys [B, S, G, …], from that of the rows `filed.each()`."""
+        if filed.ways == 1:
+            return self
+        index, filled = (x.reshape(-1, filed.ways, *x.shape[1:]) for x in (self.index, self.filled))
+        if not self.pure:  # tiles of neighbours lie alike under every filing
+            return dataclasses.replace(self, index=index[:, 0], filled=filled[:, 0])
+        index, filled, slot = (filed.by_head(x) for x in (self.index, self.filled, self.slot))
+        return dataclasses.replace(self, index=index, filled=filled, slot=slot)
+
     def cut(self, x: jax.Array) -> jax.Array:
         """[B, T, …] → tiles [B, M, C, …]; what empty slots hold has no meaning, but is finite where x is."""
+        if self.index.ndim == 4:
+            return jax.vmap(lambda row, index: jax.vmap(_picked, (1, 0), 2)(row, index))(x, self.index)
         if self.pure:
             return jax.vmap(lambda row, index: row[index])(x, self.index)
         (B, M, C), T = self.index.shape, x.shape[1]
@@ -75,7 +128,10 @@ class Layout:
 
     def join(self, tiles: jax.Array) -> jax.Array:
         """[B, M, C, …] → [B, T, …]: undoes `cut`; where tiles overlap, the sum of what a position's slots hold."""
-        (B, M, C), rest = self.index.shape, tiles.shape[3:]
+        B, M, C, *rest = tiles.shape
+        if self.index.ndim == 4:
+            flat = tiles.reshape(B, M * C, *rest)
+            return jax.vmap(lambda row, slot: jax.vmap(_picked, (1, 0), 1)(row, slot))(flat, self.slot)
         if self.pure:
             return jax.vmap(lambda row, slot: row[slot])(tiles.reshape(B, M * C, *rest), self.slot)
         size = C - self.overlap
@@ -86,6 +142,10 @@ class Layout:
         for s in range(1, min(earlier, M - 1) + 1):
             total += _padded(parts[:, s:, earlier - s], 0, s)
         return total.reshape(B, M * size, *rest)[:, : self.length]
+
+
+def _picked(row: jax.Array, index: jax.Array) -> jax.Array:
+    return row[index]
 
 
 def _padded(x: jax.Array, before: int, after: int) -> jax.Array:
@@ -142,27 +202,40 @@ def visited(
     """Which key tiles (J) each query tile (I) of each head has to read: a superset of the open pairs' tiles.
 
     Places are compared as (segment, position): a query sees keys between the start of its segment and itself.
+
+    Args:
+      q: marks [B, I, C].
+      k: marks [B, 1, J, C] or, where key/value heads differ, [B, G, J, C].
+      is_open: which rows of queries may read which blocks of keys beyond the window.
+      window: keys nearer than this are read whatever `is_open` says.
+      pairs: which pairs are asked for.
     """
+    B, N = q.pos.shape[0], is_open.shape[1]
     last_key, first_key = _extreme(k, k.pos, last=True), _extreme(k, k.pos, last=False)
 
     def seen(nearest: int, farthest: int):
         """Tiles with some pair whose distance is in nearest … farthest."""
         highest = _extreme(q, q.pos - nearest, last=True)
         lowest = _extreme(q, jnp.maximum(0, q.pos - farthest), last=False)
-        starts = _not_after([x[:, None] for x in first_key], [x[..., None] for x in highest])
-        return starts & _not_after([x[..., None] for x in lowest], [x[:, None] for x in last_key])
+        starts = _not_after([x[:, :, None] for x in first_key], [x[:, None, :, None] for x in highest])
+        ends = _not_after([x[:, None, :, None] for x in lowest], [x[:, :, None] for x in last_key])
+        return per_query_head(starts & ends)
 
-    B, N = q.pos.shape[0], is_open.shape[1]
-    near = far = False
+    def per_query_head(x: jax.Array) -> jax.Array:
+        return x if x.shape[1] == 1 else jnp.repeat(x, N // x.shape[1], 1)
+
+    near: Any = False
+    far: Any = False
     if pairs != "far":  # the window is open whatever the gates say
-        near = seen(0, window - 1)[:, None]
+        near = seen(0, window - 1)
     if pairs != "near":
         rows = q.blocks_present(is_open.shape[2]).astype(jnp.float32)
         columns = k.blocks_present(is_open.shape[3]).astype(jnp.float32)
         table = jnp.broadcast_to(is_open, (B, *is_open.shape[1:])).astype(jnp.float32)
-        some = jnp.einsum("BIk,BNkl,BJl->BNIJ", rows, table, columns) > 0
-        far = some & seen(window, FAR)[:, None]
-    return jnp.broadcast_to(near | far, (B, N, q.pos.shape[1], k.pos.shape[1]))
+        readable = jnp.einsum("BIk,BNkl->BNIl", rows, table)
+        columns = jnp.broadcast_to(per_query_head(columns), (B, N, *columns.shape[2:]))
+        far = (jnp.einsum("BNIl,BNJl->BNIJ", readable, columns) > 0) & seen(window, FAR)
+    return jnp.broadcast_to(near | far, (B, N, q.pos.shape[1], k.pos.shape[2]))
 
 
 def _extreme(marks: Marks, pos: Int[Array, "B M C"], last: bool):
@@ -180,9 +253,9 @@ def _not_after(a, b):
 
 
 def in_step(q: Marks, k: Marks) -> Bool[Array, ""]:
-    """Whether queries [B, T] and keys [B, T] have the same places, in order, one position after the other or more."""
-    alike = ((q.pos == k.pos) & (q.seg == k.seg)).all()
-    (seg, after), (pos, later) = ((x[:, :-1], x[:, 1:]) for x in (k.seg, k.pos))
+    """Whether queries [B, T] and keys [B, F, T] have the same places, each later than the one before it."""
+    alike = ((q.pos[:, None] == k.pos) & (q.seg[:, None] == k.seg)).all()
+    (seg, after), (pos, later) = ((x[..., :-1], x[..., 1:]) for x in (k.seg, k.pos))
     return alike & ((after == 0) | ((seg > 0) & ((seg < after) | ((seg == after) & (pos < later))))).all()
 
 
@@ -233,7 +306,7 @@ class Section:
     """One pass of a plan: which pairs, and in which tiles.
 
     Attributes:
-      pairs, q_layout, k_layout, q_at, k_at: what its name says; marks are in tiles.
+      pairs, q_layout, k_layout, q_at, k_at: what its name says; marks are in tiles, those of keys [B, 1 | G, J, C].
       visit: bool [B, N, I, J], the key tiles of each query tile; None: each has its own.
       heads, lanes: of queries; that run side by side.
       whole: whether the tiles visited hold all pairs that there are; where not, the plan is not to be taken.
@@ -251,14 +324,13 @@ class Section:
 
     def listed(self) -> WorkList:
         """What it visits."""
-        B, I, _ = self.q_layout.index.shape
         if self.visit is None:
-            return each_its_own(B, self.heads, I, self.lanes)
+            return each_its_own(len(self.q_at.pos), self.heads, self.q_layout.count, self.lanes)
         return work_list(self.visit, self.lanes)
 
     @property
     def cost(self):
         """Pairs in the tiles to visit."""
-        B, I, C = self.q_layout.index.shape
-        visits = B * self.heads * I if self.visit is None else self.visit.sum(dtype=jnp.float32)
-        return jnp.where(self.whole, visits * C * self.k_layout.index.shape[2], jnp.inf)
+        each_one = len(self.q_at.pos) * self.heads * self.q_layout.count
+        visits = each_one if self.visit is None else self.visit.sum(dtype=jnp.float32)
+        return jnp.where(self.whole, visits * self.q_layout.size * self.k_layout.size, jnp.inf)

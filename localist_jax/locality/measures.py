@@ -57,13 +57,16 @@ def pair_counts(
     segments: Int[Array, "B T"],
     window: int,
     capacity: int,
-) -> tuple[Float[Array, "K K"], Float[Array, ""], Float[Array, ""]]:
+    filed: Int[Array, "B F T"] | None = None,
+) -> tuple[Float[Array, "*F K K"], Float[Array, "*F"], Float[Array, ""]]:
     """Counts causal query–key pairs by block without a [T, T] array.
 
     Args:
-      blocks, positions, segments: of the T positions; positions count from 0 in each segment (0 is the
-        sink), segments are contiguous, segment 0 is padding.
+      blocks, positions, segments: of the T positions; positions count from 0 in each segment (the first are the
+        sink, in block 0), segments are contiguous, segment 0 is padding.
       window: keys nearer than this are always open.
+      capacity: K.
+      filed: blocks of the keys under each filing; None: their own, and the results have no axis for filings.
 
     Returns:
       gated: pairs that a gate decides, by (query block, key block): beyond the window, not the sink.
@@ -71,11 +74,16 @@ def pair_counts(
       total: all causal pairs.
     """
     valid = segments > 0
-    one_hot = jnp.where(valid[..., None], jax.nn.one_hot(blocks, capacity), 0.0)
-    far = _far_keys(one_hot, positions, window)
-    gated = jnp.einsum("BTk,BTl->kl", one_hot, far)
+
+    def members(block):
+        return jnp.where(valid[..., None], jax.nn.one_hot(block, capacity), 0.0)
+
+    def decided(block):
+        return jnp.einsum("BTk,BTl->kl", members(blocks), _far_keys(members(block), positions, window))
+
+    gated = decided(blocks) if filed is None else jax.vmap(decided, 1)(filed)
     total = jnp.where(valid, positions + 1, 0).sum().astype(jnp.float32)
-    return gated, total - gated.sum(), total
+    return gated, total - gated.sum((-2, -1)), total
 
 
 def open_keys(
@@ -84,17 +92,28 @@ def open_keys(
     positions: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     window: int,
+    filed: Int[Array, "B F T"] | None = None,
+    filing: Int[Array, "L N"] | None = None,
 ) -> Float[Array, "L B N T"]:
     """How many keys each query finds open at λ=1; log₂ of it bounds the entropy of its attention (T4).
 
     Args:
       gates: of the localist layers.
-      blocks, positions, segments, window: as of `pair_counts`.
+      blocks, positions, segments, window, filed: as of `pair_counts`.
+      filing: of each localist layer and query head; None: all go by the first.
     """
-    one_hot = jnp.where((segments > 0)[..., None], jax.nn.one_hot(blocks, gates.shape[-1]), 0.0)
-    far = _far_keys(one_hot, positions, window)
-    opened = (gates > 0).astype(jnp.float32)[:, :, blocks]  # [L, N, B, T, K]
-    return jnp.einsum("LNBTk,BTk->LBNT", opened, far) + (positions + 1 - far.sum(-1))[:, None]
+    filed = blocks[:, None] if filed is None else filed
+    filing = jnp.zeros(gates.shape[:2], jnp.int32) if filing is None else filing
+    valid = (segments > 0)[:, None, :, None]
+    one_hot = jnp.where(valid, jax.nn.one_hot(filed, gates.shape[-1]), 0.0)
+    far = jax.vmap(lambda x: _far_keys(x, positions, window), 1)(one_hot)  # [F, B, T, K]
+    always = positions + 1 - far.sum(-1)  # [F, B, T]
+
+    def one_layer(layer):
+        opened, way = (layer[0] > 0).astype(jnp.float32)[:, blocks], layer[1]  # [N, B, T, K]
+        return (jnp.einsum("NBTk,NBTk->NBT", opened, far[way]) + always[way]).swapaxes(0, 1)
+
+    return jax.lax.map(one_layer, (gates, filing))
 
 
 def _far_keys(
@@ -111,10 +130,11 @@ def _far_keys(
 
 def open_share(
     gates: Float[Array, "L N K K"],
-    gated_pairs: Float[Array, "K K"],
-    always: Float[Array, ""],
+    gated_pairs: Float[Array, "*F K K"],
+    always: Float[Array, "*F"],
     total: Float[Array, ""],
     perception: Float[Array, " P"],
+    filing: Int[Array, "L N"] | None = None,
 ) -> Float[Array, ""]:
     """Share of causal pairs with non-zero odds at λ=1, over *all* layers and heads.
 
@@ -122,7 +142,12 @@ def open_share(
       gates: of the localist layers.
       gated_pairs, always, total: from `pair_counts`.
       perception: open share of each perception layer (1 where dense).
+      filing: of each localist layer and query head, where pairs were counted for each filing.
     """
-    open_pairs = jnp.einsum("LNkl,kl->L", (gates > 0).astype(jnp.float32), gated_pairs) / gates.shape[1]
-    localist = (always + open_pairs) / jnp.maximum(total, 1.0)
+    if filing is None:
+        gated_pairs, always = gated_pairs[None], always[None]
+        filing = jnp.zeros(gates.shape[:2], jnp.int32)
+    each = jnp.einsum("LNkl,Fkl->FLN", (gates > 0).astype(jnp.float32), gated_pairs) + always[:, None, None]
+    chosen = jnp.take_along_axis(each, filing[None], 0)[0]
+    localist = chosen.mean(1) / jnp.maximum(total, 1.0)
     return jnp.concatenate([perception, localist]).mean()

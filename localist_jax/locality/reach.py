@@ -23,6 +23,8 @@ def open_pairs(
     positions: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     window: Numeric,
+    filed: Int[Array, "B F T"] | None = None,
+    filing: Int[Array, "L N"] | None = None,
 ) -> Bool[Array, "L B T T"]:
     """Query–key pairs with non-zero odds at λ=1 in some head of each layer.
 
@@ -33,9 +35,16 @@ def open_pairs(
       gates: of the localist layers.
       blocks, positions, segments: of the T positions; segment 0 is padding, which sees nothing.
       window: keys nearer than this are always open.
+      filed: blocks of the keys under each filing; None: their own.
+      filing: of each localist layer and query head; None: all go by the first.
     """
-    graph = (gating.with_open_column(gates) > 0).any(1)
-    gated = graph[:, blocks[:, :, None], blocks[:, None, :]]
+    filed = blocks[:, None] if filed is None else filed
+    ways = jnp.arange(filed.shape[1])[:, None, None]
+    goes = jnp.ones((1, *gates.shape[:2]), bool) if filing is None else filing == ways  # [F, L, N]
+    graphs = ((gating.with_open_column(gates) > 0) & goes[..., None, None]).any(2)  # [F, L, K, K]
+    gated = jnp.zeros((), bool)
+    for graph, block in zip(graphs, filed.swapaxes(0, 1), strict=True):
+        gated = gated | graph[:, blocks[:, :, None], block[:, None, :]]
     gap = positions[:, :, None] - positions[:, None, :]
     same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
     return same & (gap >= 0) & (gated | (gap < window))
@@ -61,6 +70,8 @@ def block_reach(
     gates: Float[Array, "L N K K"], active: Bool[Array, " K"], background: bool | Bool[Array, ""] = False
 ) -> Bool[Array, "K K"]:
     """[k, l]: may the output at a position of block k depend on the state at *another* one of block l, in any text?
+
+    Keys lie under their own blocks: a model whose heads file keys elsewhere has no such certificate for all texts.
 
     The paths of at least one edge through the layers' gate graphs: an independence that holds for all texts
     of a model with window 1. (A window opens neighbours whatever their blocks are.)

@@ -63,7 +63,7 @@ def assign(
 def with_sink(
     ids: Int[Array, "B T"], route: Float[Array, "B T K"], is_sink: Bool[Array, "B T"]
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T K"]]:
-    """Puts the positions of the sink (BOS) into block 0, beyond the router's reach."""
+    """Puts the positions of the sink (the first of a text) into block 0, beyond the router's reach."""
     sink = jax.nn.one_hot(0, route.shape[-1])
     return jnp.where(is_sink, 0, ids), jnp.where(is_sink[..., None], sink, route)
 

@@ -78,10 +78,11 @@ def query_rows(block: Int[Array, "B T"], in_scope: Bool[Array, "B T"], blocks: i
 
 
 def key_columns(
-    block: Int[Array, "B S"], positions: Int[Array, "B S"], group: Int[Array, "B P"], blocks: int
-) -> Int[Array, "B S"]:
+    block: Int[Array, "B *S"], positions: Int[Array, "B *S"], group: Int[Array, "B P"], blocks: int
+) -> Int[Array, "B *S"]:
     """Columns of the odds: K for each group."""
-    return block + blocks * jnp.take_along_axis(group, positions, 1)
+    rows = jnp.arange(len(group)).reshape(-1, *[1] * (positions.ndim - 1))
+    return block + blocks * group[rows, positions]
 
 
 def own_row(table: Shaped[Array, "#B N K K"], block: Int[Array, "B 1"]) -> Shaped[Array, "B N 1 K"]:

@@ -2,12 +2,14 @@
 
 Perception layers keep one slot per position. Localist layers share a paged cache: a position goes to the
 current page of its block, and a full page is followed by the next free one. So the keys of a block lie
-together, and at λ=1 a step reads the pages of the open blocks and no others.
+together, and at λ=1 a step reads the pages of the open blocks and no others. Where heads file keys in two ways,
+pages are booked once for each way, and a key/value head keeps its keys in the pages of its own filing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -23,15 +25,16 @@ from localist_jax.types import struct
 LONG = 2048  # contexts from here on have pages of 64 positions, shorter ones of 16
 
 
-def page_size(context: int) -> int:
-    """Positions of one page. Small pages waste less of a short context, large ones are read faster."""
-    return 64 if context >= LONG else 16
+def page_size(context: int, blocks: int) -> int:
+    """Return the positions of one page. Small pages waste less where blocks are short, large ones are read faster."""
+    return 64 if context >= max(LONG, 64 * blocks) else 16
 
 
 def _put(old, new, slot):
-    """Writes `new` [B, T, …] into slots [B, T]; slots past the end are dropped."""
-    rows = jnp.arange(old.shape[0])[:, None]
-    return old.at[rows, slot].set(new.astype(old.dtype), mode="drop")
+    """Writes `new` [B, T, …] into slots [B, T], or [B, T, G, …] into [B, T, G]; slots past the end are dropped."""
+    rows = jnp.arange(len(old)).reshape(-1, *[1] * (slot.ndim - 1))
+    heads = [jnp.arange(size) for size in slot.shape[2:]]
+    return old.at[(rows, slot, *heads)].set(new.astype(old.dtype), mode="drop")
 
 
 @struct
@@ -50,10 +53,10 @@ class LayerCache:
         self,
         k: Float[Array, "B T G H"],
         v: Float[Array, "B T G H"],
-        slot: Int[Array, "B T"],
+        slot: Int[Array, "B T"] | Int[Array, "B T G"],
         mesh: jax.sharding.Mesh | None = None,
     ) -> LayerCache:
-        """A cache that also holds these keys and values; slots past its end are dropped.
+        """A cache that also holds these keys and values; slots past its end are dropped. Heads may differ in theirs.
 
         On a mesh each device writes what it holds: left to itself the TPU compiler (jaxlib 0.10.2) aborts on it beside
         axes that are mapped by hand.
@@ -61,8 +64,8 @@ class LayerCache:
         if mesh is None or mesh.size == 1:
             return dataclasses.replace(self, k=_put(self.k, k, slot), v=_put(self.v, v, slot))
         batch, heads = mesh_axes("batch", mesh, k.shape[0]), mesh_axes("kv_heads", mesh, k.shape[2])
-        rows = PartitionSpec(batch or None)
         by_head = PartitionSpec(batch or None, None, heads or None)
+        rows = PartitionSpec(batch or None) if slot.ndim < 3 else by_head
         put = on_each(_put, mesh, (by_head, by_head, rows), by_head)
         return dataclasses.replace(self, k=put(self.k, k, slot), v=put(self.v, v, slot))
 
@@ -75,15 +78,19 @@ class Cache:
       perception: keys and values of the perception layers, [L, B, S, G, H]; slots are positions.
       localist: those of the localist layers, [L, B, Z, G, H], in pages.
       seen: int32 [B, S], segment of each position; 0 where nothing was read.
+      routed: int32 [B, S], the block that the router gave each position.
       block, position, segment: int32 [B, Z], of each slot; segment 0 where it is empty.
       filled: int32 [B, K], positions of each block so far.
       page: int32 [B, K], the page that each block filled last.
       pages: int32 [B], pages in use.
+
+    Where heads file keys in F > 1 ways, the last five are kept for each: [B, F, …].
     """
 
     perception: LayerCache
     localist: LayerCache
     seen: chex.Array
+    routed: chex.Array
     block: chex.Array
     position: chex.Array
     segment: chex.Array
@@ -94,7 +101,8 @@ class Cache:
     @classmethod
     def create(cls, model: config.Model, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` requests of at most `capacity` positions."""
-        K, size = model.block_capacity, page_size(capacity)
+        K, size = model.block_capacity, page_size(capacity, model.block_capacity)
+        filings = () if model.filings == 1 else (model.filings,)
         slots = most_tiles(capacity, K, size) * size
         row = (model.kv_heads, model.head_size)
 
@@ -106,8 +114,9 @@ class Cache:
             localist=LayerCache.create(
                 (model.layers - model.router_layer, batch, slots, *row), model.dtype
             ),
-            seen=ints(capacity), block=ints(slots), position=ints(slots), segment=ints(slots),
-            filled=ints(K), page=ints(K), pages=ints(),
+            seen=ints(capacity), routed=ints(capacity),
+            block=ints(*filings, slots), position=ints(*filings, slots), segment=ints(*filings, slots),
+            filled=ints(*filings, K), page=ints(*filings, K), pages=ints(*filings),
         )  # fmt: skip
 
     @property
@@ -122,15 +131,49 @@ class Cache:
         slot = jnp.where(segments > 0, positions, self.capacity)
         return dataclasses.replace(self, seen=_put(self.seen, segments, slot)), slot
 
-    def in_pages(
+    def with_routed(
         self, block: Int[Array, "B T"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]
     ) -> tuple[Cache, Int[Array, "B T"]]:
+        """The cache that knows these positions' blocks, and the block of the position before each."""
+        slot = jnp.where(segments > 0, positions, self.capacity)
+        routed = _put(self.routed, block, slot)
+        before = jnp.take_along_axis(routed, jnp.maximum(positions - 1, 0), 1)
+        return dataclasses.replace(self, routed=routed), before
+
+    def in_pages(
+        self,
+        block: Int[Array, "B T"] | Int[Array, "B F T"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+    ) -> tuple[Cache, Int[Array, "B T"] | Int[Array, "B F T"]]:
         """Books a slot for each position on a page of its block; padding (segment 0) gets none.
 
         Returns:
-          The cache that knows block, position and segment of the slots, and the slots (Z: none).
+          The cache that knows block, position and segment of the slots, and the slots (Z: none); of each filing.
         """
-        (K, Z), size = (self.filled.shape[1], self.block.shape[1]), page_size(self.capacity)
+        size = page_size(self.capacity, self.filled.shape[-1])
+        pages = Pages(self.block, self.position, self.segment, self.filled, self.page, self.pages)
+        book = partial(Pages.book, size=size)
+        if block.ndim == 3:
+            book = jax.vmap(book, in_axes=(1, 1, None, None), out_axes=1)
+        pages, slot = book(pages, block, positions, segments)
+        return dataclasses.replace(self, **vars(pages)), slot
+
+
+@struct
+class Pages:
+    """What a cache knows of its pages under one filing; fields as there."""
+
+    block: chex.Array
+    position: chex.Array
+    segment: chex.Array
+    filled: chex.Array
+    page: chex.Array
+    pages: chex.Array
+
+    def book(self, block, positions, segments, size: int) -> tuple[Pages, Int[Array, "B T"]]:
+        """As `Cache.in_pages`, in pages of this size."""
+        K, Z = self.filled.shape[1], self.block.shape[1]
         member = jax.nn.one_hot(block, K, dtype=jnp.int32) * (segments > 0)[..., None]
 
         def of_block(table):  # [B, K] → [B, T]
@@ -150,8 +193,8 @@ class Cache:
         slot = jnp.where(segments > 0, page * size + nth % size, Z)
         places = ((self.block, block), (self.position, positions), (self.segment, segments))
         put = [_put(old, value, slot) for old, value in places]
-        cache = dataclasses.replace(
-            self, block=put[0], position=put[1], segment=put[2], filled=self.filled + new,
+        booked = Pages(
+            block=put[0], position=put[1], segment=put[2], filled=self.filled + new,
             page=jnp.where(wanted > 0, first + wanted - 1, self.page), pages=self.pages + wanted.sum(1),
         )  # fmt: skip
-        return cache, slot
+        return booked, slot

@@ -35,8 +35,9 @@ class Placement:
 
     Attributes:
       block, positions, segments: int32 [B, T] of the queries.
-      k_block, k_positions, k_segments: int32 [B, S] of the keys (the cache's, if there is one).
-      slot: int32 [B, T], where the cache keeps the queries' own keys; None without a cache.
+      k_block, k_positions, k_segments: int32 [B, S] of the keys (the cache's, if there is one); [B, F, S] where
+        heads file keys in F > 1 ways.
+      slot: int32 [B, T] or [B, F, T], where the cache keeps the queries' own keys; None without a cache.
       route: float32 [B, T, K] straight-through one-hot, or None at inference.
       units: where a position meets the localist units of its block and of that block's ancestors, or None.
       kin: float32 [B, T, G], 1 where there is an ancestor so far up (with the router's gradient, if it has one).
@@ -158,11 +159,41 @@ def rotate(
     return turned.astype(x.dtype)
 
 
-class Attention(nn.Module):
-    """Attention of one layer. Localist: gates between blocks, and the dial; perception: a window, whatever the dial.
+class Delta(nn.Module):
+    """A low-rank change of a projection, λ·(x·down)·up: exactly 0 at λ=0. `up` starts at zero.
 
-    A perception layer that opened with the dial had to serve two masters: it cost 0.06 to 0.07 bits per token at
-    every dial (WikiText-2, 0.8 M parameters, one seed). With `perception_window` 0 it is dense.
+    Attributes:
+      rank: of the change.
+      shape, axes: of what comes out for each position, and their logical names.
+      inputs: logical name of what goes in.
+    """
+
+    rank: int
+    shape: Shape
+    axes: Axes
+    inputs: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], beta: Float[Array, "B N"]) -> Float[Array, "B T *shape"]:
+        """λ is the mean over the layer's heads."""
+        down = weight(self, "down", (x.shape[-1], self.rank), (self.inputs, "rank"), x.shape[-1])
+        zeros = nn.initializers.zeros
+        up = parameter(self, "up", zeros, (self.rank, *self.shape), ("rank", *self.axes))
+        y = jnp.tensordot(x @ down.astype(x.dtype), up.astype(x.dtype), 1)
+        return y * _share(beta, y)
+
+
+def _share(beta: Float[Array, "B N"], like: jax.Array) -> jax.Array:
+    """λ = 1 − e^{−β}, the mean over heads, shaped to weigh [B, …]."""
+    return -jnp.expm1(-beta).mean(-1).reshape(-1, *[1] * (like.ndim - 1)).astype(like.dtype)
+
+
+class Attention(nn.Module):
+    """Attention of one layer. Localist: gates between blocks, and the dial; perception: a window.
+
+    Layers that are trained from scratch keep that window at every dial: one that opened with the dial had to serve
+    two masters and cost 0.06 to 0.07 bits per token (WikiText-2, 0.8 M parameters, one seed). A pretrained model's
+    (`perception_dialled`) are dense at λ=0. With `perception_window` 0 they are always dense.
     """
 
     config: config.Model
@@ -193,13 +224,22 @@ class Attention(nn.Module):
             q += parameter(self, "query_bias", zeros, (N, H), ("heads", "head")).astype(x.dtype)
             k += parameter(self, "key_bias", zeros, (G, H), ("kv_heads", "head")).astype(x.dtype)
             v += parameter(self, "value_bias", zeros, (G, H), ("kv_heads", "head")).astype(x.dtype)
+        deltas = self.localist and c.delta_rank > 0
+        if deltas:
+            sides = {"query": (N, "heads"), "key": (G, "kv_heads"), "value": (G, "kv_heads")}
+            q, k, v = (
+                y + Delta(c.delta_rank, (n, H), (axis, "head"), "embed", name=f"{name}_delta")(x, beta)
+                for y, (name, (n, axis)) in zip((q, k, v), sides.items(), strict=True)
+            )
         if c.qk_norm:
             q = Norm(c.norm_eps, "head", name="query_norm")(q)
             k = Norm(c.norm_eps, "head", name="key_norm")(k)
         angles = at.positions if turned is None else at.positions * turned
         q, k = (rotate(x, angles, c.rope_base, c.rope_scaling) for x in (q, k))
+        filing = self._filing() if at.k_block.ndim == 3 else None
         if cache is not None and at.slot is not None:
-            cache = cache.write(k, v, at.slot, self.mesh)
+            slot = at.slot if filing is None else at.slot[:, filing].swapaxes(1, 2)
+            cache = cache.write(k, v, slot, self.mesh)
             k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
 
         odds, relevant, window = self._odds(beta)
@@ -211,19 +251,51 @@ class Attention(nn.Module):
             odds, relevant = steering.steered(odds, relevant, beta, rules)
         call: dict[str, Any] = dict(
             q_block=q_block, k_block=at.k_block, q_pos=at.positions, k_pos=at.k_positions,
-            q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, window=window, mesh=self.mesh,
+            q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, filing=filing, window=window,
+            mesh=self.mesh,
         )  # fmt: skip
         if self.localist:
             out, stats = attend(q, k, v, **call, route=at.route, stats=self.stats)
         else:
-            out, stats = attend(q, k, v, **call, stats="open" if self.stats == "dense" else self.stats)
-            if self.stats == "dense" and stats is not None:  # the dial takes nothing from it
+            wanted: Stats = "open" if self.stats == "dense" and not c.perception_dialled else self.stats
+            out, stats = attend(q, k, v, **call, stats=wanted)
+            if self.stats == "dense" and stats is not None and not c.perception_dialled:
                 stats = dataclasses.replace(stats, price_bits=jnp.zeros_like(stats.lse))
         if self.is_mutable_collection("intermediates"):
             # The full attention, read through `attend` itself: each key's value is its own unit vector.
             eye = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=q.dtype)[:, None], (*k.shape[:3], k.shape[1]))
             self.sow("intermediates", "attention", attend(q, k, eye, **call)[0])
-        return jnp.einsum("BTNH,NHD->BTD", out, wo.astype(x.dtype)), stats, cache
+        if self.localist and self.is_mutable_collection("mass"):
+            self.sow("mass", "by_block", self._mass(q, k, call))
+        y = jnp.einsum("BTNH,NHD->BTD", out, wo.astype(x.dtype))
+        if deltas:
+            flat = out.reshape(*out.shape[:2], N * H)
+            y = y + Delta(c.delta_rank, (D,), ("embed",), "heads_and_head", name="out_delta")(flat, beta)
+        return y, stats, cache
+
+    def _filing(self) -> Int[Array, " G"]:
+        """The filing that each key/value head goes by; kept as a float beside the other parameters."""
+        filing = parameter(self, "filing", nn.initializers.zeros, (self.config.kv_heads,), ("kv_heads",))
+        return jnp.round(filing).astype(jnp.int32)
+
+    def _mass(self, q, k, call: dict[str, Any]) -> Float[Array, "F N K K"]:
+        """Attention mass beyond the window by (query block, key block) at λ=0, under each filing, by T17.
+
+        m[k,l] = ∂(Σ_i lse_i)/∂ ln ω[k,l] at ω = 1, with the layer's inputs held fixed.
+        """
+        c = self.config
+        ones = jnp.ones((1, c.heads, c.block_capacity, c.block_capacity))
+        values = jnp.zeros_like(k[..., :1])
+
+        def total(odds, filing):
+            fixed = {**call, "odds": odds, "relevant": ones > 0, "filing": filing}
+            _, stats = attend(q, k, values, **fixed, stats="lse")
+            return jnp.where(jnp.isfinite(stats.lse), stats.lse, 0.0).sum()
+
+        if call["filing"] is None:
+            return jax.grad(total)(ones, None)
+        each = [jnp.full(c.kv_heads, f, jnp.int32) for f in range(c.filings)]
+        return jnp.concatenate([jax.grad(total)(ones, filing) for filing in each])
 
     def _odds(self, beta):
         c = self.config
@@ -235,7 +307,8 @@ class Attention(nn.Module):
         else:
             gates = jnp.full((c.heads, 2, 2), 0.0 if c.perception_window else 1.0)
             window = max(1, c.perception_window)
-            beta = jnp.full_like(beta, jnp.inf)
+            if not c.perception_dialled:
+                beta = jnp.full_like(beta, jnp.inf)
         return gating.odds(gates, beta), gating.relevant(gates)[None], window
 
 
@@ -281,7 +354,7 @@ class LocalistUnits(nn.Module):
         y = units.apply_units(kin, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units, self.mesh)
         y = (y.reshape(*x.shape[:2], c.generations, D) * at.kin[..., None].astype(y.dtype)).sum(2)
         if c.dialled_units:
-            y = y * -jnp.expm1(-beta).mean(-1)[:, None, None].astype(y.dtype)
+            y = y * _share(beta, y)
         return y
 
 

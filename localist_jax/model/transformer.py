@@ -35,8 +35,10 @@ class Output:
     """What the model returns.
 
     Attributes:
-      logits: float32 [B, T, V].
+      logits: float32 [B, T, V], or [B, P, V] where only P positions were asked for.
       blocks: int32 [B, T]; the semantic block of each position.
+      filed: int32 [B, F, T]; the block that each position's key lies under, by filing: its own; and, where the model
+        has two, the router's block of the position before it (sinks stay in block 0).
       block_probs: float32 [B, T, K]; the router's probabilities, without noise.
       states: [B, T, D]; what the router reads.
       stats: attention statistics with a leading layer axis, [L, B, N, T]; None unless asked for.
@@ -45,6 +47,7 @@ class Output:
 
     logits: chex.Array
     blocks: chex.Array
+    filed: chex.Array
     block_probs: chex.Array
     states: chex.Array
     stats: AttentionStats | None = None
@@ -52,7 +55,7 @@ class Output:
 
 
 class Router(nn.Module):
-    """Router logits of each position: W_r·norm(h), plus the anchors' log-odds. Nats."""
+    """Router logits of each position: W_r·norm(h) + b, plus the anchors' log-odds. Nats."""
 
     config: config.Model
 
@@ -63,7 +66,11 @@ class Router(nn.Module):
         h = Norm(c.norm_eps, name="norm")(x)
         axes = ("embed", "router_block")
         w = weight(self, "kernel", (c.width, c.block_capacity), axes, c.width, gain=FIRST_CONFIDENCE)
-        return widened(h) @ w + anchors.prior(blocks, tokens), h
+        logits = widened(h) @ w + anchors.prior(blocks, tokens)
+        if c.router_bias:
+            zeros = nn.initializers.zeros
+            logits = logits + parameter(self, "bias", zeros, (c.block_capacity,), ("router_block",))
+        return logits, h
 
 
 class Transformer(nn.Module):
@@ -94,11 +101,12 @@ class Transformer(nn.Module):
         stats: Stats = "none",
         noise: float = 0.0,
         rules: Steering | None = None,
+        read_at: Int[Array, "B P"] | None = None,
     ) -> Output:
         """Next-token logits, blocks and statistics.
 
         Args:
-          tokens: ids; position 0 of every segment is the sink (block 0): BOS, or whatever token stands there.
+          tokens: ids; the first `config.sink` positions of every segment are the sink (block 0), whatever stands there.
           dial: traced; broadcastable to [B, L, N].
           blocks: traced; active blocks and their anchors.
           positions, segments: of packed rows; default: one segment that fills the row.
@@ -106,6 +114,7 @@ class Transformer(nn.Module):
           stats: see `attend`.
           noise: Gumbel noise of the router (training; needs the rng stream "router").
           rules: traced; what attention rules ask of the localist layers (inference).
+          read_at: indices of the positions whose logits are wanted; None: all.
 
         Raises:
           ValueError: float64 activations where JAX has them switched off.
@@ -118,7 +127,7 @@ class Transformer(nn.Module):
         positions = jnp.broadcast_to(jnp.arange(T), (B, T)) if positions is None else positions
         segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
         beta_LBN = jnp.moveaxis(dial.broadcast(B, c.layers, c.heads).beta, 1, 0)
-        sink = positions == 0
+        sink = positions < c.sink
 
         init = nn.initializers.normal(0.02)
         embedding = parameter(self, "embedding", init, (self.vocab_size, c.width), ("vocab", "embed"))
@@ -136,10 +145,11 @@ class Transformer(nn.Module):
                 near = jnp.minimum(1 + positions // c.neighbours, c.blocks - 1)
                 logits, key = router.CERTAIN * jax.nn.one_hot(near, c.block_capacity), None
             ids, route, probs = router.assign(logits, allowed, blocks, key=key, noise=noise)
-            ids, route = router.with_sink(ids, route, sink)
+            routed, (ids, route) = ids, router.with_sink(ids, route, sink)
 
         shards = self.data_shards if B % self.data_shards == 0 else 1
-        at, cache = _in_blocks(ids, positions, segments, cache)
+        filed, cache = _filed(ids, routed, sink, positions, segments, cache, c.filings)
+        at, cache = _in_blocks(filed, positions, segments, cache)
         at = dataclasses.replace(at, route=route if noise else None)
         if c.block_units:
             at = with_units(at, blocks.parent, c.generations, shards)
@@ -152,7 +162,7 @@ class Transformer(nn.Module):
             written.append(more[1])
 
         with jax.named_scope("logits"):
-            x = Norm(c.norm_eps, name="final_norm")(x)
+            x = Norm(c.norm_eps, name="final_norm")(x if read_at is None else _rows_at(x, read_at))
             shape, axes = embedding.shape, ("vocab", "embed")
             head = embedding if c.tied else weight(self, "head", shape, axes, c.width)
             logits = jnp.einsum(
@@ -163,7 +173,13 @@ class Transformer(nn.Module):
             names = ("perception", "localist")[: len(written)]
             cache = dataclasses.replace(cache, **dict(zip(names, written, strict=True)))
         return Output(
-            logits=logits, blocks=ids, block_probs=probs, states=states, stats=all_stats, cache=cache
+            logits=logits,
+            blocks=ids,
+            filed=filed,
+            block_probs=probs,
+            states=states,
+            stats=all_stats,
+            cache=cache,
         )
 
     def _stack(self, name: str, localist: bool, stats: Stats):
@@ -210,16 +226,41 @@ def _in_perception(block, positions, segments, cache: Cache | None) -> tuple[Pla
     return at, cache
 
 
-def _in_blocks(block, positions, segments, cache: Cache | None) -> tuple[Placement, Cache | None]:
-    """Where queries and keys of the localist layers stand: the keys are all that the cache's pages hold."""
+def _filed(ids, routed, sink, positions, segments, cache: Cache | None, filings: int):
+    """Blocks of keys by filing [B, F, T], and the cache that knows what was routed where."""
+    if filings == 1:
+        return ids[:, None], cache
     if cache is None:
-        return _among_themselves(block, positions, segments), None
-    cache, slot = cache.in_pages(block, positions, segments)
+        before = jnp.pad(routed[:, :-1], ((0, 0), (1, 0)))
+    else:
+        cache, before = cache.with_routed(routed, positions, segments)
+    return jnp.stack([ids, jnp.where(sink, 0, before)], 1), cache
+
+
+def _in_blocks(filed, positions, segments, cache: Cache | None) -> tuple[Placement, Cache | None]:
+    """Where queries and keys of the localist layers stand: the keys are all that the cache's pages hold."""
+    block = filed[:, 0]
+    if cache is None:
+        at = _among_themselves(block, positions, segments)
+        if filed.shape[1] == 1:
+            return at, None
+        k_positions, k_segments = (jnp.broadcast_to(x[:, None], filed.shape) for x in (positions, segments))
+        keys = dict(k_block=filed, k_positions=k_positions, k_segments=k_segments)
+        return dataclasses.replace(at, **keys), None
+    cache, slot = cache.in_pages(block if filed.shape[1] == 1 else filed, positions, segments)
     at = Placement(
         block=block, positions=positions, segments=segments, slot=slot,
         k_block=cache.block, k_positions=cache.position, k_segments=cache.segment,
     )  # fmt: skip
     return at, cache
+
+
+def _rows_at(x: Float[Array, "B T D"], index: Int[Array, "B P"]) -> Float[Array, "B P D"]:
+    """x[b, index[b, p]]; one row without a gather: on it the TPU compiler (jaxlib 0.10.2) aborts beside mapped axes."""
+    if index.shape[1] > 1:
+        return jnp.take_along_axis(x, index[..., None], 1)
+    chosen = jnp.arange(x.shape[1]) == index
+    return jnp.where(chosen[..., None], x, 0).sum(1, keepdims=True)
 
 
 def _under_rules(at: Placement, rules: Steering, blocks: int) -> Placement:

@@ -29,6 +29,8 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("block_q", None),
     ("block_k", None),
     ("router_block", None),
+    ("rank", None),
+    ("heads_and_head", None),
 )
 AnyMesh = Mesh | AbstractMesh
 

@@ -295,7 +295,7 @@ def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch, ever
     excess = jax.nn.softmax(logits) - jax.nn.one_hot(targets, logits.shape[-1])
     head = params["embedding"] if c.tied else params["head"]
     slopes = jnp.einsum("BTV,VD->BTD", excess, head)
-    states, keep = out.states.astype(jnp.float32), batch.scored & (batch.positions > 0)
+    states, keep = out.states.astype(jnp.float32), batch.scored & (batch.positions >= c.sink)
     code = bits.code_length(out.logits, batch.targets)
     code, slow = _around(code[..., None], batch)[..., 0], _around(states, batch)
     rest = (out.blocks, code, batch.tokens, slow, keep)

@@ -21,7 +21,7 @@ from localist_jax.report import figures
 from localist_jax.training.journal import Journal
 from localist_jax.training.loop import Hook
 from localist_jax.training.run import Run
-from localist_jax.training.state import GATES, TrainState, at_path
+from localist_jax.training.state import GATES, TrainState, at_path, filing_of
 from localist_jax.types import PyTree
 
 
@@ -87,10 +87,12 @@ def _read(model: Transformer, params: PyTree, chosen: Blocks, batch: Batch) -> d
     dial = Dial(1.0).broadcast(batch.tokens.shape[0], c.layers, c.heads)
     where = {"positions": batch.positions, "segments": batch.segments}
     out = forward(model, params, batch.tokens, dial, chosen, **where, stats="open")
-    routed = (batch.segments > 0) & (batch.positions > 0)
+    routed = (batch.segments > 0) & (batch.positions >= c.sink)
     assert out.stats is not None
     gates = at_path(params, GATES)
-    keys = measures.open_keys(gates, out.blocks, batch.positions, batch.segments, c.window)
+    filing = filing_of(params, c)
+    where_keys = (out.blocks, batch.positions, batch.segments, c.window, out.filed, filing)
+    keys = measures.open_keys(gates, *where_keys)
 
     def mean(x: jax.Array) -> jax.Array:
         """Over layers, heads and the positions that count; x is [L, B, N, T]."""

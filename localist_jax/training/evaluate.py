@@ -14,7 +14,7 @@ from localist_jax import bits
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, Dial, measures
 from localist_jax.model import Transformer, forward
-from localist_jax.training.state import GATES, at_path
+from localist_jax.training.state import GATES, at_path, filing_of
 from localist_jax.training.step import pairs_of, perception_share
 from localist_jax.types import PyTree
 
@@ -94,7 +94,9 @@ def _sums(model: Transformer, byte_lengths, stats, params, blocks: Blocks, batch
     }
     gated, always, total = pairs_of(out, batch, model.config)
     gates = at_path(params, GATES)
-    share = measures.open_share(gates, gated, always, total, perception_share(batch, model.config))
+    share = measures.open_share(
+        gates, gated, always, total, perception_share(batch, model.config), filing_of(params, model.config)
+    )
     return {**sums, "layers": per_layer, "open_pairs": share * total, "pairs": total}
 
 

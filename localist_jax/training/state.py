@@ -21,8 +21,10 @@ from localist_jax.model import Transformer
 from localist_jax.types import Key, PyTree, struct
 
 GATES = ("localist", "attention", "gates")
+FILING = ("localist", "attention", "filing")
 UNITS = ("localist", "units", "out")
 ROUTER = ("router", "kernel")
+DELTAS = tuple((f"{name}_delta",) for name in ("query", "key", "value", "out"))
 MUON_MOMENTUM, ADAM_SIZE = 0.95, 0.2  # the second: root mean square of an AdamW update at learning rate 1
 FIRST_GATES = {  # by `config.Gates.pattern`: what the gates [K, K] start from
     "learned": lambda c: jnp.ones((c.block_capacity,) * 2),
@@ -63,6 +65,16 @@ def with_leaf(params: PyTree, path: tuple[str, ...], leaf: Any) -> PyTree:
     """A copy of a nested dictionary with another leaf at `path`."""
     head, *rest = path
     return {**params, head: with_leaf(params[head], tuple(rest), leaf) if rest else leaf}
+
+
+def filing_of(params: PyTree, model: config.Model) -> jax.Array | None:
+    """Return the filing of each localist layer and query head, int32 [L, N]; None where keys lie under their own block.
+
+    The certificates of `locality` take it.
+    """
+    if model.filings == 1:
+        return None
+    return jnp.repeat(jnp.round(at_path(params, FILING)).astype(jnp.int32), model.heads // model.kv_heads, 1)
 
 
 def create(model: Transformer, settings: config.Config, key: Key) -> TrainState:
@@ -150,7 +162,8 @@ def _matrices(params: PyTree) -> PyTree:
 
 RULES = {  # by the last name on a parameter's path; every parameter must be here
     "gates": "gate",
-    **dict.fromkeys(("gain", "query_bias", "key_bias", "value_bias"), "vector"),
+    "filing": "frozen",  # chosen by calibration, not learned
+    **dict.fromkeys(("gain", "bias", "query_bias", "key_bias", "value_bias"), "vector"),
     **dict.fromkeys(("embedding", "head", "kernel"), "table"),
     **dict.fromkeys(("query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"),
 }
@@ -173,12 +186,13 @@ def rule_of(params: PyTree, trunk: float = 1.0) -> PyTree:
 
 
 def in_trunk(path: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to what any transformer has: all but router, gates and localist units.
+    """Whether a parameter belongs to what any transformer has: all but router, gates, filing, deltas and units.
 
     >>> in_trunk(("embedding",)), in_trunk(("router", "norm", "gain")), in_trunk(GATES)
     (True, False, False)
     """
-    return path[0] != "router" and "units" not in path and path[-1] != "gates"
+    localist = "units" in path or path[-1] in ("gates", "filing") or path[-2:-1] in DELTAS
+    return path[0] != "router" and not localist
 
 
 def trunk_mask(params: PyTree) -> PyTree:

@@ -52,7 +52,7 @@ def perception_share(batch: Batch, model: config.Model) -> Float[Array, " P"]:
     """Open share of each perception layer: its window and the sink, or 1 where dense."""
     if not model.perception_window:
         return jnp.ones(model.router_layer)
-    block = jnp.where(batch.positions == 0, 0, 1)
+    block = jnp.where(batch.positions < model.sink, 0, 1)
     _, always, total = measures.pair_counts(
         block, batch.positions, batch.segments, model.perception_window, 2
     )
@@ -60,10 +60,11 @@ def perception_share(batch: Batch, model: config.Model) -> Float[Array, " P"]:
 
 
 def pairs_of(output: Output, batch: Batch, model: config.Model):
-    """Causal pairs of a batch by (query block, key block): see `measures.pair_counts`."""
+    """Causal pairs of a batch by query block and key block (and filing, if there are two): `measures.pair_counts`."""
     return measures.pair_counts(
-        output.blocks, batch.positions, batch.segments, model.window, model.block_capacity
-    )
+        output.blocks, batch.positions, batch.segments, model.window, model.block_capacity,
+        output.filed if model.filings > 1 else None,
+    )  # fmt: skip
 
 
 def make_train_step(
@@ -96,7 +97,7 @@ def make_train_step(
         valid, scored = batch.segments > 0, batch.scored
         code = jnp.where(scored, bits.code_length(out.logits, batch.targets), 0.0).sum()
         allowed = router.allowed_blocks(state.blocks.active, c.background)
-        routed = valid & (batch.positions > 0)
+        routed = valid & (batch.positions >= c.sink)
         usage = router.usage(out.block_probs, routed)
         penalty = router.usage_penalty(usage, allowed, settings.router.usage_floor)
         nats = bits.to_nats(code) / jnp.maximum(1, scored.sum())

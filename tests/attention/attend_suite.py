@@ -30,17 +30,22 @@ def oracle(
     k_seg,
     odds,
     relevant,
+    filing=None,
     route=None,
-    closed=None,
     window=1,
 ):
-    """Values and statistics by the definition; `closed` marks pairs whose odds stay 0 whatever `route` says."""
+    """Return values and statistics by the definition; odds of 0 stay 0 whatever `route` says."""
+    if filing is None:
+        filing = np.zeros(k.shape[2], int)
+        k_block, k_pos, k_seg = (x[:, None] for x in (k_block, k_pos, k_seg))
+    filed = k_block, k_pos, k_seg
     (B, T, N, H), G = q.shape, k.shape[2]
     out = np.zeros((B, T, N, v.shape[-1]))
     stats = {name: np.zeros((B, N, T)) for name in STATISTICS}
     stats["lse"][:] = -np.inf
     for b, i, n in np.ndindex(B, T, N):
         g, a, r = n // (N // G), min(b, odds.shape[0] - 1), min(b, relevant.shape[0] - 1)
+        k_block, k_pos, k_seg = (x[:, filing[g]] for x in filed)
         sees = (k_seg[b] == q_seg[b, i]) & (k_seg[b] > 0) & (k_pos[b] <= q_pos[b, i])
         if not sees.any():
             continue
@@ -82,6 +87,7 @@ class Case:
     packed: bool = False
     batched_odds: bool = False
     scale: float = 1.0
+    filings: int = 1
 
     def make(self, seed=0):
         rng = np.random.default_rng(seed)
@@ -105,6 +111,11 @@ class Case:
         }
         odds = (gates + (1 - gates) * keep).astype(np.float32).astype(np.float64)
         call = dict(**places, odds=odds, relevant=gates > 0, window=self.window)
+        if self.filings > 1:  # under the second, a key's block is that of the position before it, and so on
+            call["k_block"] = np.stack([np.roll(block, f, 1) for f in range(self.filings)], 1)
+            for name, x in (("pos", position), ("seg", segment)):
+                call[f"k_{name}"] = np.repeat(x[:, None], self.filings, 1)
+            call["filing"] = (1 + np.arange(self.G)) % self.filings
         return (q, k, rng.normal(size=(B, T, self.G, self.Hv))), call
 
 
@@ -124,6 +135,9 @@ CASES = {
     "large logits": Case(scale=6.0, dial="one"),
     "long": Case(T=150, K=7, window=8, dial="one", packed=True, B=1),
     "long, between": Case(T=150, K=7, window=8, B=1),
+    "filed": Case(N=4, G=2, filings=2, dial="one", window=3),
+    "filed, between": Case(N=6, G=3, filings=2, T=25, packed=True),
+    "filed, long": Case(T=150, K=7, N=4, G=2, filings=2, window=8, dial="one", packed=True),
 }
 
 
@@ -230,7 +244,10 @@ class AttendSuite:
         assert np.abs(gradient[closed]).max() == 0
         assert np.abs(gradient[~closed]).max() > 0
 
-    @pytest.mark.parametrize("name", ["between", "localist", "packed, localist", "grouped queries", "window"])
+    @pytest.mark.parametrize(
+        "name",
+        ["between", "localist", "packed, localist", "grouped queries", "window", "filed", "filed, between"],
+    )
     def test_gradients_are_those_of_the_definition(self, name):
         """Directional derivatives against central differences of the oracle, values and statistics together."""
         case = CASES[name]
@@ -244,19 +261,19 @@ class AttendSuite:
             parts = [out, *(xp.where(sees, figures[name], 0.0) for name in STATISTICS)]
             return sum((w * x).sum() for w, x in zip(weights, parts, strict=True))
 
-        def score(q, k, v, odds, route):
+        def score(q, k, v, odds, route=None):
             more = arrays({**call, "odds": odds})
             out, stats = attend(
                 q, k, v, **more, route=route, stats="dense", implementation=self.implementation
             )
             return total(jnp, out, {name: getattr(stats, name) for name in STATISTICS})
 
-        def true_score(q, k, v, odds, route):
+        def true_score(q, k, v, odds, route=None):
             odds = np.where(call["odds"] == 0, 0.0, odds)  # closed stays closed
             return total(np, *oracle(q, k, v, **{**call, "odds": odds}, route=route))
 
-        at = [*qkv, call["odds"], one_hot(call["q_block"], case.K)]
-        gradients = jax.jit(jax.grad(score, (0, 1, 2, 3, 4)))(*arrays(tuple(at)))
+        at = [*qkv, call["odds"], *([one_hot(call["q_block"], case.K)] if case.filings == 1 else [])]
+        gradients = jax.jit(jax.grad(score, tuple(range(len(at)))))(*arrays(tuple(at)))
         step = 1e-5
         for argument, gradient in enumerate(gradients):
             direction = rng.normal(size=at[argument].shape)
@@ -288,6 +305,21 @@ class AttendSuite:
             np.testing.assert_allclose(
                 getattr(stats, field)[..., 0], figures[field][last[0], :, at], rtol=1e-4, atol=5e-5
             )
+
+    def test_slots_may_hold_other_positions_under_each_filing(self):
+        """A paged cache: slot s of a head holds the position that the head's filing put there."""
+        case = Case(B=2, T=20, N=4, G=2, K=4, filings=2, window=3, dial="one")
+        (q, k, v), call = case.make()
+        order = np.random.default_rng(2).permutation(case.T)
+        moved = {**call, **{name: call[name].copy() for name in ("k_block", "k_pos", "k_seg")}}
+        for name in ("k_block", "k_pos", "k_seg"):
+            moved[name][:, 1] = call[name][:, 1][:, order]
+        second = call["filing"] == 1
+        k_moved, v_moved = (np.where(second[:, None], x[:, order], x) for x in (k, v))
+        out, stats = self.attend((q, k_moved, v_moved), moved, stats="dense")
+        wanted, figures = oracle(q, k, v, **call)
+        np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(stats.gated_mass, figures["gated_mass"], rtol=1e-4, atol=5e-5)
 
     def test_queries_may_have_rows_of_their_own(self):
         """More rows than columns in the odds: rows of odds per request, without more blocks."""

@@ -41,46 +41,60 @@ def marks(call, side):
     return Marks(**{name: jnp.asarray(call[f"{side}_{name}"]) for name in ("block", "pos", "seg")})
 
 
+def filed(call, groups):
+    """The keys' places [B, F, S], and the filing of each key/value head."""
+    if "filing" in call:
+        return marks(call, "k"), call["filing"]
+    return jax.tree.map(lambda x: x[:, None], marks(call, "k")), np.zeros(groups, int)
+
+
 def plans(call, qkv):
     q, k, _ = arrays(qkv)
-    how = sparse.How(window=call["window"])
+    how, keys = sparse.How(window=call["window"]), tiles.Filed(*filed(call, k.shape[2]))
     return {
-        way: plan(how, q, k, jnp.asarray(call["odds"]), marks(call, "q"), marks(call, "k"))
+        way: plan(how, q, k, jnp.asarray(call["odds"]), marks(call, "q"), keys)
         for way, plan in sparse.PLANS.items()
     }
 
 
-def open_pairs(call, pairs):
-    """[B, N, T, S], by the definition."""
-    gap = call["q_pos"][:, :, None] - call["k_pos"][:, None]
-    seen = (call["q_seg"][:, :, None] == call["k_seg"][:, None]) & (call["k_seg"] > 0)[:, None] & (gap >= 0)
-    near = (seen & (gap < call["window"]))[:, None]
-    omega = np.stack(
-        [call["odds"][0][:, i][:, :, j] for i, j in zip(call["q_block"], call["k_block"], strict=True)]
-    )
-    far = (seen & (gap >= call["window"]))[:, None] & (omega > 0)
-    return {"near": np.broadcast_to(near, far.shape), "far": far, "all": near | far}[pairs]
+def open_pairs(call, pairs, groups=1):
+    """Return which pairs are open, [B, N, T, S], by the definition."""
+    keys, filing = filed(call, groups)
+    heads = np.repeat(filing, call["odds"].shape[1] // groups)
+    block, pos, seg = (np.asarray(x)[:, heads] for x in (keys.block, keys.pos, keys.seg))
+    gap = call["q_pos"][:, None, :, None] - pos[:, :, None]
+    seen = (call["q_seg"][:, None, :, None] == seg[:, :, None]) & (seg > 0)[:, :, None] & (gap >= 0)
+    near, head = seen & (gap < call["window"]), np.arange(len(heads))[:, None, None]
+    omega = call["odds"][0][head, call["q_block"][:, None, :, None], block[:, :, None]]
+    far = seen & (gap >= call["window"]) & (omega > 0)
+    return {"near": near, "far": far, "all": near | far}[pairs]
 
 
 @pytest.mark.parametrize("way", list(sparse.PLANS))
 @pytest.mark.parametrize("dial", ["zero", "one"])
-def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(way, dial):
-    qkv, call = Case(B=2, T=300, K=5, window=9, dial=dial, packed=True).make()
-    reached = np.zeros(open_pairs(call, "all").shape, int)
+@pytest.mark.parametrize("sizes", [{}, {"N": 4, "G": 2, "filings": 2}], ids=["one filing", "two filings"])
+def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(way, dial, sizes):
+    case = Case(B=2, T=300, K=5, window=9, dial=dial, packed=True, **sizes)
+    qkv, call = case.make()
+    reached = np.zeros(open_pairs(call, "all", case.G).shape, int)
     for section in plans(call, qkv)[way].sections:
-        wanted = open_pairs(call, section.pairs)
+        wanted = open_pairs(call, section.pairs, case.G)
         work, (B, I, _) = section.listed(), section.q_layout.index.shape
-        (at_q, filled_q), (at_k, filled_k) = (
-            (np.asarray(x.index), np.asarray(x.filled)) for x in (section.q_layout, section.k_layout)
-        )
+        at_q, filled_q = (np.asarray(x) for x in (section.q_layout.index, section.q_layout.filled))
         block_q, block_k = (np.asarray(at.block)[..., 0] for at in (section.q_at, section.k_at))
         for row, (b, n, i) in enumerate(np.ndindex(B, section.heads, I)):
+            g = n // (case.N // case.G)
+            at_k, filled_k = (
+                np.asarray(x[b, g] if x.ndim == 4 else x[b])
+                for x in (section.k_layout.index, section.k_layout.filled)
+            )
             for j in np.asarray(work.lists[row, : work.counts[row]]):
-                pairs = np.ix_(at_q[b, i][filled_q[b, i]], at_k[b, j][filled_k[b, j]])
+                pairs = np.ix_(at_q[b, i][filled_q[b, i]], at_k[j][filled_k[j]])
                 reached[b, n][pairs] += wanted[b, n][pairs]
                 if section.pairs == "far":  # no tile of a closed pair of blocks
-                    assert call["odds"][0, n, block_q[b, i], block_k[b, j]] > 0
-    np.testing.assert_array_equal(reached, open_pairs(call, "all"))
+                    block = block_k[b, g if block_k.shape[1] > 1 else 0, j]
+                    assert call["odds"][0, n, block_q[b, i], block] > 0
+    np.testing.assert_array_equal(reached, open_pairs(call, "all", case.G))
 
 
 def test_layouts_lose_nothing():
@@ -93,6 +107,12 @@ def test_layouts_lose_nothing():
     assert all(len(set(cut[at])) == 1 for at in np.ndindex(cut.shape[:2]) if filled[at].any())
     in_part = np.argwhere(filled.any(-1) & ~filled.all(-1))
     assert all(cut[b, at - 1, -1] != cut[b, at, -1] for b, at in in_part if at), "only a block's first tile"
+    filing = jnp.asarray([1, 0])  # two heads, each with tiles of its own
+    keys = tiles.Filed(Marks(*[jnp.stack([block, block[:, ::-1]], 1)] * 3), filing)
+    of_heads = tiles.by_block(keys.each().block, 7, 8).for_heads(keys)
+    two = jnp.arange(300.0).reshape(3, 50, 2)
+    np.testing.assert_array_equal(of_heads.join(of_heads.cut(two)), two)
+    np.testing.assert_array_equal(of_heads.cut(two)[..., 1], pure.cut(two)[..., 1])
     order = np.asarray(pure.index)[filled].reshape(3, 50)
     assert all((np.diff(order[b][np.asarray(block)[b, order[b]] == 3]) > 0).all() for b in range(3))
 

@@ -86,7 +86,7 @@ def _forward(p: Pass, q, k, v):
     queries = {"q": q, "pos": p.queries.pos, "seg": p.queries.seg, **_log_odds(p)}
     keys = {"k": k, "v": v, "k_pos": p.keys.pos, "k_seg": p.keys.seg}
     if K or s.mixed:
-        keys["e"] = _one_hot(p.keys.block, p.keys.blocks, sides[1])
+        keys["e"] = _one_hot(p.keys.block, p.keys.blocks, sides[1], p.keys.alike)
     results: dict[str, tuple[int, ...]] = {"lse": ()}
     if p.measured:
         results["zsum"] = ()
@@ -122,7 +122,7 @@ def _backward(p: Pass, q, k, v, lse, c, dout, keyed: bool):
     queries = {"q": q, "dout": dout, "pos": p.queries.pos, "seg": p.queries.seg, "lse": lse * LOG2E, "c": c}
     queries |= _log_odds(p)
     keys = {"k": k, "v": v, "k_pos": p.keys.pos, "k_seg": p.keys.seg}
-    by_key = {"e": _one_hot(p.keys.block, p.keys.blocks, keys_side)} if blocked else {}
+    by_key = {"e": _one_hot(p.keys.block, p.keys.blocks, keys_side, p.keys.alike)} if blocked else {}
     by_query = {}
     if keyed:
         by_query["own"] = _one_hot(jnp.argmax(p.queries.own, -1), p.queries.own.shape[-1], queries_side)
@@ -177,12 +177,13 @@ def _channels(blocks: int) -> int:
     return next(size for size in (16, 32, 64) if size >= blocks)
 
 
-def _one_hot(block, blocks: int, side: Side):
-    """Blocks [R, C | 1] as bfloat16 [B, tiles, C, K]: the same for all heads."""
+def _one_hot(block, blocks: int, side: Side, alike: bool = True):
+    """Blocks [R, C | 1] as bfloat16: [B, tiles, C, K] where all heads are alike, else by tile, [R, C, K]."""
     batch, heads, tiles = side
-    of_one = block.reshape(batch, heads, tiles, -1)[:, 0]
-    found = jax.nn.one_hot(of_one, _channels(blocks), dtype=jnp.bfloat16)
-    return jnp.broadcast_to(found, (batch, tiles, TILE, found.shape[-1]))
+    if alike:
+        block = block.reshape(batch, heads, tiles, -1)[:, 0]
+    columns = jax.nn.one_hot(block, _channels(blocks), dtype=jnp.bfloat16)
+    return jnp.broadcast_to(columns, (*columns.shape[:-2], TILE, columns.shape[-1]))
 
 
 def _log_odds(p: Pass):

@@ -1,0 +1,79 @@
+"""Spherical k-means: named blocks found in the states of a model that nobody trained for them.
+
+States are standardised per channel and brought to unit length; a cluster is a direction c. The nearest direction is an
+argmax of a linear map with a bias, x ↦ ⟨c/σ, x⟩ − ⟨c, μ/σ⟩, since dividing a row of scores by its length moves no
+argmax: that map is a router.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from localist_jax.types import Key, struct
+
+SMALLEST_DEVIATION = 1e-3  # added to each channel's, so that a constant channel does not blow up
+ROUNDS = 20
+
+
+@struct
+class Standard:
+    """Mean and standard deviation of each channel, float32 [D]."""
+
+    mean: chex.Array
+    deviation: chex.Array
+
+    @classmethod
+    def of(cls, x: Float[Array, "P D"]) -> Standard:
+        """Return the mean and deviation of these states."""
+        return cls(x.mean(0), x.std(0) + SMALLEST_DEVIATION)
+
+    def directions(self, x: Float[Array, "P D"]) -> Float[Array, "P D"]:
+        """Return the standardised states at unit length."""
+        return _unit((x - self.mean) / self.deviation)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+@partial(jax.jit, static_argnames=("clusters", "rounds"))
+def spherical_kmeans(
+    key: Key, directions: Float[Array, "P D"], clusters: int, rounds: int = ROUNDS
+) -> tuple[Float[Array, "C D"], Int[Array, " P"]]:
+    """Divide unit vectors into clusters by their nearest centre.
+
+    Args:
+      key: draws the first centres, and new ones for clusters that have lost all their vectors.
+      directions: unit vectors.
+      clusters: C, at most P.
+      rounds: of assigning all vectors and moving all centres.
+
+    Returns:
+      The centres (unit vectors) and the cluster of each vector.
+    """
+    start, again = jax.random.split(key)
+
+    def draw(key):
+        return directions[jax.random.choice(key, len(directions), (clusters,), replace=False)]
+
+    def turn(nth, centres):
+        nearest = jnp.argmax(directions @ centres.T, -1)
+        sums = jax.ops.segment_sum(directions, nearest, clusters)
+        some = jax.ops.segment_sum(jnp.ones(len(directions)), nearest, clusters) > 0
+        return jnp.where(some[:, None], _unit(sums), draw(jax.random.fold_in(again, nth)))
+
+    centres = jax.lax.fori_loop(0, rounds, turn, draw(start))
+    return centres, jnp.argmax(directions @ centres.T, -1)
+
+
+def router_of(
+    centres: Float[Array, "C D"], standard: Standard
+) -> tuple[Float[Array, "D C"], Float[Array, " C"]]:
+    """Return kernel and bias whose argmax over x @ kernel + bias is the centre nearest to x."""
+    scaled = centres / standard.deviation
+    return scaled.T, -(scaled @ standard.mean)
