@@ -8,6 +8,8 @@ localist report runs/quickstart
 localist rules check house.yaml
 localist generate runs/quickstart "The list type" --rules house.yaml --audit out.json
 localist adopt ~/models/Qwen3-0.6B --out runs/qwen
+localist adopt smollm2 --out runs/smol
+localist generate runs/smol --chat "What is the capital of France?" --dial 0
 localist export runs/qwen ~/models/back
 """
 
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dial", type=_dial, nargs="+", default=[1.0], metavar="λ|REGIME", help="number or preset"
     )
     sub.add_argument("--tokens", type=int, default=80, help="new tokens")
-    sub.add_argument("--temperature", type=float, default=0.8)
+    sub.add_argument("--temperature", type=float, help="default: 0.8, or 0 (the likeliest token) with --chat")
     sub.add_argument("--top-p", type=float, default=0.95)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument(
@@ -225,16 +227,17 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise ValueError("generate: expected a text to continue, or --chat QUESTION (and --system with it)")
     run = _open(arguments, arguments.chat if asked else arguments.prompt)
     dials = Dial.for_requests([_setting(run, dial) for dial in arguments.dial])
-    prompt, options = arguments.prompt, dict[str, Any]()
+    prompt, options, temperature = arguments.prompt, dict[str, Any](), 0.8
     if asked:
         from localist_jax.adopt.chat import Chat
 
         prompt = Chat.of(run).ids(run.tokenizer, arguments.chat, arguments.system)
         options["bos"] = None  # the template writes its own
+        temperature = 0.0
     prompts = [prompt] * len(arguments.dial)
     options |= dict(
         max_new=arguments.tokens,
-        temperature=arguments.temperature,
+        temperature=temperature if arguments.temperature is None else arguments.temperature,
         top_p=arguments.top_p,
         seed=arguments.seed,
     )

@@ -1,4 +1,4 @@
-"""Pretrained checkpoints of the Llama and Qwen3 families: in, made localist, and out again."""
+"""Pretrained checkpoints (Llama, Mistral, Qwen2, Qwen3, SmolLM3): in from folders or GGUF files, localist, and out."""
 
 from localist_jax.adopt.export import export
 from localist_jax.adopt.load import adopt, load

@@ -55,7 +55,12 @@ def write_folder(file: GGUF, folder: Path) -> None:
     Raises:
       ValueError: an architecture, setting or tokenizer that is not supported; by its name.
     """
-    raw = config_of(file)
+    try:
+        raw = config_of(file)
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{file.path}: metadata of another kind than expected ({error}); convert it anew"
+        ) from error
     try:
         specials, text = specials_of(file.metadata), tokenizer_json(file.metadata)
     except ValueError as error:

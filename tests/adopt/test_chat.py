@@ -134,11 +134,13 @@ def command(capsys, *words):
 
 
 def test_the_command_asks_and_refuses_in_one_line(run, tmp_path, capsys):
-    ask = ("generate", run.workdir, "--tokens", "3", "--temperature", "0")
+    ask = ("generate", run.workdir, "--tokens", "3")
     status, out, err = command(capsys, *ask, "--chat", "Who?", "--system", "Be kind.", "--dial", "0", "1")
     assert status == 0, err
     assert out.count("── λ") == 2
     assert "Who?" not in out  # the answer alone
+    again = command(capsys, *ask, "--chat", "Who?", "--system", "Be kind.", "--dial", "0", "--seed", "7")[1]
+    assert again.strip() == out.split("\n")[1].strip()  # nothing is drawn, unless it is asked for
     for words, message in (
         (("a text", "--chat", "Who?"), "expected a text to continue, or --chat QUESTION"),
         (("a text", "--system", "Be kind."), "and --system with it"),

@@ -219,6 +219,7 @@ BAD_METADATA = {
     ),
     "experts": (meta(**{"llama.expert_count": 8}), r"llama\.expert_count: expected 0, got 8; not supported"),
     "yarn": (meta(**{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}), "rope_scaling: .*'yarn'"),
+    "a word for a number": (meta(**{"llama.rope.freq_base": "wide"}), "metadata of another kind than expected"),
     "half of the channels turn": (meta(**{"llama.rope.dimension_count": 32}), "partial_rotary_factor: expected 1"),
     "values of another length": (meta(**{"llama.attention.value_length": 32}), "value_length: expected 64"),
     "heads by layer": (meta(**{"llama.attention.head_count_kv": [2, 4]}), "head_count_kv: expected one value for all"),

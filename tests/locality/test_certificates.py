@@ -1,11 +1,14 @@
 """Certificates hold on every input that was tried, are attained by the worst one, and round outward."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from localist_jax.locality import certificates
+from localist_jax import config
+from localist_jax.locality import Blocks, Dial, certificates
+from localist_jax.model import Transformer
 from localist_jax.model.layers import rotate
 
 
@@ -86,3 +89,28 @@ def test_the_guarantee_survives_the_arithmetic_that_runs_the_model():
         s = jnp.where(jnp.arange(502) < 2, -3.0, 3.0)
         alpha = jax.nn.softmax(s + jnp.log(jnp.where(jnp.arange(502) < 2, 1.0, jnp.exp(-beta))))
         assert float(alpha[2:].sum()) <= epsilon * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("norm", "holds"), [(True, True), (False, False)])
+def test_biases_come_before_the_norm_and_leave_the_logit_bound_alone(norm, holds):
+    """In a model with huge biases no key outweighs another by more than e^{2S}; without the norm one does."""
+    shape = config.Model(
+        layers=2, width=32, heads=2, kv_heads=1, head_size=16, feed_forward=32, blocks=2, block_capacity=2,
+        block_units=0, qk_norm=norm, qkv_bias=True,
+    )  # fmt: skip
+    model, blocks = Transformer(shape, 300), Blocks.create(2, 2, 1)
+    tokens = jax.random.randint(jax.random.key(1), (1, 24), 2, 300)
+    params = nn.unbox(model.init(jax.random.key(0), tokens, Dial(0.0), blocks)["params"])
+    for stack in ("perception", "localist"):
+        attention = params[stack]["attention"]
+        for i, name in enumerate(("query_bias", "key_bias")):
+            attention[name] = 300 * jax.random.normal(jax.random.key(i), attention[name].shape)
+    _, seen = model.apply({"params": params}, tokens, Dial(0.0), blocks, mutable=["intermediates"])
+    ones = np.ones((2, 1, 16))
+    bound = float(certificates.logit_bound(ones, ones).max())
+    spread = 0.0
+    for map_ in jax.tree.leaves(seen["intermediates"]):  # [L, B, T, N, S]
+        last = np.asarray(map_, np.float64)[:, :, -1]
+        spread = max(spread, float(np.log(last.max(-1) / np.maximum(last.min(-1), 1e-300)).max()))
+    assert (spread <= 2 * bound) == holds
+    assert spread > 1
