@@ -159,7 +159,7 @@ def ours(
     gates[..., 0] = True
     rest = {f"q_{name}": x[:, -queries:] for name, x in places.items()}
     if queries < keys:
-        pages = by_block(places["block"], blocks + 1, page_size(keys))
+        pages = by_block(places["block"], blocks + 1, page_size(keys, blocks + 1))
         kept = pages.mark(Marks(**places))
         places = {name: getattr(kept, name).reshape(1, -1) for name in places}
     rest |= {f"k_{name}": x for name, x in places.items()}

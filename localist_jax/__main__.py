@@ -8,6 +8,7 @@ localist report runs/quickstart
 localist rules check house.yaml
 localist generate runs/quickstart "The list type" --rules house.yaml --audit out.json
 localist adopt ~/models/Qwen3-0.6B --out runs/qwen
+localist localise runs/qwen --out runs/qwen-localist --corpus my_texts/
 localist adopt smollm2 --out runs/smol
 localist generate runs/smol --chat "What is the capital of France?" --dial 0
 localist export runs/qwen ~/models/back
@@ -115,16 +116,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--corpus", default="", help="text for evaluations and localising")
 
     sub = command(
-        "localise", _localise, "Train router and gates (and units) of an adopted model on your text."
+        "localise", _localise, "Give an adopted model named blocks, exact zeros and a dial, in minutes."
     )
     sub.add_argument("--out", type=Path, required=True, help="folder of the new run")
-    sub.add_argument("--corpus", default="", help="text; default: that of the run")
-    sub.add_argument("--steps", type=int, default=500)
-    sub.add_argument("--blocks", type=int, default=16)
-    sub.add_argument("--units", type=int, default=0, help="localist units per block; they weigh λ")
-    sub.add_argument("--trunk", type=float, default=0.0, help="its share of the learning rate; 0: frozen")
-    sub.add_argument("--open-share", type=float, default=0.5, help="of causal pairs at λ=1, over all layers")
-    sub.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+    sub.add_argument("--corpus", default="", help="text to calibrate on; default: that of the run")
+    sub.add_argument("--blocks", type=int, default=128, help="semantic blocks to find in the text")
+    sub.add_argument(
+        "--open-share", type=float, default=0.15, help="share of causal pairs open at λ=1, over all layers"
+    )
+    sub.add_argument("--tokens", type=int, default=18_432, help="tokens to calibrate on")
+    sub.add_argument(
+        "--anchor", action="append", default=[], metavar="NAME=WORD,WORD",
+        help="give these words a block of their own; may be repeated",
+    )  # fmt: skip
+    sub.add_argument(
+        "--distil", type=int, default=0, metavar="STEPS",
+        help="then train low-rank deltas towards the original's predictions for so many steps; resumable",
+    )  # fmt: skip
+    sub.add_argument("--rank", type=int, default=16, help="rank of these deltas")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change a setting"
+    )
 
     sub = command("export", _export, "Write the model at λ=0 as a Hugging Face checkpoint.")
     sub.add_argument("out", type=Path, help="folder of the checkpoint")
@@ -316,15 +328,28 @@ def _adopt(arguments: argparse.Namespace) -> None:
 def _localise(arguments: argparse.Namespace) -> None:
     from localist_jax import config
     from localist_jax.adopt import localise
+    from localist_jax.parallel.compilation import keep_programs
     from localist_jax.report.job import measure
 
+    keep_programs()
     run = _open(arguments)
-    names = ("corpus", "steps", "blocks", "units", "trunk", "open_share")
-    raw = localise.settings_of(run, **{name: getattr(arguments, name) for name in names}).to_dict()
+    raw = localise.settings_of(
+        run, corpus=arguments.corpus, blocks=arguments.blocks, open_share=arguments.open_share,
+        distil_steps=arguments.distil, delta_rank=arguments.rank,
+    ).to_dict()  # fmt: skip
     for change in arguments.set:
         _apply(raw, change)
     command = shlex.join(["localist", *sys.argv[1:]])
-    print(measure(localise.localise(run, config.resolve(raw), arguments.out, command=command)))
+    anchors = dict(_anchor(text) for text in arguments.anchor)
+    options = {"tokens": arguments.tokens, "anchors": anchors, "command": command}
+    print(measure(localise.localise(run, config.resolve(raw), arguments.out, **options)))
+
+
+def _anchor(text: str) -> tuple[str, list[str]]:
+    name, equals, words = text.partition("=")
+    if not (name and equals and words):
+        raise ValueError(f"--anchor {text}: expected NAME=WORD,WORD, such as drug=warfarin,aspirin")
+    return name, [word.strip() for word in words.split(",") if word.strip()]
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -1,104 +1,201 @@
-"""Making an adopted model localist: router, gates and (if wanted) units are trained, the trunk hardly or not at all.
+"""Making an adopted model localist: calibrated in minutes, then, if asked, distilled towards the original.
 
-It starts with all gates open and units that put out zero: the original at every dial. With a frozen trunk λ=0 stays
-the original for good, since gates, blocks and dialled units have no say there.
+Calibration finds router, filing and gates by looking at a text; distilling trains low-rank deltas that weigh λ. The
+trunk is frozen throughout, so λ=0 stays the original model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from localist_jax import config
+from localist_jax.adopt.calibrate import Calibration, calibrate, check, shape_of
+from localist_jax.adopt.distil import distil
 from localist_jax.adopt.load import ORIGIN
-from localist_jax.data import prepare
-from localist_jax.training.loop import train
-from localist_jax.training.run import Run
-from localist_jax.training.state import UNITS, TrainState, in_trunk
+from localist_jax.data import Batch, Rows, prepare
+from localist_jax.model import Transformer
+from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.progress import Progress
+from localist_jax.training.run import Run, fresh_state
+from localist_jax.training.state import TrainState, in_trunk
 from localist_jax.types import PyTree
 
-WINDOW = 8  # always-open window of localist layers
+TOKENS = 18_432  # to calibrate on: nine rows of 2,048
+BLOCKS, OPEN_SHARE, DELTA_RANK = 128, 0.15, 16
+DISTIL_CONTEXT = 1024  # tokens of a row while distilling: half of it in a quarter of the attention of 2,048
+VALID_ROWS = 4  # of an evaluation at each dial
 
 
 def settings_of(
     run: Run,
     *,
     corpus: str = "",
-    steps: int = 500,
-    blocks: int = 16,
-    units: int = 0,
-    trunk: float = 0.0,
-    open_share: float = 0.5,
+    blocks: int = BLOCKS,
+    open_share: float = OPEN_SHARE,
+    distil_steps: int = 0,
+    delta_rank: int = DELTA_RANK,
 ) -> config.Config:
-    """The configuration that makes a run localist; change what you like in it.
+    """Return the configuration of the run that `localise` makes; change what you like in it.
 
     Args:
-      run: an adopted one, or any whose λ=0 is to be kept.
-      corpus: the text to learn from; empty: that of the run.
-      steps: of training, any-dial.
-      blocks: K.
-      units: localist units per block; they weigh λ.
-      trunk: learning rate of everything else, as a share; 0: frozen.
-      open_share: of causal pairs at λ=1 over all layers. Layers before the router are dense and count as 1.
+      run: an adopted one.
+      corpus: text to calibrate and distil on, and to evaluate with; empty: that of the run.
+      blocks: K, besides the sink's.
+      open_share: of all causal pairs of all layers at λ=1.
+      distil_steps: steps of distilling; 0: calibrated only.
+      delta_rank: rank of the deltas, if there is distilling.
 
     Raises:
-      ValueError: settings out of range, or an open share below what the dense layers alone hold open.
+      ValueError: a model without layers above the router, or settings out of range.
     """
     c, s = run.settings.model, run.settings
-    least = c.router_layer / c.layers
-    if not c.perception_window and open_share <= least:
+    if c.layers <= c.router_layer:
         raise ValueError(
-            f"localise: open_share {open_share} is below the {least:.2f} of the {c.router_layer} dense layer(s) "
-            f"before the router; ask for more"
+            f"{run.workdir}: has no layers above the router; adopt it with a smaller --router-layer"
         )
+    model = shape_of(c, blocks, delta_rank if distil_steps else 0)
     return s.replace(
-        data={"corpus": corpus or s.data.corpus},
-        model={
-            "blocks": blocks, "block_capacity": blocks, "block_units": units, "background": False,
-            "dialled_units": True, "window": WINDOW,
-        },
-        dial={"mode": "any"},
-        gates={"open_share_target": open_share, "gate_bits": 0.0, "open_at_least": 0.1, "open_at_most": 0.2},
-        optimizer={"kind": "adamw", "trunk": trunk, "weight_decay": 0.0, "learning_rate": 3e-3},
-        train={"steps": steps},
+        data={"corpus": corpus or s.data.corpus, "batch": 1, "valid_rows": VALID_ROWS},
+        model=dataclasses.asdict(model) | {"rope_scaling": model.rope_scaling},
+        dial={"mode": "any", "share_distributed": 0.0, "share_localist": 0.6},
+        gates={"open_share_target": open_share, "gate_bits": 0.0},
+        optimizer={"kind": "adamw", "trunk": 0.0, "weight_decay": 0.0, "learning_rate": 2e-3, "final": 0.0},
+        train={"steps": max(1, distil_steps), "save_every": 50, "log_every": 1},
     )  # fmt: skip
 
 
-def localise(run: Run, settings: config.Config, out: str | Path, *, command: str = "") -> Run:
-    """Trains a localist run from the trunk of another; resumes like any run.
+def localise(
+    run: Run,
+    settings: config.Config,
+    out: str | Path,
+    *,
+    tokens: int = TOKENS,
+    anchors: Mapping[str, Sequence[str]] | None = None,
+    command: str = "",
+) -> Run:
+    """Makes a localist run of an adopted one; distilling that was interrupted goes on from its last checkpoint.
 
     Args:
-      run: whose weights to begin with; its tokenizer is used.
+      run: whose weights, tokenizer and rotary positions stay as they are.
       settings: as `settings_of` makes them.
       out: folder of the new run.
+      tokens: positions to calibrate on, in whole rows; a smaller corpus is used whole.
+      anchors: name → words; each gets a block of its own, to which these words always go.
       command: what the user typed, for the record.
 
     Raises:
-      ValueError: another shape of trunk, or as `training.loop.train`.
+      ValueError: a folder that is taken, an anchor that is no token, another shape of trunk, or as `calibrate`.
+      CorpusError: a corpus that cannot be read.
     """
     out = Path(out)
     if out.absolute() == run.workdir.absolute():
         raise ValueError(f"{out}: is the run itself; choose another --out")
-    prepared = prepare(settings.data, out / "cache", run.tokenizer)
-    begin = partial(with_trunk, params=run.state.params)
-    made = train(settings, out, command=command, prepared=prepared, begin=begin)
-    if (run.workdir / ORIGIN).is_dir():
-        shutil.copytree(run.workdir / ORIGIN, out / ORIGIN, dirs_exist_ok=True)
+    begun, there = (out / "config.json").is_file(), out.exists()
+    if begun and not settings.model.delta_rank:
+        raise ValueError(f"{out}: holds a run already; choose another --out")
+    ids = {name: _tokens_of(run, name, words) for name, words in (anchors or {}).items()}
+    try:
+        made = Run.open(out) if begun else _calibrated(run, settings, out, tokens, ids, command)
+    except ValueError:
+        if not there:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    if settings.model.delta_rank:
+        if made.settings != settings:
+            raise ValueError(f"{out}: holds a run with other settings; choose another --out")
+        context = min(DISTIL_CONTEXT, settings.data.context)
+        short = dataclasses.replace(settings.data, context=context)
+        distil(made, prepare(short, out / "cache", run.tokenizer).train)
     return made
 
 
+def _calibrated(
+    run: Run,
+    settings: config.Config,
+    out: Path,
+    tokens: int,
+    anchors: Mapping[str, Sequence[int]],
+    command: str,
+) -> Run:
+    """The calibrated run, saved as step 0."""
+    prepared = prepare(settings.data, out / "cache", run.tokenizer)
+    batches = calibration_batches(prepared.train, tokens, settings.train.seed)
+    open_share, seed = settings.gates.open_share_target, settings.train.seed
+    check(settings.model, batches, open_share)
+    model = Transformer(settings.model, run.tokenizer.vocab_size)
+    state = with_trunk(fresh_state(model, settings, run.mesh), run.state.params)
+    stages: dict[str, Progress] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in stages:
+            stages[stage] = Progress(total, tokens=batches[0].tokens.size, label=stage)
+            stages[stage].started(done)
+        stages[stage].update(done, "")
+        if done == total:
+            stages[stage].done()
+
+    found = calibrate(
+        model,
+        state.params,
+        batches,
+        open_share=open_share,
+        key=jax.random.key(seed),
+        anchors=anchors,
+        report=report,
+    )
+    state = dataclasses.replace(state, params=found.put_into(state.params), blocks=found.blocks)
+    made = Run(out, settings, model, run.tokenizer, state, run.mesh, prepared)
+    _save(made, found, run, command)
+    return made
+
+
+def _save(made: Run, found: Calibration, run: Run, command: str) -> None:
+    with Checkpoints(made.workdir / "checkpoints", keep=made.settings.train.keep) as checkpoints:
+        checkpoints.save(0, made.state, manifest=made.manifest(), cursor={})
+    if (run.workdir / ORIGIN).is_dir():
+        shutil.copytree(run.workdir / ORIGIN, made.workdir / ORIGIN, dirs_exist_ok=True)
+    made.record(command, {**made.data.describe(), "calibration": found.describe()})
+
+
+def calibration_batches(rows: Rows, tokens: int, seed: int) -> list[Batch]:
+    """Return rows of the text, one in a batch, drawn at random until they hold so many positions."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    filled = np.count_nonzero(rows.segments[order], axis=1)
+    count = int(np.searchsorted(np.cumsum(filled), tokens)) + 1
+    return [rows.take(order[i : i + 1]) for i in range(min(count, len(rows)))]
+
+
+def _tokens_of(run: Run, name: str, words: Sequence[str]) -> list[int]:
+    """The single tokens that a name's words are, as they stand alone and after a space."""
+    ids: list[int] = []
+    for word in words:
+        forms = [run.tokenizer.encode(form).tolist() for form in (word, f" {word}")]
+        single = [form[0] for form in forms if len(form) == 1]
+        if not single:
+            raise ValueError(
+                f"localise: anchor {name}: {word!r} is no single token of this model; use another word"
+            )
+        ids += single
+    return list(dict.fromkeys(ids))
+
+
 def with_trunk(state: TrainState, params: PyTree) -> TrainState:
-    """A state with the trunk of other parameters, and units that put out zero.
+    """A state with the trunk of other parameters.
 
     Raises:
       ValueError: a leaf of the trunk that is not there or has another shape, by its path.
     """
-    flat, other = traverse_util.flatten_dict(state.params), traverse_util.flatten_dict(params)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state.params)
+    other = traverse_util.flatten_dict(params)
     for path, leaf in flat.items():
         if in_trunk(path):
             shape = other[path].shape if path in other else None
@@ -108,6 +205,4 @@ def with_trunk(state: TrainState, params: PyTree) -> TrainState:
                     "keep the model's sizes and router_layer"
                 )
             flat[path] = jnp.array(other[path])  # a copy: the step donates its state
-        elif path == UNITS:
-            flat[path] = jnp.zeros_like(leaf)
     return dataclasses.replace(state, params=traverse_util.unflatten_dict(flat))

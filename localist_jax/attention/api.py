@@ -35,9 +35,9 @@ class AttentionStats:
     """
 
     lse: chex.Array
-    entropy_bits: chex.Array | None = None
-    fidelity: chex.Array | None = None
-    gated_mass: chex.Array | None = None
+    entropy_bits: Any = None
+    fidelity: Any = None
+    gated_mass: Any = None
     price_bits: chex.Array | None = None
 
 

@@ -107,7 +107,7 @@ def sparse(q, k, v, *, odds, relevant, filing, route, window, stats, engine: Eng
     if engine is None:
         engine = GPU if jax.default_backend() == "gpu" else CPU
     where = {side: Marks(**{x: places[f"{side}_{x}"] for x in ("block", "pos", "seg")}) for side in "qk"}
-    keys = Filed(where["k"], filing)
+    keys = Filed(marks=where["k"], filing=filing)
     how = How(window=window, stats=stats, ways=_ways(engine, q.shape[1], k.shape[1]), engine=engine)
     found = _attend(how, q, k, v, odds, route, relevant, where["q"], keys)
     if stats in ("none", "lse"):
@@ -241,7 +241,7 @@ def _section(
 def _keys_in_order(k_at: Filed, size: int, overlap: int = 0) -> tuple[Layout, Marks]:
     """Keys in tiles of neighbours, with their marks [B, 1 | G, J, C]."""
     each = k_at.each()
-    return _for_heads(tiles.in_order(*each.pos.shape, size, overlap), each, k_at)
+    return _for_heads(tiles.in_order(len(each.pos), each.pos.shape[1], size, overlap), each, k_at)
 
 
 def _keys_by_block(k_at: Filed, blocks: int, size: int) -> tuple[Layout, Marks]:
@@ -304,9 +304,9 @@ def _in_window(how, q, k, odds, q_at, k_at) -> Section:
     if not engine.overlaps or T != S:
         keys = _keys_in_order(k_at, engine.fit(size, S))
         return _section("near", queries, keys, q_at, odds, how.window, lanes)
-    keys, marks = _keys_in_order(k_at, size, overlap=how.window - 1)
+    layout, marks = _keys_in_order(k_at, size, overlap=how.window - 1)
     whole = tiles.in_step(q_at, k_at.marks)
-    return Section("near", queries, keys, queries.mark(q_at), marks, None, N, lanes, whole)
+    return Section("near", queries, layout, queries.mark(q_at), marks, None, N, lanes, whole)
 
 
 PLANS = {

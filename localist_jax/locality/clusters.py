@@ -30,7 +30,7 @@ class Standard:
     @classmethod
     def of(cls, x: Float[Array, "P D"]) -> Standard:
         """Return the mean and deviation of these states."""
-        return cls(x.mean(0), x.std(0) + SMALLEST_DEVIATION)
+        return cls(mean=x.mean(0), deviation=x.std(0) + SMALLEST_DEVIATION)
 
     def directions(self, x: Float[Array, "P D"]) -> Float[Array, "P D"]:
         """Return the standardised states at unit length."""

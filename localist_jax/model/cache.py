@@ -152,7 +152,7 @@ class Cache:
           The cache that knows block, position and segment of the slots, and the slots (Z: none); of each filing.
         """
         size = page_size(self.capacity, self.filled.shape[-1])
-        pages = Pages(self.block, self.position, self.segment, self.filled, self.page, self.pages)
+        pages = Pages(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Pages)})
         book = partial(Pages.book, size=size)
         if block.ndim == 3:
             book = jax.vmap(book, in_axes=(1, 1, None, None), out_axes=1)

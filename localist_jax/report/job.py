@@ -90,12 +90,12 @@ def measure(run: Run) -> Path:
     """Measures a trained run and writes its report; progress, and who was recruited why, goes to standard error.
 
     Raises:
-      ValueError: a run that was adopted and has not been trained.
+      ValueError: a run that was adopted and has not been made localist.
     """
-    if not int(run.state.step):
+    if run.settings.model.blocks == 1:
         raise ValueError(
-            f"{run.workdir}: was adopted and not trained yet, so there is nothing to report; "
-            "`localist localise` trains it"
+            f"{run.workdir}: was adopted and has no blocks yet, so there is nothing to report; "
+            "`localist localise` gives it some"
         )
     records = chronicle.read(run.workdir)
     for line in chronicle.births(records):

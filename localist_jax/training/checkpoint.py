@@ -174,6 +174,10 @@ class Checkpoints:
         state = jax.tree.map(lambda like, array: _data_to_key(like, array), wanted, arrays)
         return state, _unpack_cursor(about["cursor"])
 
+    def cursor(self, step: int) -> Any:
+        """The data cursor of the checkpoint at `step`."""
+        return _unpack_cursor(self.manifest(step)["cursor"])
+
     def restore_memory(self, wanted: list[PyTree], step: int) -> list[PyTree]:
         """What hooks kept at `step`; `wanted` has its shapes.
 
