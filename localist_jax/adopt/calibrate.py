@@ -202,7 +202,7 @@ def _tables(model, params, blocks, batches, report):
 
     def one(params, blocks, batch):
         out, sown = _read(model, params, blocks, batch, mutable=["mass"])
-        mass = sown["mass"]["localist"]["attention"]["by_block"][0]
+        mass = sown["mass"]["localist"]["attention"]["beyond"][0]
         gated, _, _ = pairs_of(out, batch, model.config)
         return mass.swapaxes(0, 1).at[..., 0].set(0.0), gated  # the sink's column is open anyway
 

@@ -127,7 +127,7 @@ class Telling:
         return self.entropy_bits - self.information_bits
 
 
-def telling(counts: Float[np.ndarray, "K V"], block: int, most: int = 8) -> Telling:
+def telling(counts: Float[np.ndarray, "K V"], block: int, most: int = 8, vocabulary: int = 0) -> Telling:
     """Greedy choice of the tokens whose presence tells most about whether a position is the block's.
 
     The anchors, and "none of them", split the positions into cells of (n, m): the block's, and the others'. A cell is
@@ -142,6 +142,7 @@ def telling(counts: Float[np.ndarray, "K V"], block: int, most: int = 8) -> Tell
       counts: of positions, by block and by the token that stands there.
       block: whose anchors are wanted.
       most: how many at most.
+      vocabulary: tokens that there are, where columns of tokens that never occur were left out; 0: as many as columns.
 
     >>> counts = np.array([[50.0, 1.0, 9.0], [0.0, 40.0, 11.0]])
     >>> telling(counts, 0).tokens, telling(counts, 1).tokens
@@ -158,7 +159,7 @@ def telling(counts: Float[np.ndarray, "K V"], block: int, most: int = 8) -> Tell
         saved = np.where(speaks_for, saved - bits.from_nats(0.5), 0.0)
         saved[chosen] = 0.0
         best = int(saved.argmax())
-        if saved[best] <= np.log2(counts.shape[1]):
+        if saved[best] <= np.log2(vocabulary or counts.shape[1]):
             break
         chosen.append(best)
         gains.append(float(saved[best]) / total)

@@ -39,18 +39,6 @@ def price_of_locality(
     return inside.sum(-1) - bits.from_nats(log_partition_ratio)
 
 
-def block_joint(
-    mass: Float[Array, "B T N K"], blocks: Int[Array, "B T"], valid: Bool[Array, "B T"]
-) -> Float[Array, "N K K"]:
-    """P(query block, key block) under attention, from the mass each query puts on each block.
-
-    `bits.mutual_information` of it is what a query's block tells about where attention goes.
-    """
-    query = jnp.where(valid[..., None], jax.nn.one_hot(blocks, mass.shape[-1]), 0.0)
-    joint = jnp.einsum("BTk,BTNl->Nkl", query, mass)
-    return joint / jnp.maximum(1, valid.sum())
-
-
 def pair_counts(
     blocks: Int[Array, "B T"],
     positions: Int[Array, "B T"],

@@ -76,7 +76,6 @@ def with_units(at: Placement, parent: Int[Array, " K"], generations: int, shards
 
 Shape = tuple[int, ...]
 Axes = tuple[str, ...]
-KEY_PLACES = ("k_block", "k_pos", "k_seg")
 UNSCALED = config.RopeScaling()
 
 
@@ -266,8 +265,13 @@ class Attention(nn.Module):
             # The full attention, read through `attend` itself: each key's value is its own unit vector.
             eye = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=q.dtype)[:, None], (*k.shape[:3], k.shape[1]))
             self.sow("intermediates", "attention", attend(q, k, eye, **call)[0])
-        if self.localist and self.is_mutable_collection("mass"):
-            self.sow("mass", "by_block", self._mass(q, k, call))
+        if self.localist and self.is_mutable_collection("mass"):  # for calibration
+            self.sow("mass", "beyond", self._mass_beyond(q, k, call))
+        if self.localist and self.is_mutable_collection(
+            "block_mass"
+        ):  # for reports: at this dial, of all open keys
+            read = attend(q, k, self._block_values(call, G).astype(q.dtype), **call)[0]
+            self.sow("block_mass", "all", self._by_block(read.astype(jnp.float32), q_block)[0])
         y = jnp.einsum("BTNH,NHD->BTD", out, wo.astype(x.dtype))
         if deltas:
             flat = out.reshape(*out.shape[:2], N * H)
@@ -279,37 +283,41 @@ class Attention(nn.Module):
         filing = parameter(self, "filing", nn.initializers.zeros, (self.config.kv_heads,), ("kv_heads",))
         return jnp.round(filing).astype(jnp.int32)
 
-    def _mass(self, q, k, call: dict[str, Any]) -> Float[Array, "F N K K"]:
+    def _block_values(self, call: dict[str, Any], groups: int) -> Float[Array, "B S G FK"]:
+        """Values by which attention reads masses: each key's block under every filing, as one-hots side by side."""
+        filed = call["k_block"].reshape(len(call["k_block"]), self.config.filings, -1)
+        one_hot = jax.nn.one_hot(filed, self.config.block_capacity)  # [B, F, S, K]
+        flat = jnp.einsum("BFSK->BSFK", one_hot).reshape(len(filed), filed.shape[-1], -1)
+        return jnp.broadcast_to(flat[:, :, None], (*flat.shape[:2], groups, flat.shape[-1]))
+
+    def _by_block(self, mass: Float[Array, "B T N FK"], block) -> Float[Array, "F N K K"]:
+        """Masses of single queries, added up by their blocks."""
+        rows = jax.nn.one_hot(block, self.config.block_capacity)
+        split = mass.reshape(*mass.shape[:3], self.config.filings, -1)
+        return jnp.einsum("BTk,BTNFl->FNkl", rows, split)
+
+    def _mass_beyond(self, q, k, call: dict[str, Any]) -> Float[Array, "F N K K"]:
         """Attention mass beyond the window by (query block, key block) at λ=0, under each filing (T17).
 
         A query's mass on every block is what it reads where each key's value is its block as a one-hot; what it reads
-        inside the window alone, at that window's share e^{lse_near − lse}, is taken off.
+        inside the window alone, at that window's share e^{lse_near − lse}, is taken off. Blocks play no part in the
+        weights, so both passes run with a single one.
         """
-        c, rows, filed = (
-            self.config,
-            jax.nn.one_hot(call["q_block"], self.config.block_capacity),
-            call["k_block"],
-        )
-        filed = filed.reshape(len(filed), c.filings, -1)
-        values = jax.nn.one_hot(filed, c.block_capacity).swapaxes(1, 2)  # [B, S, F, K]
-        values = jnp.broadcast_to(values[:, :, None], (*values.shape[:2], c.kv_heads, *values.shape[2:]))
-        flat = values.reshape(*values.shape[:3], -1).astype(q.dtype)
-        places = {
-            name: x.reshape(len(x), c.filings, -1)[:, 0] for name, x in call.items() if name in KEY_PLACES
-        }
-        ones = jnp.ones((1, c.heads, c.block_capacity, c.block_capacity))
+        values = self._block_values(call, k.shape[2]).astype(q.dtype)
+        places = {name: call[name].reshape(len(k), -1, k.shape[1])[:, 0] for name in ("k_pos", "k_seg")}
+        blocks = {"q_block": jnp.zeros_like(call["q_block"]), "k_block": jnp.zeros_like(places["k_pos"])}
 
-        def read(odds):
-            plain = {**call, **places, "odds": odds, "relevant": odds > 0, "filing": None}
-            out, stats = attend(q, k, flat, **plain, stats="lse")
+        def read(is_open: bool):
+            odds = jnp.full((1, self.config.heads, 1, 1), float(is_open))
+            alone = {**call, **places, **blocks, "odds": odds, "relevant": odds > 0, "filing": None}
+            out, stats = attend(q, k, values, **alone, stats="lse")
             assert stats is not None
             return out.astype(jnp.float32), stats.lse.swapaxes(1, 2)[..., None]
 
-        (whole, lse), (near, near_lse) = read(ones), read(0 * ones)
+        (whole, lse), (near, near_lse) = read(True), read(False)
         seen = jnp.isfinite(near_lse)
         inside = jnp.where(seen, jnp.exp(jnp.where(seen, near_lse - lse, 0.0)), 0.0)
-        beyond = (whole - inside * near).reshape(*whole.shape[:3], c.filings, c.block_capacity)
-        return jnp.einsum("BTk,BTNFl->FNkl", rows, jnp.maximum(beyond, 0.0))
+        return self._by_block(jnp.maximum(whole - inside * near, 0.0), call["q_block"])
 
     def _odds(self, beta):
         c = self.config

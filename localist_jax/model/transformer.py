@@ -188,7 +188,7 @@ class Transformer(nn.Module):
         layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, "intermediates": 0, "mass": 0},
+            variable_axes={"params": 0, "intermediates": 0, "mass": 0, "block_mass": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=c.layers - c.router_layer if localist else c.router_layer,

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from localist_jax import bits
-from localist_jax.locality import Dial, measures
+from localist_jax.data import Batch, valid_batches
+from localist_jax.locality import Dial
 from localist_jax.locality.anchors import least_redundant, telling
-from localist_jax.model import Output
+from localist_jax.model import Output, forward
 from localist_jax.training.evaluate import STATISTICS, SWEEP
 from localist_jax.training.run import Run, write_json
 from localist_jax.training.state import GATES, at_path
@@ -28,6 +29,7 @@ from localist_jax.training.state import GATES, at_path
 SAMPLED = (0.0, 0.9, 1.0)
 REDUNDANT_AT = (0.9, 0.99, 0.999)  # dials, and the fidelity that is wanted of them
 WANTED_FIDELITY = 0.9
+NAMED_BY = 16_384  # positions, to name blocks by
 NAME = 3  # of a block's anchors make its name
 
 
@@ -72,41 +74,52 @@ def opening(run: Run, tokens: int = 80) -> str:
 
 
 def samples(run: Run, prompt: str, localities: Sequence[float] = SAMPLED, max_new: int = 80) -> list[dict]:
-    """One continuation of the prompt per dial, each from the same random stream."""
-    rows = []
-    for value in localities:
-        generation = run.generate([prompt], Dial(value), max_new=max_new)[0]
-        rows.append(
-            {"locality": value, "prompt": prompt, "text": run.text(prompt, generation)[len(prompt) :]}
-        )
-    return rows
+    """Continue the prompt at each dial, all in one batch."""
+    generations = run.generate([prompt] * len(localities), list(localities), max_new=max_new)
+    texts = [run.text(prompt, generation)[len(prompt) :] for generation in generations]
+    return [
+        {"locality": value, "prompt": prompt, "text": text}
+        for value, text in zip(localities, texts, strict=True)
+    ]
 
 
 def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
     """What each block stands for: how much it serves, and its anchors, the tokens that tell most about it (T9).
 
-    Mutual information is the plug-in estimate less the Miller–Madow bias, over the validation rows.
+    Mutual information is the plug-in estimate less the Miller–Madow bias, over the validation rows, and over training
+    rows too where these hold fewer than `NAMED_BY` positions.
     """
-    K, V = run.settings.model.block_capacity, run.tokenizer.vocab_size
-    counts = np.zeros((K, V))
-    attended = np.zeros((K, K))
-    read = jax.jit(lambda params, chosen, batch, at: _read_blocks(run.model, params, chosen, batch, at))
-    c = run.settings.model
+    c, V = run.settings.model, run.tokenizer.vocab_size
+    K = c.block_capacity
+    counts, attended = np.zeros((K, V)), np.zeros((K, K))
+    read, route = (jax.jit(partial(function, run.model)) for function in (_read_blocks, _routed))
+    enough = 0
+
+    def count(ids, batch: Batch) -> int:
+        valid = np.asarray(batch.segments) > 0
+        np.add.at(counts, (np.asarray(ids)[valid], np.asarray(batch.tokens)[valid]), 1)
+        return int(valid.sum())
+
     for batch in run.valid:
         at = (dial or Dial(1.0)).broadcast(batch.tokens.shape[0], c.layers, c.heads)
         ids, joint = read(run.state.params, run.state.blocks, batch, at)
-        valid = np.asarray(batch.segments) > 0
-        np.add.at(counts, (np.asarray(ids)[valid], np.asarray(batch.tokens)[valid]), 1)
-        attended += np.asarray(joint, np.float64) * valid.sum()
+        attended += np.asarray(joint, np.float64)
+        enough += count(ids, batch)
+    for batch in valid_batches(run.data.train, len(run.valid[0].tokens)):
+        if enough >= NAMED_BY:
+            break
+        at = (dial or Dial(1.0)).broadcast(batch.tokens.shape[0], c.layers, c.heads)
+        enough += count(route(run.state.params, run.state.blocks, batch, at), batch)
     content = counts.copy()
     content[:, run.tokenizer.silent] = 0
     parent = np.asarray(run.state.blocks.parent)
+    said = np.flatnonzero(content.sum(0))
     rows = [
         {
             "block": int(block),
             "parent": int(parent[block]),
             "usage": float(counts[block].sum() / counts.sum()),
-            **_anchored(run, content, int(block)),
+            **_anchored(run, content[:, said], said, int(block)),
         }
         for block in np.flatnonzero(np.asarray(run.state.blocks.active))
     ]
@@ -120,13 +133,14 @@ def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
     }
 
 
-def _anchored(run: Run, counts: np.ndarray, block: int) -> dict[str, Any]:
-    """Name and anchors of a block; counts are by block and token."""
-    told = telling(counts, block)
-    texts = [run.tokenizer.token_text(token) for token in told.tokens]
+def _anchored(run: Run, counts: np.ndarray, said: np.ndarray, block: int) -> dict[str, Any]:
+    """Name and anchors of a block; counts are by block and by the tokens that were `said`."""
+    told = telling(counts, block, vocabulary=run.tokenizer.vocab_size)
+    tokens = [int(said[column]) for column in told.tokens]
+    texts = [run.tokenizer.token_text(token) for token in tokens]
     words = list(dict.fromkeys(text.strip() or "␣" for text in texts))[:NAME]
     free = "without anchors" if counts[block].sum() else "unused"
-    anchors = zip(told.tokens, texts, told.gains_bits, told.log_odds, strict=True)
+    anchors = zip(tokens, texts, told.gains_bits, told.log_odds, strict=True)
     return {
         "name": "sink" if block == 0 else " · ".join(words) or free,
         "anchors": [
@@ -151,14 +165,18 @@ def _redundancy(keys: int) -> list[dict[str, float]]:
 
 
 def _read_blocks(model, params, chosen, batch, dial):
-    """Blocks of the positions, and P(query block, key block) under attention, mean over localist layers."""
+    """Blocks of the positions, and the attention mass by query and key block, mean over localist layers and heads."""
     out, sown = model.apply(
         {"params": params}, batch.tokens, dial, chosen,
-        positions=batch.positions, segments=batch.segments, mutable=["intermediates"],
+        positions=batch.positions, segments=batch.segments, mutable=["block_mass"],
     )  # fmt: skip
-    attention = sown["intermediates"]["localist"]["attention"]["attention"][0].mean(0)  # [B, T, N, S]
-    mass = jnp.einsum("BTNS,BSK->BTNK", attention, jax.nn.one_hot(out.blocks, chosen.active.size))
-    return out.blocks, measures.block_joint(mass, out.blocks, batch.segments > 0).mean(0)
+    return out.blocks, sown["block_mass"]["localist"]["attention"]["all"][0].mean((0, 1))
+
+
+def _routed(model, params, chosen, batch, dial):
+    """Blocks of the positions; the layers above the router are never computed."""
+    places = {"positions": batch.positions, "segments": batch.segments}
+    return forward(model, params, batch.tokens, dial, chosen, **places).blocks
 
 
 def _corrected_information(counts: np.ndarray) -> float:

@@ -108,25 +108,6 @@ def test_the_price_of_locality_is_the_divergence_from_dense_attention():
     assert (wanted > 0).all()
 
 
-def test_block_information_equals_enumeration():
-    rng = np.random.default_rng(5)
-    B, T, N, K = 2, 9, 2, 4
-    blocks, valid = rng.integers(0, K, (B, T)), rng.uniform(size=(B, T)) < 0.8
-    alpha = rng.dirichlet(np.ones(T), (B, T, N))
-    mass = np.einsum("btns,bsk->btnk", alpha, np.eye(K)[blocks])
-    joint = measures.block_joint(*map(jnp.asarray, (mass, blocks, valid)))
-    for head in range(N):
-        counts = np.zeros((K, K))
-        for b, i, j in np.ndindex(B, T, T):
-            if valid[b, i]:
-                counts[blocks[b, i], blocks[b, j]] += alpha[b, i, head, j]
-        counts /= valid.sum()
-        np.testing.assert_allclose(joint[head], counts, atol=1e-6)
-        px, py = counts.sum(1), counts.sum(0)
-        wanted = sum(p * np.log2(p / (px[x] * py[y])) for (x, y), p in np.ndenumerate(counts) if p > 0)
-        assert float(bits.mutual_information(joint[head])) == pytest.approx(wanted, abs=1e-5)
-
-
 def test_measures_are_differentiable_at_exact_zeros():
     alpha = jnp.array([1.0, 0.0, 0.0])
     assert np.isfinite(jax.grad(lambda a: measures.attention_entropy(a).sum())(alpha)).all()
