@@ -134,7 +134,7 @@ class Transformer(nn.Module):
         with jax.named_scope("embed"):
             x = looked_up(embedding, tokens, c.dtype, self.mesh)
 
-        at, cache = _in_perception(jnp.where(sink, 0, 1), positions, segments, cache)
+        at, cache = _in_perception(positions, segments, cache, c.sink)
         x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, None, False), at)
 
         with jax.named_scope("router"):
@@ -213,15 +213,16 @@ def forward(
     return cast(Output, model.apply({"params": params}, tokens, dial, blocks, **options))
 
 
-def _in_perception(block, positions, segments, cache: Cache | None) -> tuple[Placement, Cache | None]:
+def _in_perception(positions, segments, cache: Cache | None, sink: int) -> tuple[Placement, Cache | None]:
     """Where queries and keys of the perception layers stand: block 0 is the sink, block 1 the rest."""
+    block = jnp.where(positions < sink, 0, 1)
     if cache is None:
         return _among_themselves(block, positions, segments), None
     cache, slot = cache.at_positions(positions, segments)
     slots = jnp.broadcast_to(jnp.arange(cache.capacity), cache.seen.shape)
     at = Placement(
         block=block, positions=positions, segments=segments, slot=slot,
-        k_block=jnp.minimum(slots, 1), k_positions=slots, k_segments=cache.seen,
+        k_block=jnp.where(slots < sink, 0, 1), k_positions=slots, k_segments=cache.seen,
     )  # fmt: skip
     return at, cache
 

@@ -36,7 +36,7 @@ def test_pages_are_pure_and_nothing_is_lost(sizes):
         cache, booked = book(cache, block[:, start:end], positions, np.ones_like(positions))
         slots.append(booked)
     slots = np.concatenate(slots, 1)
-    size = page_size(capacity)
+    size = page_size(capacity, 5)
     for row in range(batch):
         assert len(set(slots[row])) == capacity
         np.testing.assert_array_equal(np.asarray(cache.block)[row, slots[row]], block[row])
@@ -78,7 +78,7 @@ def test_a_step_at_lambda_1_reads_open_pages_only(small, params, blocks):
     wanted = read(before, next_token, 40)
     block = int(wanted.blocks[0, 0])
     open_blocks = {0, block}
-    page = np.asarray(before.block).reshape(1, -1, page_size(capacity))
+    page = np.asarray(before.block).reshape(1, -1, page_size(capacity, one.block_capacity))
     filled = np.asarray(before.segment).reshape(page.shape) > 0
     closed = (filled & ~np.isin(page, list(open_blocks))).any(-1, keepdims=True)
     assert closed.sum() >= 1
