@@ -38,7 +38,7 @@ def export(run: Run, out: str | Path, dtype: str = "") -> Path:
     out, model = Path(out), run.settings.model
     if (out / "config.json").exists():
         raise ValueError(f"{out}: holds a checkpoint already; choose another folder")
-    if model.perception_window:
+    if model.perception_window and not model.perception_dialled:
         raise ValueError(
             "export: config.model.perception_window must be 0; with a window λ=0 is not of these families"
         )

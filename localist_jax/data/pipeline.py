@@ -25,6 +25,9 @@ from localist_jax.data.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 PAD = Tokenizer.PAD
+EPOCHS = (
+    1_000_000  # more than anyone trains for; without an end, Grain counts the rows of batches of one wrongly
+)
 UNSCORED = -1  # as a target: nothing to predict
 CACHE_FORMAT = 3  # raised when the same corpus and config would be prepared differently
 Leaf = Any  # an int32 array [B, T]; under tree maps whatever the tree holds (shapes, shardings)
@@ -212,7 +215,7 @@ def train_batches(
     # Grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(len(rows))
-    dataset = (order.shuffle(seed=spread) if shuffle else order).repeat().batch(batch)
+    dataset = (order.shuffle(seed=spread) if shuffle else order).repeat(EPOCHS).batch(batch)
     batches = dataset.map(lambda index: rows.take(index[mine]))
     # The rows are in memory: reader threads would only fight over the interpreter.
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))

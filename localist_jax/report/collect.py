@@ -6,6 +6,7 @@ with `inspect.npz`. Other programs may read them too.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -19,12 +20,12 @@ import numpy as np
 
 from localist_jax import bits
 from localist_jax.data import Batch, valid_batches
-from localist_jax.locality import Dial
+from localist_jax.locality import Dial, measures, reach
 from localist_jax.locality.anchors import least_redundant, telling
-from localist_jax.model import Output, forward
-from localist_jax.training.evaluate import STATISTICS, SWEEP
+from localist_jax.model import Output, Transformer, forward
+from localist_jax.training.evaluate import STATISTICS, SWEEP, Evaluator, window_for_share
 from localist_jax.training.run import Run, write_json
-from localist_jax.training.state import GATES, at_path
+from localist_jax.training.state import GATES, at_path, filing_of, with_leaf
 
 SAMPLED = (0.0, 0.9, 1.0)
 REDUNDANT_AT = (0.9, 0.99, 0.999)  # dials, and the fidelity that is wanted of them
@@ -35,7 +36,12 @@ NAME = 3  # of a block's anchors make its name
 
 def collect(run: Run) -> None:
     """Measures a run and writes every file that `report.write` reads."""
-    write_json(run.workdir / "sweep.json", sweep(run))
+    measured = sweep(run)
+    if (
+        run.settings.model.perception_dialled
+    ):  # all layers follow the dial, so a window in all of them compares
+        measured["window"] = window_control(run, measured["settings"][-1]["open_share"])
+    write_json(run.workdir / "sweep.json", measured)
     write_json(run.workdir / "samples.json", samples(run, opening(run, tokens=32)))
     write_json(run.workdir / "blocks.json", blocks(run))
     gates = np.asarray(at_path(run.state.params, GATES))
@@ -66,6 +72,18 @@ def sweep(run: Run, localities: Sequence[float] = SWEEP) -> dict[str, Any]:
     }
 
 
+def window_control(run: Run, share: float) -> dict[str, float]:
+    """What a plain window in all layers costs, with as large a share of the pairs open as the gates leave."""
+    c = run.settings.model
+    size = window_for_share(c, run.valid, share)
+    model = Transformer(dataclasses.replace(c, window=size, perception_window=size), run.tokenizer.vocab_size)
+    gates = jnp.zeros_like(at_path(run.state.params, GATES))
+    closed = with_leaf(run.state.params, GATES, gates)
+    evaluator = Evaluator(model, run.tokenizer.byte_lengths)
+    figures = evaluator.bits_per_token(closed, run.state.blocks, run.valid, Dial(1.0))
+    return {"window": size, "open_share": share, **figures}
+
+
 def opening(run: Run, tokens: int = 80) -> str:
     """The first tokens of the first validation row: something real to read. At most half a context."""
     row, tokens = run.valid[0], min(tokens, run.settings.data.context // 2)
@@ -74,13 +92,41 @@ def opening(run: Run, tokens: int = 80) -> str:
 
 
 def samples(run: Run, prompt: str, localities: Sequence[float] = SAMPLED, max_new: int = 80) -> list[dict]:
-    """Continue the prompt at each dial, all in one batch."""
+    """Continue the prompt at each dial, all in one batch, and say what each answer could read (T16)."""
     generations = run.generate([prompt] * len(localities), list(localities), max_new=max_new)
     texts = [run.text(prompt, generation)[len(prompt) :] for generation in generations]
+    start = len(run.tokenizer.opened(run.tokenizer.encode(prompt).tolist()))
     return [
-        {"locality": value, "prompt": prompt, "text": text}
+        {"locality": value, "prompt": prompt, "text": text, **readable(run, prompt + text, start, value)}
         for value, text in zip(localities, texts, strict=True)
     ]
+
+
+def readable(run: Run, text: str, start: int, locality: float) -> dict[str, float]:
+    """How much of what stands before them the tokens from `start` on could read, as shares, means over these tokens.
+
+    `read_directly` counts the open keys of a layer and head; `reached` the positions whose state could have any part
+    in the prediction, by however many layers (T16). Below λ=1 no gate closes anything.
+    """
+    c, ids = run.settings.model, run.tokenizer.opened(run.tokenizer.encode(text).tolist())
+    ids = ids[: run.settings.data.context]
+    if locality < 1 or len(ids) <= start:
+        return {"read_directly": 1.0, "reached": 1.0}
+    tokens = jnp.asarray([ids], jnp.int32)
+    out = jax.jit(partial(_read_once, run.model))(run.state.params, run.state.blocks, tokens)
+    at, segment = jnp.arange(len(ids))[None], jnp.ones_like(tokens)
+    gates, filing = at_path(run.state.params, GATES), filing_of(run.state.params, c)
+    keys = measures.open_keys(gates, out.blocks, at, segment, c.window, out.filed, filing)
+    pairs = reach.open_pairs(gates, out.blocks, at, segment, c.window, out.filed, filing)
+    seen = reach.reach(pairs)[0, start:].sum(-1)
+    before = at[0, start:] + 1
+    direct = keys[:, 0, :, start:].mean((0, 1))
+    return {"read_directly": float((direct / before).mean()), "reached": float((seen / before).mean())}
+
+
+def _read_once(model, params, chosen, tokens) -> Output:
+    c = model.config
+    return forward(model, params, tokens, Dial(1.0).broadcast(1, c.layers, c.heads), chosen)
 
 
 def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:

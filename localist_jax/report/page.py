@@ -66,7 +66,7 @@ def write(workdir: str | Path) -> Path:
         _summary(about, sweep["settings"]),
         _tiles(about, sweep, records),
         _section("The dial", _dial(sweep)),
-        _section("Training", _training(records)),
+        *([_section("Training", _training(records))] if any(r["kind"] == "train" for r in records) else []),
         _section("Gates", _gates(gates, first)),
         _section("Blocks", _blocks(blocks, chronicle.read(workdir), about["config"]["train"]["steps"])),
         _section("Reading a text", _reading(inspected, attention[first:].mean((0, 1)))),
@@ -109,22 +109,34 @@ def _ends(settings: Sequence[Record]) -> tuple[Record, Record]:
 
 
 def _summary(about: Record, settings: Sequence[Record]) -> str:
-    model, train, data = about["config"]["model"], about["config"]["train"], about["data"]
+    model, data = about["config"]["model"], about["data"]
     low, high = _ends(settings)
-    tokens = train["steps"] * about["config"]["data"]["batch"] * about["config"]["data"]["context"]
     cost = high["bits_per_token"] - low["bits_per_token"]
     localist = model["layers"] - model["router_layer"]
-    dial = about["config"]["dial"]
-    how = {"any": "at any dial", "fixed": "at λ={:g}", "schedule": "with λ rising to {:g}"}[dial["mode"]]
     return (
         f"<h1>A localist language model on {escape(data['corpus'])}</h1>\n"
         f"<p>{human_count(about['parameters'])} parameters, {model['layers']} layers of which {localist} are localist, "
-        f"{model['blocks']} semantic blocks, trained on {human_count(tokens)} tokens {how.format(dial['locality'])}. "
+        f"{model['blocks']} semantic blocks, {_origin_of(about)}. "
         f"One set of weights serves every setting below. Going from λ={low['locality']:g} to λ={high['locality']:g} "
         f"changes its code length by {cost:+.3f} bits per token, while {high['open_share']:.1%} of all causal "
         f"query–key pairs stay open and attention entropy goes from {low['entropy_bits']:.2f} to "
         f"{high['entropy_bits']:.2f} bits.</p>"
     )
+
+
+def _origin_of(about: Record) -> str:
+    """How the model came by its blocks: trained with them, or calibrated (and distilled) from a pretrained one."""
+    train, data, dial, model = (about["config"][name] for name in ("train", "data", "dial", "model"))
+    if found := about["data"].get("calibration"):
+        text = (
+            f"calibrated on {human_count(found['tokens_calibrated'])} tokens of a pretrained model's reading"
+        )
+        if rank := model["delta_rank"]:
+            text += f", then distilled for {train['steps']} steps with deltas of rank {rank}"
+        return text
+    tokens = train["steps"] * data["batch"] * data["context"]
+    how = {"any": "at any dial", "fixed": "at λ={:g}", "schedule": "with λ rising to {:g}"}[dial["mode"]]
+    return f"trained on {human_count(tokens)} tokens {how.format(dial['locality'])}"
 
 
 def _tiles(about: Record, sweep: Record, records: Sequence[Record]) -> str:
@@ -168,12 +180,25 @@ def _dial(sweep: Record) -> str:
         "The axis is that of √β with the log-odds β = −ln(1−λ); the diamond is λ=1, exact block-sparse attention.</p>"
     )
     table = _table(["λ", *(title for _, title, _ in SWEEP_COLUMNS)], rows)
+    text += _beside_a_window(sweep)
     note = '<p class="note">Attention bits (entropy, price) and code-length bits are different accounts.</p>'
     return (
         text
         + _figure(figures.dial_curves(settings), "Quality, entropy and price against the dial.")
         + table
         + note
+    )
+
+
+def _beside_a_window(sweep: Record) -> str:
+    """The control without gates, where it was measured."""
+    if "window" not in sweep:
+        return ""
+    control, (_, high) = sweep["window"], _ends(sweep["settings"])
+    return (
+        f"<p>A plain window of {control['window']} tokens in all layers, with the same {control['open_share']:.1%} "
+        f"of the pairs open, takes {control['bits_per_token']:.3f} bits per token: "
+        f"{control['bits_per_token'] - high['bits_per_token']:+.3f} against the blocks at λ={high['locality']:g}.</p>"
     )
 
 
@@ -321,11 +346,20 @@ def _reading(read: Record, attention: np.ndarray) -> str:
 def _samples(samples: Sequence[Record]) -> str:
     cards = "".join(
         f'<div class="sample"><h3>λ = {s["locality"]:g}</h3>'
-        f'<pre><span class="given">{escape(s["prompt"])}</span>{escape(s["text"])}</pre></div>'
+        f'<pre><span class="given">{escape(s["prompt"])}</span>{escape(s["text"])}</pre>{_could_read(s)}</div>'
         for s in samples
     )
     text = "<p>The grey prompt, continued at each dial with the same random stream.</p>"
     return f'{text}<div class="samples">{cards}</div>'
+
+
+def _could_read(sample: Record) -> str:
+    if sample["locality"] < 1:
+        return '<p class="note">Below λ=1 every token could read all that stands before it.</p>'
+    return (
+        f'<p class="note">Of what stands before these tokens, a layer and head could read {sample["read_directly"]:.0%}, '
+        f"and {sample['reached']:.0%} could reach their prediction over all layers; the rest has no part in it (T16).</p>"
+    )
 
 
 def _provenance(about: Record) -> str:

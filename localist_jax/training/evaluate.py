@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localist_jax import bits
+from localist_jax import bits, config
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, Dial, measures
 from localist_jax.model import Transformer, forward
@@ -71,6 +71,23 @@ class Evaluator:
         if total is None:
             raise ValueError("evaluate: no batches; the corpus has no validation text")
         return jax.tree.map(np.asarray, total)
+
+
+def window_for_share(model: config.Model, batches: Sequence[Batch], share: float) -> int:
+    """Return the smallest window of all layers that, with the sink, holds open at least this share of causal pairs.
+
+    It is the control for gates: the same number of open pairs, and nothing learned about which.
+    """
+    low, high = 1, max(batch.tokens.shape[1] for batch in batches)
+    count = jax.jit(measures.pair_counts, static_argnums=4)
+    while low < high:
+        middle, opened, total = (low + high) // 2, 0.0, 0.0
+        for batch in batches:
+            block = jnp.where(batch.positions < model.sink, 0, 1)
+            _, near, pairs = count(block, batch.positions, batch.segments, middle, 2)
+            opened, total = opened + float(near), total + float(pairs)
+        low, high = (low, middle) if opened >= share * total else (middle + 1, high)
+    return low
 
 
 def _sums(model: Transformer, byte_lengths, stats, params, blocks: Blocks, batch: Batch, dial: Dial):

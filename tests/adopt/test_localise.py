@@ -1,4 +1,6 @@
-"""Made localist: the trunk and λ=0 stay what they were, bit for bit, and λ=1 closes what it should."""
+"""Made localist: the trunk and λ=0 stay what they were, bit for bit; blocks, filing and gates come of the text."""
+
+import dataclasses
 
 import checkpoints
 import jax
@@ -9,131 +11,248 @@ from command_line import command
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from localist_jax.adopt import adopt, export
+from localist_jax.adopt import adopt, calibrate, distil, export
 from localist_jax.adopt.localise import localise, settings_of, with_trunk
+from localist_jax.data import Batch
 from localist_jax.locality import Dial
 from localist_jax.model import forward as eager_forward
 from localist_jax.training.run import Run, fresh_state
-from localist_jax.training.state import GATES, UNITS, at_path, in_trunk, optimizer
+from localist_jax.training.state import DELTAS, FILING, GATES, at_path, in_trunk
 
 forward = jax.jit(eager_forward, static_argnums=0)
+SMALL = {"window": 2, "perception_window": 4, "sink": 1}
+SHARE, BLOCKS, TOKENS = 0.4, 6, 600
 
 
 def logits(run, ids, dial):
-    return np.asarray(
-        forward(run.model, run.state.params, jnp.asarray(ids), Dial(dial), run.state.blocks).logits
-    )
+    state = run.state
+    return np.asarray(forward(run.model, state.params, jnp.asarray(ids), Dial(dial), state.blocks).logits)
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     at = tmp_path_factory.mktemp("original")
     folder = checkpoints.write(at / "checkpoint", "qwen3, tied", bos=False)
-    (at / "text.txt").write_text("a cat sat on a mat and the dog looked at it; so it goes\n\n" * 300)
-    return adopt(folder, at / "run", context=32, corpus=str(at / "text.txt"))
-
-
-OPTIONS = {"steps": 30, "blocks": 6, "units": 4, "open_share": 0.6}
-DATA = {"batch": 4, "valid_rows": 4}
-GATING = {"open_at_least": 0.0, "open_at_most": 0.1, "flat_window": 4, "settle": 0.1, "step_travel": 20.0}
+    words = [
+        "a",
+        "cat",
+        "sat",
+        "on",
+        "mat",
+        "and",
+        "the",
+        "dog",
+        "looked",
+        "at",
+        "it;",
+        "so",
+        "goes.",
+        "why?",
+        "or",
+    ]
+    drawn = np.random.default_rng(0).choice(words, (300, 12))
+    (at / "text.txt").write_text("\n\n".join(" ".join(line) for line in drawn))
+    return adopt(folder, at / "run", context=64, corpus=str(at / "text.txt"))
 
 
 def settings(run, **options):
-    return settings_of(run, **OPTIONS, **options).replace(data=DATA, gates=GATING)
+    return settings_of(run, **{"blocks": BLOCKS, "open_share": SHARE, "delta_rank": 2, **options}).replace(
+        model=SMALL, data={"valid_rows": 2}
+    )
 
 
 @pytest.fixture(scope="module")
-def frozen(original, tmp_path_factory):
+def calibrated(original, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("localised") / "run"
-    localise(original, settings(original), workdir)
+    localise(original, settings(original), workdir, tokens=TOKENS, anchors={"animal": ["a"]})
     return Run.open(workdir)
 
 
-def trunks(*runs):
-    flat = [traverse_util.flatten_dict(run.state.params) for run in runs]
-    return [(path, *(f[path] for f in flat)) for path in flat[0] if in_trunk(path)]
+@pytest.fixture(scope="module")
+def distilled(original, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("distilled") / "run"
+    localise(original, settings(original, distil_steps=6), workdir, tokens=TOKENS)
+    return Run.open(workdir)
 
 
-def test_a_frozen_trunk_and_dial_0_stay_bit_equal(original, frozen):
-    for path, before, after in trunks(original, frozen):
-        assert np.asarray(before).tobytes() == np.asarray(after).tobytes(), path
-    ids = np.random.default_rng(0).integers(2, checkpoints.V, (3, 32))
-    np.testing.assert_array_equal(logits(original, ids, 0.0), logits(frozen, ids, 0.0))
-    assert np.abs(logits(original, ids, 1.0) - logits(frozen, ids, 1.0)).max() > 1e-3
+def trunk_of(run):
+    flat = traverse_util.flatten_dict(run.state.params)
+    return {path: np.asarray(x).tobytes() for path, x in flat.items() if in_trunk(path)}
 
 
-def test_router_gates_and_units_have_learned(original, frozen):
-    fresh = fresh_state(frozen.model, frozen.settings, frozen.mesh)
-    assert (np.asarray(at_path(frozen.state.params, GATES)) < 1).any()
-    assert np.asarray(at_path(frozen.state.params, UNITS)).any()
-    now, then = (x.params["router"]["kernel"] for x in (frozen.state, fresh))
-    assert not np.array_equal(now, then)
-    frozen_moments = [
-        x for x in jax.tree.leaves(frozen.state.opt_state) if x.shape == (checkpoints.V, checkpoints.D)
-    ]
-    assert not frozen_moments  # and a frozen trunk costs no optimizer state
+@pytest.mark.parametrize("made", ["calibrated", "distilled"])
+def test_the_trunk_and_dial_0_stay_bit_equal(original, made, request):
+    run = request.getfixturevalue(made)
+    assert trunk_of(run) == trunk_of(original)
+    ids = np.random.default_rng(0).integers(2, checkpoints.V, (3, 40))
+    np.testing.assert_array_equal(logits(original, ids, 0.0), logits(run, ids, 0.0))
+    assert np.abs(logits(original, ids, 1.0) - logits(run, ids, 1.0)).max() > 1e-3
 
 
-def test_it_begins_as_the_original_at_every_dial(original):
-    chosen = settings(original)
-    model = type(original.model)(chosen.model, checkpoints.V)
-    state = with_trunk(fresh_state(model, chosen, original.mesh), original.state.params)
-    ids = jnp.asarray(np.random.default_rng(0).integers(2, checkpoints.V, (3, 32)))
-    for dial in (0.0, 0.9, 1.0):
-        found = forward(model, state.params, ids, Dial(dial), state.blocks).logits
-        np.testing.assert_allclose(found, logits(original, ids, dial), atol=1e-5)
+def test_blocks_are_used_and_gates_are_exact_zeros_within_the_budget(calibrated):
+    run = calibrated
+    gates = np.asarray(at_path(run.state.params, GATES))
+    assert set(np.unique(gates)) == {0.0, 1.0}
+    filing = np.asarray(at_path(run.state.params, FILING))
+    assert set(np.unique(filing)) <= {0.0, 1.0}
+    rows = run.data.train
+    batches = [rows.take(np.arange(i, i + 1)) for i in range(10)]
+    shares = [run.evaluator.measure(run.state.params, run.state.blocks, [b], Dial(1.0)) for b in batches]
+    assert np.mean([x["open_share"] for x in shares]) == pytest.approx(SHARE, abs=0.04)
+    ids = np.concatenate([
+        np.asarray(forward(run.model, run.state.params, b.tokens, Dial(0.0), run.state.blocks).blocks)[0, 1:]
+        for b in batches
+    ])  # fmt: skip
+    assert set(range(2, BLOCKS + 1)) <= set(ids.tolist())
 
 
-def test_a_tuned_trunk_takes_its_share_of_each_step_and_the_router_a_whole_one(original):
-    leaf, moved = jnp.ones((2, 2)), []
-    params = {"embedding": leaf, "router": {"kernel": leaf}, "localist": {"attention": {"gates": leaf}}}
-    for share in (0.1, 1.0):
-        tx = optimizer(settings(original, trunk=share))
-        gradient = jax.tree.map(jnp.ones_like, params)
-        state = tx.update(gradient, tx.init(params), params)[1]  # the first step of the warm-up is 0
-        moved.append(traverse_util.flatten_dict(tx.update(gradient, state, params)[0]))
-    for path, slow in moved[0].items():
-        free, share = np.asarray(moved[1][path]), 0.1 if in_trunk(path) else 1.0
-        assert (np.abs(free).max() > 0) == (path[-1] != "gates")
-        np.testing.assert_allclose(slow, share * free, rtol=1e-6)
+def test_an_anchor_has_a_block_of_its_own(calibrated):
+    ids = calibrated.tokenizer.encode("the cat sat on a mat and a dog").tolist()
+    out = forward(
+        calibrated.model, calibrated.state.params, jnp.asarray([ids]), Dial(1.0), calibrated.state.blocks
+    )
+    anchors = np.asarray(calibrated.state.blocks.anchor_tokens)[1]
+    is_anchor = np.isin(ids[1:], anchors[anchors >= 0])
+    assert is_anchor.sum() >= 1
+    assert (np.asarray(out.blocks)[0, 1:][is_anchor] == 1).all()
 
 
-def test_the_trunk_of_a_localised_run_goes_back(frozen, original, tmp_path):
-    back = load_file(export(frozen, tmp_path / "back") / "model.safetensors")
+def test_calibration_depends_on_text_seed_and_budget_alone(original):
+    shape = settings(original)
+    model = type(original.model)(shape.model, checkpoints.V)
+    state = with_trunk(fresh_state(model, shape, original.mesh), original.state.params)
+    rows = original.data.train
+    batches = [rows.take(np.arange(i, i + 1)) for i in range(12)]
+    seen = []
+
+    def found(share, seed=0):
+        return calibrate.calibrate(
+            model, state.params, batches, open_share=share, key=jax.random.key(seed),
+            report=lambda *told: seen.append(told),
+        )  # fmt: skip
+
+    once, again, more = found(0.4), found(0.4), found(0.7)
+    np.testing.assert_array_equal(once.gates, again.gates)
+    np.testing.assert_array_equal(once.router["kernel"], again.router["kernel"])
+    assert once.gates.sum() < more.gates.sum()
+    assert 0 < once.mass < more.mass <= 1
+    assert {stage for stage, _, _ in seen} == {"states", "attention mass"}
+    assert seen[-1][1:] == (12, 12)
+    assert not np.array_equal(once.router["kernel"], found(0.4, seed=1).router["kernel"])
+
+
+def test_distilling_moves_deltas_alone_and_brings_the_student_nearer(distilled, calibrated):
+    flat = traverse_util.flatten_dict(distilled.state.params)
+    assert all(np.asarray(x).any() for path, x in flat.items() if path[-2:-1] in DELTAS and path[-1] == "up")
+    assert int(distilled.state.step) == 6
+    rows = distilled.data.train
+    longer = distilled.settings.replace(train={"steps": 100}, optimizer={"learning_rate": 2e-2})
+    step = jax.jit(distil.make_distil_step(distilled.model, longer))
+    batch = rows.take(np.arange(1))
+    state = distilled.state
+    first = None
+    for _ in range(30):
+        state, metrics = step(dataclasses.replace(state, step=jnp.asarray(5)), batch)  # one dial, one row
+        first = first or float(metrics["divergence_bits"])
+    assert float(metrics["divergence_bits"]) < 0.9 * first
+    assert trunk_of(dataclasses.replace(distilled, state=state)) == trunk_of(distilled)
+    gates = [np.asarray(at_path(x.params, GATES)) for x in (state, distilled.state)]
+    np.testing.assert_array_equal(*gates)
+
+
+def test_distilling_goes_on_where_it_was_stopped(original, distilled, tmp_path, monkeypatch):
+    chosen = settings(original, distil_steps=6).replace(train={"save_every": 2})
+    make, calls = distil.make_distil_step, []
+
+    def stopping(*arguments):
+        step = make(*arguments)
+
+        def run(state, batch):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return step(state, batch)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distil.jax, "jit", lambda f, **_: f)
+        patch.setattr(distil, "make_distil_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            localise(original, chosen, tmp_path / "run", tokens=TOKENS)
+    assert int(Run.open(tmp_path / "run").state.step) == 2
+    localise(original, chosen, tmp_path / "run", tokens=TOKENS)
+    resumed = Run.open(tmp_path / "run")
+    for one, other in zip(*(jax.tree.leaves(r.state.params) for r in (resumed, distilled)), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_the_trunk_of_a_localised_run_goes_back(distilled, original, tmp_path):
+    back = load_file(export(distilled, tmp_path / "back") / "model.safetensors")
     before = load_file(export(original, tmp_path / "before") / "model.safetensors")
     assert all(before[name].tobytes() == back[name].tobytes() for name in before.keys() | back.keys())
 
 
-def test_without_bos_the_first_token_stands_in_block_0_and_text_goes_in_and_out(frozen):
-    assert frozen.tokenizer.bos is None
-    ids = frozen.tokenizer.encode("a cat")
-    out = forward(frozen.model, frozen.state.params, jnp.asarray(ids[None]), Dial(1.0), frozen.state.blocks)
-    assert np.asarray(out.blocks)[0, 0] == 0
-    assert (np.asarray(out.blocks)[0, 1:] > 0).all()
-    (made,) = frozen.generate(["a cat"], Dial(1.0), max_new=4, temperature=0)
-    assert frozen.text("a cat", made).startswith("a cat")
-    assert not frozen.tokenizer.silent[made.tokens].any()
+def test_generation_at_any_dial_and_without_bos(calibrated):
+    assert calibrated.tokenizer.bos is None
+    made = calibrated.generate(["a cat"] * 2, [0.0, 1.0], max_new=4, temperature=0)
+    assert all(calibrated.text("a cat", x).startswith("a cat") for x in made)
     with pytest.raises(ValueError, match="prompt 0 is empty, and this model has no BOS"):
-        frozen.generate([""], Dial(1.0))
+        calibrated.generate([""], Dial(1.0))
 
 
-def test_the_command_makes_the_same_run_and_reports_it(original, frozen, tmp_path):
-    words = [w for name, x in OPTIONS.items() for w in (f"--{name.replace('_', '-')}", x)]
-    for section, fields in (("data", DATA), ("gates", GATING)):
+def test_the_command_makes_the_same_run_and_reports_it(original, calibrated, tmp_path):
+    words = ["--blocks", BLOCKS, "--open-share", SHARE, "--tokens", TOKENS, "--anchor", "animal=a"]
+    for section, fields in (("model", SMALL), ("data", {"valid_rows": 2})):
         words += [w for field, x in fields.items() for w in ("--set", f"{section}.{field}={x}")]
     status, out, err = command("localise", original.workdir, "--out", tmp_path / "run", *words)
     assert status == 0, err
     assert out.strip() == str(tmp_path / "run" / "report.html")
+    assert "attention mass" in err
     made = Run.open(tmp_path / "run")
-    assert made.settings == frozen.settings
-    for one, other in zip(*(jax.tree.leaves(run.state.params) for run in (made, frozen)), strict=True):
+    assert made.settings == calibrated.settings
+    for one, other in zip(*(jax.tree.leaves(run.state.params) for run in (made, calibrated)), strict=True):
         np.testing.assert_array_equal(one, other)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "calibrated on" in page
+    assert "A plain window of" in page
 
 
-def test_settings_that_cannot_be_are_said(original, tmp_path):
-    with pytest.raises(ValueError, match=r"open_share 0\.3 is below the 0\.33 of the 1 dense layer"):
-        settings_of(original, open_share=0.3)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"open_share": 0.01}, r"open_share 0\.01 must lie between 0\.\d+, what window and sink hold open"),
+        ({"open_share": 1.5}, "open_share_target|must lie between"),
+        ({"blocks": 400}, r"tokens to calibrate on are too few for 400 blocks"),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_is_written(original, tmp_path, options, words):
+    with pytest.raises(ValueError, match=words) as error:
+        localise(original, settings(original, **options), tmp_path / "x", tokens=TOKENS)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_other_bad_input(original, calibrated, tmp_path):
     with pytest.raises(ValueError, match="is the run itself"):
         localise(original, settings(original), original.workdir)
+    with pytest.raises(ValueError, match="holds a run already; choose another --out"):
+        localise(original, settings(original), calibrated.workdir)
     with pytest.raises(ValueError, match=r"localist/.*: expected shape"):
-        localise(original, settings(original).replace(model={"router_layer": 2}), tmp_path / "x")
+        localise(
+            original, settings(original).replace(model={"router_layer": 2}), tmp_path / "x", tokens=TOKENS
+        )
+    with pytest.raises(ValueError, match="'xylophone zebra' is no single token"):
+        localise(original, settings(original), tmp_path / "x", anchors={"odd": ["xylophone zebra"]})
+    (tmp_path / "one.txt").write_text("a cat")
+    with pytest.raises(ValueError, match="too small to hold out"):
+        localise(original, settings(original, corpus=str(tmp_path / "one.txt")), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_row_of_padding_counts_nowhere(original):
+    shape = settings(original).model
+    row = original.data.train.take(np.arange(1))
+    empty = Batch(row.tokens, row.targets, 0 * row.segments, row.positions)
+    with pytest.raises(ValueError, match="0 tokens to calibrate on"):
+        calibrate.check(shape, [empty], SHARE)

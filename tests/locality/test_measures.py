@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from localist_jax import bits
 from localist_jax.locality import measures
 
 

@@ -1,0 +1,54 @@
+"""Gates for a budget of pairs, and where heads file their keys."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from localist_jax.locality import budget
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_choice_of_gates_with_as_few_pairs_lets_more_mass_through(seed):
+    """Against all subsets; pairs are many, so that one more of them moves no order."""
+    rng = np.random.default_rng(seed)
+    mass, pairs = rng.random(9) * 1e6, rng.integers(1, 9, 9) * 1e6
+    order = budget.by_density(mass, pairs)
+    exact = float(np.cumsum(pairs[order])[rng.integers(9)])
+    opened = budget.open_by_mass(mass, pairs, exact)
+    assert pairs[opened].sum() == exact
+    best = max(
+        mass[list(chosen)].sum()
+        for size in range(10)
+        for chosen in itertools.combinations(range(9), size)
+        if pairs[list(chosen)].sum() <= exact
+    )
+    assert mass[opened].sum() == pytest.approx(best)
+    assert budget.captured(mass, pairs, exact) == pytest.approx(best)
+
+
+def test_groups_without_pairs_stay_closed_and_ends_are_ends():
+    mass, pairs = np.array([[3.0, 0.0], [1.0, 2.0]]), np.array([[2.0, 0.0], [4.0, 1.0]])
+    assert not budget.open_by_mass(mass, pairs, 0).any()
+    np.testing.assert_array_equal(budget.open_by_mass(mass, pairs, 1e9), pairs > 0)
+    np.testing.assert_array_equal(budget.open_by_mass(mass, pairs, 3), [[True, False], [False, True]])
+    with pytest.raises(ValueError, match="expected at least 0 pairs, got -1"):
+        budget.open_by_mass(mass, pairs, -1)
+
+
+def test_each_key_value_head_files_where_its_heads_capture_most():
+    """Head group 0 attends by own blocks, group 1 by the blocks before; tables are what their heads saw."""
+    rng = np.random.default_rng(0)
+    F, L, N, G, K = 2, 3, 4, 2, 5
+    pairs = np.full((F, K, K), 100.0)
+    mass = rng.random((F, L, N, K, K))
+    sharp = np.zeros((K, K))
+    sharp[1, 2] = 80.0
+    mass[0, :, :2] += sharp
+    mass[1, :, 2:] += sharp
+    filing = budget.choose_filing(mass, pairs, 0.05, G)
+    np.testing.assert_array_equal(filing, [[0, 1]] * L)
+    chosen, counted = budget.chosen_tables(mass, pairs, filing)
+    np.testing.assert_array_equal(chosen[:, :2], mass[0, :, :2])
+    np.testing.assert_array_equal(chosen[:, 2:], mass[1, :, 2:])
+    assert counted.shape == (L, N, K, K)
