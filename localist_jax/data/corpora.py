@@ -61,6 +61,16 @@ class Corpus:
         """
         return {split: sum(map(_size, getattr(self, split))) for split in ("train", "valid", "test")}
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits that identify the text that is trained and evaluated on; `test` does not count."""
+        found = hashlib.sha256()
+        for split in (self.train, self.valid):
+            for document in split:
+                found.update(hashlib.sha256(document.encode()).digest())
+            found.update(b"|")
+        return found.hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class _Known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,8 +55,10 @@ class Tokenizer:
         Raises:
           ValueError: `inner` is neither, puts more than one token around a text, or does not fit `vocab_size`.
         """
-        self._inner = inner
+        self._inner, self._text = inner, ""
         self._inner.encode_special_tokens = True  # a typed "<bos>" is five characters, not an id
+        self._inner.no_truncation()  # a file may have been saved in the middle of training: all of a text is read
+        self._inner.no_padding()
         count = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
         self._count, self.vocab_size = count, vocab_size or count
         if count > self.vocab_size or max(stop, default=0) >= self.vocab_size:
@@ -166,9 +169,13 @@ class Tokenizer:
         """16 hex digits that identify the vocabulary and its merges."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
+    def same_as(self, other: Tokenizer) -> bool:
+        """Whether both cut every text alike, however their files are written."""
+        return self.vocab_size == other.vocab_size and self._inner.to_str() == other._inner.to_str()
+
     def to_json(self) -> str:
-        """The tokenizer in the `tokenizer.json` format of Hugging Face."""
-        return self._inner.to_str()
+        """The tokenizer in the `tokenizer.json` format of Hugging Face, to the letter as it was read."""
+        return self._text or self._inner.to_str()
 
     @classmethod
     def from_json(cls, text: str, **options: Any) -> Tokenizer:
@@ -181,13 +188,20 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"not a tokenizer.json ({' '.join(str(error).split())[:120]})") from error
-        return cls(inner, **options)
+        made = cls(inner, **options)
+        made._text = text
+        return made
 
     def save(self, path: str | Path) -> None:
-        """Writes `tokenizer.json` to `path`, and beside it `vocabulary.json`: what that format cannot say."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
-        about = {"vocab_size": self.vocab_size, "stop": list(self.stop)}
-        Path(path).with_name(BESIDE).write_text(json.dumps(about) + "\n", encoding="utf-8")
+        """Writes `tokenizer.json` to `path`, and beside it `vocabulary.json`: what that format cannot say.
+
+        A file that is there is replaced as a whole: a full disk leaves the old one.
+        """
+        about = json.dumps({"vocab_size": self.vocab_size, "stop": list(self.stop)}) + "\n"
+        for target, text in ((Path(path), self.to_json()), (Path(path).with_name(BESIDE), about)):
+            temporary = target.with_name(f".{target.name}.tmp")
+            temporary.write_text(text, encoding="utf-8", newline="")
+            os.replace(temporary, target)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Tokenizer:

@@ -35,7 +35,7 @@ from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Journal
 from localist_jax.training.loop import Preempted, TrainingDiverged
 from localist_jax.training.progress import Progress
-from localist_jax.training.run import Run
+from localist_jax.training.run import Run, tell_new_text
 
 
 def run(
@@ -58,6 +58,8 @@ def run(
     corpus = corpora.load(settings.data)
     goes_on = is_ensemble(workdir)
     house = _opened(settings, workdir, mesh) if goes_on else _begun(settings, workdir, corpus, mesh)
+    tell_new_text(corpus.name, corpus.digest, house.seen)
+    house.seen = corpus.digest
     settings, engine = house.settings, house.engine
     options: dict[str, Any] = {"seed": settings.train.seed, "concepts": concepts}
     if settings.recruitment.every:
@@ -98,7 +100,9 @@ def _opened(settings: config.Config, workdir: Path, mesh: Mesh | None) -> House:
                 f"{workdir}: holds an ensemble of another config.{section} ({', '.join(changed)}); "
                 "use another folder, or --fresh"
             )
-    return House.of(workdir, house.ensemble, settings, house.tokenizer, mesh)
+    return dataclasses.replace(
+        House.of(workdir, house.ensemble, settings, house.tokenizer, mesh), seen=house.seen
+    )
 
 
 def _pieces(documents: Sequence[str], house: House) -> list[np.ndarray]:

@@ -76,3 +76,20 @@ def test_what_cannot_be_read_is_said():
         Tokenizer.from_json(byte_level(), vocab_size=100)
     with pytest.raises(ValueError, match="has 260 tokens"):
         Tokenizer.from_json(byte_level(), stop=[400])
+
+
+@pytest.mark.parametrize("made", [byte_level, sentence_piece])
+def test_truncation_and_padding_that_a_file_has_switched_on_are_off(made, tmp_path):
+    plain, inner = Tokenizer.from_json(made()), tokenizers.Tokenizer.from_str(made())
+    inner.enable_truncation(max_length=16)
+    inner.enable_padding(length=40)
+    (tmp_path / "tokenizer.json").write_text(inner.to_str(), encoding="utf-8")
+    tokenizer, texts = Tokenizer.load(tmp_path / "tokenizer.json"), ["the cat " * 50, "a"]
+    for one, other in zip(tokenizer.encode_batch(texts), plain.encode_batch(texts), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(tokenizer.encode(texts[0]), plain.encode(texts[0]))
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+    assert tokenizer.bos == plain.bos
+    assert tokenizer.same_as(plain)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "tokenizer.json").fingerprint == tokenizer.fingerprint
