@@ -124,6 +124,7 @@ def adopt(
     model = families.model_of(raw, router_layer=router_layer, dtype=dtype)
     vocab_size = families.vocabulary_of(raw)
     tokenizer = Tokenizer.load(folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw))
+    check_vocabulary(folder, tokenizer)
     trained_at = raw.get("max_position_embeddings") or LONGEST
     data: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -143,6 +144,28 @@ def adopt(
     keep_origin(folder, out / ORIGIN, stored)
     run.record(command, {"corpus": f"adopted from {folder.name}"})
     return run
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
+    """Makes sure that a vocab.json beside tokenizer.json names the same tokens.
+
+    Raises:
+      ValueError: it does not: the files are of two saves.
+    """
+    path = folder / "vocab.json"
+    if not path.is_file():
+        return
+    try:
+        other = json.loads(path.read_text(encoding="utf-8")).items()
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not a vocabulary ({error}); copy it again, or remove it") from error
+    known = tokenizer.ids
+    odd = next((name for name, at in other if known.get(name) != at), None)
+    if odd is not None:
+        raise ValueError(
+            f"{path}: token {odd!r} is {dict(other)[odd]} there and {known.get(odd)} in tokenizer.json, so they are of "
+            "two saves; remove vocab.json if tokenizer.json is the one that is meant, else copy both again"
+        )
 
 
 def keep_origin(folder: Path, origin: Path, dtype: str) -> None:

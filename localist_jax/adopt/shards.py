@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,8 @@ from localist_jax.adopt.tensors import COMPUTED, HEAD, Tensor
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+ADAPTER = "adapter_config.json"
+PART = re.compile(r"model-\d+(-of-\d+)?\.safetensors")
 SHARD_BYTES = 2_000_000_000
 STRIP_BYTES = 8_000_000  # of a tensor, read at a time: whole rows, at least one
 
@@ -25,8 +28,8 @@ class Shards:
     """The tensors of a checkpoint folder, checked by name, shape and dtype before any is read.
 
     Raises (on entering):
-      ValueError: no safetensors here, a file that is missing, damaged or cut short, or a tensor that is
-        missing, unknown, of another shape, or of a dtype that is not float32, bfloat16 or float16.
+      ValueError: no safetensors here, those of two saves, a file that is missing, damaged or cut short, or a tensor
+        that is missing, unknown, of another shape, or of a dtype that is not float32, bfloat16 or float16.
     """
 
     def __init__(self, folder: Path, wanted: list[Tensor]):
@@ -123,7 +126,28 @@ def _strips(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _files(folder: Path) -> dict[str, set[str] | None]:
-    """File names, and the tensors that the index puts in each (None without an index)."""
+    """File names, and the tensors that the index puts in each (None without an index).
+
+    Two saves in one folder are refused: neither file tells which of them is meant.
+    """
+    if (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"{folder}: {ADAPTER}: expected whole weights, got an adapter beside them; merge it into the weights, "
+            "or remove it"
+        )
+    files = _named(folder)
+    parts = [path.name for path in folder.glob("model*.safetensors") if PART.fullmatch(path.name)]
+    other = sorted({*parts, *([SINGLE] if (folder / SINGLE).is_file() else [])} - files.keys())
+    if other and all((folder / name).is_file() for name in files):
+        read = INDEX if (folder / INDEX).is_file() else SINGLE
+        raise ValueError(
+            f"{folder}: {other[0]} and {read} are of two saves, and one of them is out of date; remove the files of "
+            "the save that is not meant"
+        )
+    return files
+
+
+def _named(folder: Path) -> dict[str, set[str] | None]:
     if (folder / INDEX).is_file():
         try:
             table = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]

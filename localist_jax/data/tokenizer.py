@@ -165,6 +165,11 @@ class Tokenizer:
         return list(self._bytes)
 
     @property
+    def ids(self) -> dict[str, int]:
+        """The id of every token by its name in `tokenizer.json`, specials included."""
+        return self._inner.get_vocab(with_added_tokens=True)
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the vocabulary and its merges."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]

@@ -206,6 +206,20 @@ BAD = {
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
         "b.safetensors: missing",
     ),
+    "an old index": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}'),
+        "model.safetensors: lacks a; file and",
+    ),
+    "old shards": (
+        lambda f: shutil.copy(f / "model.safetensors", f / "model-00001-of-00001.safetensors"),
+        "model-00001-of-00001.safetensors and model.safetensors are of two saves",
+    ),
+    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json: expected whole"),
+    "two tokenizers": (
+        lambda f: (f / "vocab.json").write_text('{"<s>": 0, "a": 3}'),
+        "vocab.json: token 'a' is 3 there and .* in tokenizer.json, so they are of two saves",
+    ),
+    "no vocabulary": (lambda f: (f / "vocab.json").write_text("[]"), "vocab.json: not a vocabulary"),
     "index cut": (lambda f: (f / "model.safetensors.index.json").write_text('{"we'), "not an index"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json' cannot be loaded"),
     "too few rows": (lambda f: changed(f, vocab_size=100), "tokenizer: has 258 tokens .* the model 100"),
@@ -233,6 +247,33 @@ def test_tied_weights_that_were_written_twice_must_be_the_same(tmp_path):
         adopt(folder, tmp_path / "other")
 
 
+@pytest.mark.parametrize("older", ["shards", "single", "fewer shards"])
+def test_two_saves_in_one_folder_are_refused(tmp_path, older):
+    """An index that was left behind beside newer weights, or weights beside a newer index: whichever is meant."""
+    other = 1 if older == "single" else 3 if older == "shards" else 2
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0], shards=3 if older != "shards" else 1)
+    left = checkpoints.write(tmp_path / "left", VARIANTS[0], shards=other)
+    for path in left.glob("*.safetensors*"):
+        name = path.name.replace("model-", "model-0000") if older == "fewer shards" else path.name
+        if older != "fewer shards" or not path.name.endswith("index.json"):
+            shutil.copy(path, folder / name)
+    with pytest.raises(
+        ValueError, match=r"are of two saves, and one of them is out of date; remove"
+    ) as error:
+        adopt(folder, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_an_index_that_names_the_one_file_is_no_second_save(tmp_path):
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (folder / "consolidated.safetensors").write_bytes(b"what another library reads")
+    own = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "vocab.json").write_text(json.dumps(own))
+    adopt(folder, tmp_path / "run")
+
+
 def test_what_cannot_be_exported_is_said(adopted, tmp_path):
     _, run = adopted(VARIANTS[0])
     windowed, adding = (
@@ -245,6 +286,11 @@ def test_what_cannot_be_exported_is_said(adopted, tmp_path):
         export(adding, tmp_path / "x")
     with pytest.raises(ValueError, match=r"dtype: expected one of float32.*'int8'"):
         export(run, tmp_path / "x", "int8")
+    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name[:3]).mkdir()
+        (tmp_path / name[:3] / name).touch()
+        with pytest.raises(ValueError, match=rf"holds a checkpoint already \({name}\)"):
+            export(run, tmp_path / name[:3])
 
 
 def test_the_commands(tmp_path, capsys):

@@ -86,7 +86,7 @@ def test_eval_and_report_use_it_too(other):
 
 
 def test_a_localised_run_reads_in_the_tokens_of_the_run_it_was_made_of(other, tmp_path):
-    workdir, settings = other
+    workdir, _ = other
     run = Run.open(workdir)
     two = tmp_path / "two"
     two.mkdir()
