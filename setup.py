@@ -43,6 +43,7 @@ setup(
         "cuda": [f"jax[cuda12]{JAX.removeprefix('jax')}"],
         "tpu": [f"jax[tpu]{JAX.removeprefix('jax')}"],
         "hub": ["datasets>=3.0"],
+        "files": ["pyarrow>=17.0", "zstandard>=0.23"],  # parquet and zstd as a corpus
         "benchmarks": ["torch>=2.5"],  # PyTorch is a peer to compare with, never a dependency
         "parity": ["torch>=2.13", "transformers>=5.24"],  # what adopted models are compared with, in tests
         "dev": [
@@ -51,6 +52,7 @@ setup(
             "pytest-xdist>=3.6",
             "pytest-timeout>=2.3",
             "beartype>=0.23",
+            "zstandard>=0.23",
             "ruff>=0.15",
             "mypy>=1.18",
         ],

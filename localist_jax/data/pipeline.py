@@ -260,6 +260,7 @@ class Prepared:
     documents: dict[str, int]  # by split
     bytes: dict[str, int]  # UTF-8, by split
     text: str = ""  # digest of the corpus; "": not of one
+    about: str = ""  # which documents were found, in one line
 
     @property
     def digest(self) -> str:
@@ -322,7 +323,7 @@ def prepare(config: Data, cache_dir: str | Path, tokenizer: Tokenizer | None = N
         _write_cache(path, *ready)
     documents = {"train": len(corpus.train), "valid": len(corpus.valid)}
     sizes = {split: corpus.byte_counts[split] for split in documents}
-    return Prepared(corpus.name, *ready, documents=documents, bytes=sizes, text=text)
+    return Prepared(corpus.name, *ready, documents=documents, bytes=sizes, text=text, about=corpus.describe())
 
 
 def _cache_key(text: str, config: Data, tokenizer: str) -> str:

@@ -60,6 +60,8 @@ def run(
     house = _opened(settings, workdir, mesh) if goes_on else _begun(settings, workdir, corpus, mesh)
     tell_new_text(corpus.name, corpus.digest, house.seen)
     house.seen = corpus.digest
+    if hosts.is_first():
+        print(f"data: {corpus.describe()}", file=sys.stderr, flush=True)
     settings, engine = house.settings, house.engine
     options: dict[str, Any] = {"seed": settings.train.seed, "concepts": concepts}
     if settings.recruitment.every:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,8 @@ def train(
             state = begin(state) if begin else state
         run = Run(workdir, settings, model, prepared.tokenizer, state, mesh, prepared)
         run.record(command)
+        if prepared.about and hosts.is_first():
+            print(f"data: {prepared.about}", file=sys.stderr, flush=True)
         with Journal(workdir, resume_step=start) as journal:
             for hook in hooks:
                 hook.start(run, journal, start)
