@@ -31,6 +31,8 @@ from localist_jax.training.run import (
     Run,
     abstract_state,
     check_tokenizer,
+    compare_data,
+    compare_hosts,
     fresh_state,
     own_tokenizer,
     tell_new_text,
@@ -102,9 +104,12 @@ def train(
       TrainingDiverged: loss or parameters became NaN or infinite.
       Preempted: SIGTERM came; a checkpoint of the last step was saved first.
       CheckpointError: the folder holds a run of another topology or tokenizer.
+      HostsDiffer: the processes of the job have not all the same settings, versions, data and folder.
       ValueError: bad corpus, batch or mesh.
     """
-    prepared = _prepared(settings, workdir, prepared)
+    compare_hosts(settings, workdir)
+    prepared = hosts.together(lambda: _prepared(settings, workdir, prepared))
+    compare_data(prepared)
     mesh = meshes.make_mesh(settings.mesh)
     if mesh.shape["specialist"] > 1:
         raise ValueError(

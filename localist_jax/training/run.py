@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import platform
 import sys
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,43 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "chex", "grain", "token
 def versions() -> dict[str, str]:
     """Python's version and those of the libraries a run depends on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
+
+
+@cache
+def code() -> str:
+    """16 hex digits that identify the sources of this package, as they lie on this machine."""
+    root = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def compare_hosts(settings: config.Config, workdir: Path, **more: Any) -> None:
+    """Makes sure that all processes of a job have the same settings, versions, sources and checkpoints.
+
+    Raises:
+      HostsDiffer: they have not.
+    """
+    if jax.process_count() > 1:
+        there = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+        facts = {"config": settings.to_dict(), "versions": {**versions(), "localist_jax": code()}}
+        hosts.compare(**facts, checkpoints=there, **more)
+
+
+def compare_data(prepared: Prepared) -> None:
+    """Makes sure that all processes of a job have the same text, tokenizer and rows.
+
+    Raises:
+      HostsDiffer: they have not.
+    """
+    if jax.process_count() > 1:
+        found = {"text": prepared.text, "tokenizer": prepared.tokenizer.fingerprint, "rows": prepared.digest}
+        for (
+            name,
+            digest,
+        ) in found.items():  # in this order: other text also makes another tokenizer and other rows
+            hosts.compare(data={name: digest})
 
 
 def machine() -> dict[str, Any]:
