@@ -24,7 +24,11 @@ from typing import Any
 TEXT = frozenset({".txt", ".text", ".md", ".rst", ".tokens", ".raw"})
 LINES = frozenset({".jsonl", ".ndjson", ".jsonlines"})  # one JSON object a line
 JSON, PARQUET = ".json", ".parquet"
-PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # and .zst, see `_unpacked`
+PACKED: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}  # and .zst, see `_unpacked`
 UNREAD = frozenset({".csv", ".tsv", ".arrow", ".feather", ".avro", ".orc", ".zip", ".tar", ".tgz"})
 EXTRA = "pip install 'localist_jax[files]'"
 SPLIT_NAMES = {
@@ -285,8 +289,7 @@ def text_of(path: Path) -> str:
 def _unpacked(path: Path) -> contextlib.AbstractContextManager[Any]:
     packed = path.suffix.lower()
     if packed != ".zst":
-        opened: Callable[..., Any] = PACKED.get(packed, open)
-        return opened(path, "rb")
+        return PACKED[packed](path, "rb") if packed in PACKED else open(path, "rb")
     try:
         import zstandard  # optional: only here
     except ImportError as error:

@@ -270,7 +270,7 @@ class Prepared:
             for field in dataclasses.fields(Rows):
                 array = np.ascontiguousarray(getattr(rows, field.name))
                 found.update(f"{array.shape}".encode())
-                found.update(array)
+                found.update(array.data)
         return found.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Tokenizer:
         Raises:
           ValueError: `inner` is neither, puts more than one token around a text, or does not fit `vocab_size`.
         """
-        self._inner, self._text = inner, ""
+        self._inner, self._text = inner, ""  # the second: the file that it was read from
         self._inner.encode_special_tokens = True  # a typed "<bos>" is five characters, not an id
         self._inner.no_truncation()  # a file may have been saved in the middle of training: all of a text is read
         self._inner.no_padding()
@@ -172,15 +172,15 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the vocabulary and its merges."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        return hashlib.sha256((self._text or self.to_json()).encode()).hexdigest()[:16]
 
     def same_as(self, other: Tokenizer) -> bool:
         """Whether both cut every text alike, however their files are written."""
         return self.vocab_size == other.vocab_size and self._inner.to_str() == other._inner.to_str()
 
     def to_json(self) -> str:
-        """The tokenizer in the `tokenizer.json` format of Hugging Face, to the letter as it was read."""
-        return self._text or self._inner.to_str()
+        """The tokenizer in the `tokenizer.json` format of Hugging Face."""
+        return self._inner.to_str()
 
     @classmethod
     def from_json(cls, text: str, **options: Any) -> Tokenizer:
@@ -200,10 +200,14 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json` to `path`, and beside it `vocabulary.json`: what that format cannot say.
 
-        A file that is there is replaced as a whole: a full disk leaves the old one.
+        What was read is written again to the letter, so that it has the same fingerprint under later libraries. A file
+        that is there is replaced as a whole: a full disk leaves the old one.
         """
         about = json.dumps({"vocab_size": self.vocab_size, "stop": list(self.stop)}) + "\n"
-        for target, text in ((Path(path), self.to_json()), (Path(path).with_name(BESIDE), about)):
+        for target, text in (
+            (Path(path), self._text or self.to_json()),
+            (Path(path).with_name(BESIDE), about),
+        ):
             temporary = target.with_name(f".{target.name}.tmp")
             temporary.write_text(text, encoding="utf-8", newline="")
             os.replace(temporary, target)
