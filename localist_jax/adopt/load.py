@@ -123,7 +123,7 @@ def adopt(
     raw = families.read_config(folder)
     model = families.model_of(raw, router_layer=router_layer, dtype=dtype)
     vocab_size = families.vocabulary_of(raw)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw))
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw, folder))
     check_vocabulary(folder, tokenizer)
     trained_at = raw.get("max_position_embeddings") or LONGEST
     data: dict[str, Any] = {

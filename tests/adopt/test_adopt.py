@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from localist_jax import __main__ as localist
-from localist_jax.adopt import adopt, export, shards
+from localist_jax.adopt import adopt, export, families, shards
 from localist_jax.adopt.shards import write as write_shards
 from localist_jax.data import Tokenizer
 from localist_jax.locality import Dial
@@ -220,6 +220,13 @@ BAD = {
         "vocab.json: token 'a' is 3 there and .* in tokenizer.json, so they are of two saves",
     ),
     "no vocabulary": (lambda f: (f / "vocab.json").write_text("[]"), "vocab.json: not a vocabulary"),
+    "stops": (lambda f: changed(f, eos_token_id="</s>"), "config.json: eos_token_id: expected a token id, .* '</s>'"),
+    "stops elsewhere": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": [1, -1]}'),
+        "generation_config.json: eos_token_id: expected a token id, or a list",
+    ),
+    "generation cut": (lambda f: (f / "generation_config.json").write_text('{"e'), "generation_config.json: not JSON"),
+    "nested": (lambda f: (f / "config.json").write_text('{"a":' * 100_000), "config.json: not JSON .*recursion"),
     "index cut": (lambda f: (f / "model.safetensors.index.json").write_text('{"we'), "not an index"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json' cannot be loaded"),
     "too few rows": (lambda f: changed(f, vocab_size=100), "tokenizer: has 258 tokens .* the model 100"),
@@ -322,6 +329,38 @@ def test_generation_ends_at_a_stop(adopted):
     ended = ending.generate(["abc"], [0.0], max_new=4, temperature=0)[0]
     assert (ended.tokens, ended.finish) == (first.tokens[:1], "stop")
     assert first.tokens[1] != first.tokens[0]
+
+
+STOPS = {
+    "none": (None, (1,)), "one": ({"eos_token_id": 5}, (5,)), "several": ({"eos_token_id": [3, 4]}, (3, 4)),
+    "unsaid": ({"temperature": 0.5}, (1,)), "null": ({"eos_token_id": None}, (1,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_stops_stand_in_generation_config_or_else_in_config(tmp_path, case):
+    beside, stops = STOPS[case]
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    if beside is not None:
+        (folder / "generation_config.json").write_text(json.dumps(beside))
+    run = adopt(folder, tmp_path / "run")
+    assert run.tokenizer.stop == Run.open(tmp_path / "run").tokenizer.stop == stops
+    assert not run.tokenizer.silent[list(stops)].any(), "the model may say that it has done"
+    back = export(run, tmp_path / "back")
+    assert families.stops_of(families.read_config(back), back) == stops
+
+
+@peers
+@pytest.mark.parametrize("case", ["none", "one", "several"])
+def test_transformers_stops_at_the_same_tokens(tmp_path, case):
+    from transformers import AutoModelForCausalLM
+
+    beside, stops = STOPS[case]
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    if beside is not None:
+        (folder / "generation_config.json").write_text(json.dumps(beside))
+    theirs = AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id
+    assert stops == tuple(theirs if isinstance(theirs, list) else [theirs])
 
 
 def test_there_is_nothing_to_report_of_a_run_that_was_never_trained(adopted):
