@@ -33,7 +33,7 @@ _FRESH = flags.DEFINE_bool("fresh", False, "Throw away an earlier run in the wor
 
 
 def _parse(argv: list[str]) -> list[str]:
-    with one_line(AttributeError, KeyError, TypeError, OSError, flags.Error):
+    with one_line(AttributeError, KeyError, TypeError, flags.Error):
         rest = flags.FLAGS(argv)
         for name in ("config", "workdir"):
             if flags.FLAGS[name].value is None:
@@ -43,7 +43,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.launch", *sys.argv[1:]])
-    with one_line(OSError):  # the flag keeps a failure to load until it is used
+    with one_line():
         hosts.start(str(_HOSTS.value))
         settings = hosts.together(lambda: config.resolve(_CONFIG.value.to_dict()))
         done = run_job(settings, Path(str(_WORKDIR.value)), command=command, fresh=_FRESH.value)

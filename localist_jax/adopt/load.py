@@ -29,6 +29,7 @@ from localist_jax.training.state import TrainState, in_trunk
 
 LONGEST = 2048  # default context of an adopted model, if it was trained at more
 ORIGIN = "origin"  # folder in the run that keeps the checkpoint's own small files
+UNFINISHED = ".adopting"  # stands in the folder until the run is whole
 KEPT = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja",
@@ -118,12 +119,14 @@ def adopt(
       ValueError: a family, setting, file, tensor or tokenizer that does not fit; a run that is there already.
     """
     folder, out = Path(folder), Path(out)
-    if (out / "config.json").exists():
+    if (out / "config.json").exists() and not (out / UNFINISHED).exists():
         raise ValueError(f"{out}: holds a run already; choose another --out")
     raw = families.read_config(folder)
     model = families.model_of(raw, router_layer=router_layer, dtype=dtype)
     vocab_size = families.vocabulary_of(raw)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw, folder))
+    tokenizer = Tokenizer.load(
+        folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw, folder)
+    )
     check_vocabulary(folder, tokenizer)
     trained_at = raw.get("max_position_embeddings") or LONGEST
     data: dict[str, Any] = {
@@ -138,12 +141,26 @@ def adopt(
     state, stored = load(folder, settings)
     mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
     run = Run(out, settings, Transformer(settings.model, vocab_size), tokenizer, state, mesh)
-    out.mkdir(parents=True, exist_ok=True)
+    _begin(out)
     with Checkpoints(out / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(0, state, manifest=run.manifest(), cursor={})
     keep_origin(folder, out / ORIGIN, stored)
     run.record(command, {"corpus": f"adopted from {folder.name}"})
+    (out / UNFINISHED).unlink()
     return run
+
+
+def _begin(out: Path) -> None:
+    """Makes the folder; what an adoption that was killed in mid-way left there is removed, and nothing else."""
+    if (out / UNFINISHED).is_file():
+        for name in ("checkpoints", ORIGIN):
+            shutil.rmtree(out / name, ignore_errors=True)
+    if (out / "checkpoints").exists():
+        raise ValueError(
+            f"{out}: holds checkpoints, but no config.json that says of what; remove them, or choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / UNFINISHED).touch()
 
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
@@ -157,7 +174,7 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
         return
     try:
         other = json.loads(path.read_text(encoding="utf-8")).items()
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a vocabulary ({error}); copy it again, or remove it") from error
     known = tokenizer.ids
     odd = next((name for name, at in other if known.get(name) != at), None)

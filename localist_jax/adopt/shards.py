@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from localist_jax.adopt.tensors import COMPUTED, HEAD, Tensor
+from localist_jax.adopt.tensors import COMPUTED, EMBEDDING, HEAD, Tensor
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -36,6 +36,7 @@ class Shards:
         self._folder, self._wanted = folder, wanted
         self._stack = ExitStack()
         self._file_of: dict[str, Any] = {}
+        self._stored: dict[str, str] = {}  # name of a tensor in its file, where it is another
 
     def __enter__(self) -> Shards:
         try:
@@ -52,7 +53,7 @@ class Shards:
     def __iter__(self) -> Iterator[tuple[Tensor, int, np.ndarray]]:
         """Every wanted tensor strip by strip: the tensor, the strip's first row, its rows; hold one at a time."""
         for tensor in self._wanted:
-            values = self._file_of[tensor.name].get_slice(tensor.name)
+            values = self._slice(tensor.name)
             for start, end in _strips(tensor.shape):
                 try:
                     strip = values[start:end]
@@ -86,17 +87,20 @@ class Shards:
 
     def _check(self) -> str:
         wanted = {tensor.name: tensor for tensor in self._wanted}
+        if HEAD not in wanted and HEAD in self._file_of and EMBEDDING not in self._file_of:
+            self._stored[EMBEDDING] = HEAD  # tied, and written out once, under the other name
+            self._file_of[EMBEDDING] = self._file_of.pop(HEAD)
         missing = [name for name in wanted if name not in self._file_of]
         if missing:
             raise ValueError(f"{self._folder}: lacks {_some(missing)}; config.json asks for it")
         extra = [x for x in self._file_of if x not in wanted and not COMPUTED.fullmatch(x)]
         if extra == [HEAD]:  # tied, and written out all the same
-            self._same(HEAD, "model.embed_tokens.weight")
+            self._same(HEAD, EMBEDDING)
         elif extra:
             raise ValueError(f"{self._folder}: holds {_some(extra)}, which this model has no place for")
         seen: dict[str, str] = {}
         for name, tensor in wanted.items():
-            about = self._file_of[name].get_slice(name)
+            about = self._slice(name)
             shape, dtype = tuple(about.get_shape()), about.get_dtype()
             if shape != tensor.shape:
                 raise ValueError(
@@ -107,8 +111,11 @@ class Shards:
             seen.setdefault(dtype, name)
         return DTYPES[next(iter(seen))] if len(seen) == 1 else "float32"
 
+    def _slice(self, name: str) -> Any:
+        return self._file_of[name].get_slice(self._stored.get(name, name))
+
     def _same(self, name: str, other: str) -> None:
-        one, two = (self._file_of[x].get_slice(x) for x in (name, other))
+        one, two = (self._slice(x) for x in (name, other))
         same = one.get_shape() == two.get_shape() and all(
             np.array_equal(one[start:end], two[start:end]) for start, end in _strips(one.get_shape())
         )
@@ -154,7 +161,7 @@ def _named(folder: Path) -> dict[str, set[str] | None]:
             files: dict[str, set[str] | None] = {name: set() for name in table.values()}
             for tensor, name in table.items():
                 files[name].add(tensor)  # type: ignore[union-attr]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{folder / INDEX}: not an index with a weight_map; copy it again") from error
         for name in files:
             if Path(name).name != name:

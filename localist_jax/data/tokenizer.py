@@ -19,10 +19,12 @@ SPECIALS = ("<pad>", "<bos>")
 # Contractions; a word, up to three digits, or signs (with the line ends after them), each with at most
 # the space before it; line ends; indentation. Merges never cross these borders, so that a word is the
 # same token after a space whatever its sentence: anchors rely on that.
+# No piece is longer than `LONGEST`: learning merges takes time that grows with the square of the longest one.
+LONGEST = 128
 PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}{1,N}| ?\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]{1,N}[\r\n]{0,N}|\s{0,N}[\r\n]{1,N}|\s{1,N}(?!\S)|\s{1,N}"
+).replace(",N}", f",{LONGEST}}}")
 BESIDE = "vocabulary.json"
 VISIBLE = {"\n": "⏎", "\t": "⇥"}
 
@@ -60,19 +62,28 @@ class Tokenizer:
         self._inner.no_truncation()  # a file may have been saved in the middle of training: all of a text is read
         self._inner.no_padding()
         count = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
-        self._count, self.vocab_size = count, vocab_size or count
-        if count > self.vocab_size or max(stop, default=0) >= self.vocab_size:
+        self.vocab_size = vocab_size or count
+        added = inner.get_added_tokens_decoder()
+        # Specials that were added behind the model's vocabulary (a <pad>, say) are never met: no text encodes to them.
+        beyond = range(self.vocab_size, count)
+        if (
+            not all(i in added and added[i].special for i in beyond)
+            or max(stop, default=0) >= self.vocab_size
+        ):
             raise ValueError(
                 f"tokenizer: has {count} tokens (stops: {tuple(stop)}), the model {vocab_size}; "
                 "they are not of one checkpoint"
             )
-        added = inner.get_added_tokens_decoder()
+        added = {i: token for i, token in added.items() if i not in beyond}
+        self._count = count = min(count, self.vocab_size)
         self._specials = {i: token.content for i, token in added.items() if token.special}
         whole = {i: token.content for i, token in added.items()}
         names = [inner.id_to_token(i) or "" for i in range(count)]
         self.own = tuple(names[: len(SPECIALS)]) == SPECIALS
         self.stop = tuple(stop)
         self.bos = self.BOS if self.own else _opener(inner)
+        if self.bos is not None and self.bos >= self.vocab_size:
+            raise ValueError(f"tokenizer: opens texts with token {self.bos}, the model has {self.vocab_size}")
         read = _reader(names, set(self._specials), self.own)
         self._bytes = [
             b"" if i in self._specials else whole[i].encode() if i in whole else read(name)
@@ -127,7 +138,15 @@ class Tokenizer:
         return cls(inner)
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
-        """Token ids of `text`; no specials are added."""
+        """Token ids of `text`; no specials are added.
+
+        Raises:
+          ValueError: `text` has bytes that are not UTF-8 (as the command line hands them over), or half a character.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text: not UTF-8 at character {error.start}; give the text in UTF-8") from error
         return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -223,7 +242,7 @@ class Tokenizer:
         try:
             about = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
             return cls.from_json(Path(path).read_text(encoding="utf-8"), **{**about, **options})
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(
                 f"tokenizer {str(path)!r} cannot be loaded: {reason}; train or copy it again"

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from localist_jax.errors import StoppedRun
+from localist_jax.errors import StoppedRun, message
 from localist_jax.parallel import rules
 from localist_jax.types import PyTree
 
@@ -108,8 +108,8 @@ def together(make: Callable[[], Decision]) -> Decision:
     error, made = "", None
     try:
         made = make()
-    except (ValueError, OSError) as caught:
-        error = str(caught) or type(caught).__name__
+    except (ValueError, OSError, RecursionError, OverflowError) as caught:
+        error = message(caught)
     bad = [(i, told) for i, told in enumerate(_told(error)) if told]
     if bad:
         raise HostsDiffer(f"process {bad[0][0]}: {bad[0][1]}")

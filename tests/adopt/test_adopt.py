@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import checkpoints
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 import make_golden
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken
 
 from localist_jax import __main__ as localist
 from localist_jax.adopt import adopt, export, families, shards
@@ -279,6 +282,72 @@ def test_an_index_that_names_the_one_file_is_no_second_save(tmp_path):
     own = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "vocab.json").write_text(json.dumps(own))
     adopt(folder, tmp_path / "run")
+
+
+def test_tied_weights_may_be_written_under_the_other_name(adopted, tmp_path):
+    _, run = adopted("qwen3, tied")
+    folder = checkpoints.write(tmp_path / "checkpoint", "qwen3, tied")
+    edited(folder, lambda w: w.update({"lm_head.weight": w.pop("model.embed_tokens.weight")}))
+    again = adopt(folder, tmp_path / "run")
+    for one, other in zip(*(jax.tree.leaves(r.state.params) for r in (run, again)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    untied = checkpoints.write(tmp_path / "untied", VARIANTS[0])
+    edited(untied, lambda w: w.pop("model.embed_tokens.weight"))
+    with pytest.raises(ValueError, match=r"lacks model\.embed_tokens\.weight; config\.json asks for it"):
+        adopt(untied, tmp_path / "other")
+
+
+def with_more_tokens(folder, *tokens):
+    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    filler = [f"<{i}>" for i in range(checkpoints.V - inner.get_vocab_size())]
+    inner.add_special_tokens(filler)
+    inner.add_tokens([AddedToken(content, special=special) for content, special in tokens])
+    inner.save(str(folder / "tokenizer.json"))
+
+
+def test_a_special_token_behind_the_models_vocabulary_is_never_met(tmp_path):
+    """A <pad> that somebody added; `transformers` loads such checkpoints too."""
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    with_more_tokens(folder, ("<pad>", True))
+    run = adopt(folder, tmp_path / "run")
+    assert len(run.tokenizer) == run.tokenizer.vocab_size == checkpoints.V
+    ids = run.tokenizer.encode("a <pad> of paper")
+    assert ids.max() < checkpoints.V
+    assert run.tokenizer.decode(ids) == "a <pad> of paper"
+    assert Run.open(tmp_path / "run").generate(["<pad>"], [0.0], max_new=2)[0].tokens
+
+
+def test_a_word_behind_the_models_vocabulary_is_refused(tmp_path):
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    with_more_tokens(folder, ("word", False))
+    with pytest.raises(ValueError, match=r"has 289 tokens .*, the model 288; they are not of one checkpoint"):
+        adopt(folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", ["keep_origin", "Run.record"])
+def test_an_adoption_that_was_killed_is_begun_again(tmp_path, monkeypatch, where):
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        owner, _, name = where.rpartition(".")
+        patch.setattr(Run if owner else sys.modules["localist_jax.adopt.load"], name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            adopt(folder, tmp_path / "run")
+    adopt(folder, tmp_path / "run")
+    assert Run.open(tmp_path / "run").tokenizer.vocab_size == checkpoints.V
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="holds a run already"):
+        adopt(folder, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"holds checkpoints, but no config\.json .*; remove them, or choose"
+    ):
+        adopt(folder, tmp_path / "run")
 
 
 def test_what_cannot_be_exported_is_said(adopted, tmp_path):
