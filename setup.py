@@ -37,7 +37,8 @@ setup(
         "z3-solver>=5.4.1",  # proves rule sets consistent
         "llguidance>=1.9.1",  # regular expressions and grammars over tokens
         "google-re2>=1.1.20251105",  # the independent checker's: linear time
-        "confusable-homoglyphs>=3.3.1",  # Unicode's look-alikes
+        "confusable-homoglyphs>=3.3.1",  # Unicode's look-alikes, for enforcement
+        "anyascii>=0.3.3",  # the independent checker's: what a Latin letter is a variant of
     ],
     extras_require={
         "cuda": [f"jax[cuda12]{JAX.removeprefix('jax')}"],
