@@ -39,12 +39,14 @@ setup(
         "z3-solver>=5.4.1",  # proves rule sets consistent
         "llguidance>=1.9.1",  # regular expressions and grammars over tokens
         "google-re2>=1.1.20251105",  # the independent checker's: linear time
-        "confusable-homoglyphs>=3.3.1",  # Unicode's look-alikes
+        "confusable-homoglyphs>=3.3.1",  # Unicode's look-alikes, for enforcement
+        "anyascii>=0.3.3",  # the independent checker's: what a Latin letter is a variant of
     ],
     extras_require={
         "cuda": [f"jax[cuda12]{JAX.removeprefix('jax')}"],
         "tpu": [f"jax[tpu]{JAX.removeprefix('jax')}"],
         "hub": ["datasets>=3.0"],
+        "files": ["pyarrow>=17.0", "zstandard>=0.23"],  # parquet and zstd as a corpus
         "benchmarks": ["torch>=2.5"],  # PyTorch is a peer to compare with, never a dependency
         "parity": ["torch>=2.13", "transformers>=5.24"],  # what adopted models are compared with, in tests
         "dev": [
@@ -53,6 +55,7 @@ setup(
             "pytest-xdist>=3.6",
             "pytest-timeout>=2.3",
             "beartype>=0.23",
+            "zstandard>=0.23",
             "ruff>=0.15",
             "mypy>=1.18",
         ],

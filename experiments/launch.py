@@ -7,8 +7,9 @@
 Trains, or resumes what is in the work folder, measures the dial, and writes a report, whose path is the
 last line printed. A job of many processes (--hosts, see docs/tpu.md) only trains; `localist report` then measures it.
 
-Exit status: 0 done; 75 stopped by SIGTERM and saved, start it again to go on; 1 an error, in one line; anything
-else: the process was killed, start it again to go on from the last whole checkpoint.
+Exit status: 0 done; 75 stopped by SIGTERM and saved, start it again to go on; 1 an error, in one line; 2 one that not
+all processes of the job have, or things that they were given and that differ, in one line too; anything else: the
+process was killed, start it again to go on from the last whole checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _FRESH = flags.DEFINE_bool("fresh", False, "Throw away an earlier run in the wor
 
 
 def _parse(argv: list[str]) -> list[str]:
-    with one_line(AttributeError, KeyError, TypeError, OSError, flags.Error):
+    with one_line(AttributeError, KeyError, TypeError, flags.Error):
         rest = flags.FLAGS(argv)
         for name in ("config", "workdir"):
             if flags.FLAGS[name].value is None:
@@ -42,9 +43,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.launch", *sys.argv[1:]])
-    with one_line(OSError):  # the flag keeps a failure to load until it is used
-        settings = config.resolve(_CONFIG.value.to_dict())
+    with one_line():
         hosts.start(str(_HOSTS.value))
+        settings = hosts.together(lambda: config.resolve(_CONFIG.value.to_dict()))
         done = run_job(settings, Path(str(_WORKDIR.value)), command=command, fresh=_FRESH.value)
         if hosts.is_first():
             print(done)

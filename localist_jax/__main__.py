@@ -215,8 +215,10 @@ def _apply(raw: dict[str, Any], change: str) -> None:
         raise ValueError(f"--set {change}: expected section.field=value, such as train.steps=500")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
+    if isinstance(raw.get(section, {}).get(field), str) and not isinstance(value, str):
+        value = text  # a folder may be called 2024
     raw.setdefault(section, {})[field] = value  # `config.resolve` names what it does not know
 
 

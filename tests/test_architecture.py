@@ -15,11 +15,12 @@ SOURCES = sorted((ROOT / "localist_jax").rglob("*.py"))
 LONGEST = 450  # lines
 
 # What each part may import from the house; a part may always import itself. Lower rooms know no upper ones.
-FOUNDATION = {"types", "bits", "config", "errors"}
+FOUNDATION = {"types", "bits", "config", "errors", "ranges"}
 ARROWS = {
     "types": set(),
     "bits": {"types"},
-    "config": set(),
+    "config": {"ranges"},
+    "ranges": set(),
     "errors": set(),
     "locality": FOUNDATION,
     "attention": FOUNDATION | {"locality", "parallel"},

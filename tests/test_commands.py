@@ -40,6 +40,15 @@ def launch(*lists):
     return json.loads(run("tests/launches.py", input=json.dumps(lists)))
 
 
+SHORT = ["--set", "data.corpus=synthetic", "--set", "data.vocab_size=300", "--set", "train.steps=1"]
+FULL = """
+import resource, sys
+from localist_jax.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+main(sys.argv[1:])
+"""
+
+
 def flags_of(sections):
     """`--set` for every field of some sections."""
     changes = [
@@ -227,18 +236,62 @@ def test_report_measures_again(tiny_run):
             "config.model.layerz: unknown key; did you mean 'layers'",
         ),
         (["train", "--workdir", "{tmp}/x", "--set", "layers=3"], "expected section.field=value"),
+        (
+            ["train", "--workdir", "{tmp}/x", "--set", f"train.seed={'9' * 20}"],
+            "config.train.seed: expected at least 0",
+        ),
+        (
+            ["train", "--workdir", "{tmp}/x", "--set", f"train.seed={'9' * 5000}"],
+            "config.train.seed: expected int",
+        ),
+        (
+            ["train", "--workdir", "{tmp}/x", "--set", f"train.seed={'(' * 5000}"],
+            "config.train.seed: expected int",
+        ),
+        (
+            ["train", "--workdir", "{tmp}/file", *SHORT],
+            "file/cache: Not a directory; a file stands where a folder",
+        ),
+        (
+            ["train", "--workdir", "{tmp}/file/x", *SHORT],
+            "Not a directory; a file stands where a folder is wanted",
+        ),
+        (["generate", "{run}", "a\udcff\udcfe"], "text: not UTF-8 at character 1; give the text in UTF-8"),
+        (["inspect", "{run}", "\udcff"], "text: not UTF-8 at character 0"),
+        (["generate", "{run}", "word", "--seed", "9" * 20], "seed must lie in 0 … 4294967295"),
+        (["generate", "{run}", "word", "--temperature", "nan"], "temperature must be a finite number"),
+        (["generate", "{run}", "word", "--temperature", "inf"], "temperature must be a finite number"),
+        (["generate", "{run}", "word", "--rules", "{tmp}"], "cannot be read"),
+        (["train", "{tmp}", "--workdir", "{tmp}/x"], "no such configuration file"),
         (["train", "nothing.py", "--workdir", "{tmp}/x"], "no such configuration file"),
         (["train", "setup.cfg.py", "--workdir", "{tmp}/x"], "no such configuration file"),
     ],
 )
 def test_bad_input_is_one_line(tiny_run, tmp_path, arguments, words):
     arguments = [a.format(run=tiny_run.workdir, tmp=tmp_path) for a in arguments]
+    (tmp_path / "file").touch()
     status, out, err = command(*arguments)
     if "--dial" in arguments and "-1" in arguments:  # argparse takes -1 for an option
         assert status == 2 or status == 1
         return
     assert_one_line(status, err, words)
     assert out == ""
+
+
+def test_a_folder_may_be_called_2024(tmp_path, monkeypatch):
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024" / "a.txt").write_text(" \n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("2024", "'2024'"):
+        status, _, err = command("train", "--workdir", tmp_path / "run", "--set", f"data.corpus={name}")
+        assert_one_line(status, err, "corpus '2024': no training text found")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+def test_a_full_disk_is_one_line(tmp_path):
+    arguments = [sys.executable, "-c", FULL, "train", "--workdir", str(tmp_path / "run"), *SHORT]
+    done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert_one_line(done.returncode, done.stderr, "File too large; free some space and start it again")
 
 
 def test_another_topology_is_one_line_and_the_run_is_kept(tiny_run, tiny_settings):

@@ -1,10 +1,11 @@
 """Configuration: one place for defaults, unknown keys and values out of range named in one line."""
 
 import dataclasses
+import math
 
 import pytest
 
-from localist_jax import config
+from localist_jax import config, ranges
 from localist_jax.config import Config, default, resolve
 
 
@@ -37,7 +38,7 @@ def test_the_default_is_locked():
         ({"model": {"layers": 2.5}}, "config.model.layers: expected int, got 2.5"),
         ({"model": {"qk_norm": 1}}, "config.model.qk_norm: expected bool"),
         ({"model": {"layers": True}}, "config.model.layers: expected int, got True"),
-        ({"model": {"layers": 0}}, "config.model.layers: expected at least 1"),
+        ({"model": {"layers": 1}}, "config.model.layers: expected at least 2"),
         ({"model": {"router_layer": 4}}, "config.model.router_layer"),
         ({"model": {"kv_heads": 4}}, "config.model.kv_heads: expected a divisor of heads = 6"),
         ({"model": {"head_size": 7}}, "head_size: expected an even number"),
@@ -64,6 +65,90 @@ def test_settings_cannot_be_changed_in_place(section):
     part = getattr(Config(), section)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(part, dataclasses.fields(part)[0].name, 1)
+
+
+SECTIONS = {
+    **{name: getattr(Config(), name) for name in Config().to_dict()},
+    "model.rope_scaling": config.RopeScaling(),
+}
+NUMBERS = [
+    (section, name)
+    for section, part in SECTIONS.items()
+    for name, value in vars(part).items()
+    if type(value) in (int, float)
+]
+# Where 0 is a value like any other, without a word about it.
+PLAIN = {
+    "dial.locality", "dial.share_distributed", "dial.share_localist", "gates.open_at_least",
+    "train.seed",
+}  # fmt: skip
+WITH_ZERO = PLAIN | {
+    "data.valid_rows", "model.block_units", "model.neighbours", "model.perception_window",
+    "dial.power", "gates.gate_bits", "gates.flat_tolerance", "gates.settle", "router.noise", "router.usage_floor",
+    "router.usage_weight", "router.doubt_weight", "router.switching_weight", "optimizer.warmup", "optimizer.final",
+    "optimizer.weight_decay", "optimizer.b1", "optimizer.b2", "optimizer.unit_price", "optimizer.trunk",
+    "recruitment.every", "recruitment.start", "recruitment.bits_per_parameter", "hierarchy.batches",
+    "hierarchy.every", "hierarchy.start", "hierarchy.bits_per_parameter", "train.eval_every",
+}  # fmt: skip
+
+
+def raw_of(section, name, value):
+    outer, _, inner = section.partition(".")
+    return {outer: {inner: {name: value}} if inner else {name: value}}
+
+
+def refusal(raw):
+    """The message with which a configuration is refused; "" if it is not."""
+    try:
+        resolve(raw)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("section", "name"), NUMBERS, ids=lambda x: str(x))
+def test_every_number_has_a_range(section, name):
+    """What −1, 0, NaN, ∞ and a huge value are: refused in one line that names the field, or of a known meaning."""
+    about = dict(ranges.described(SECTIONS[section]))[name]
+    values = (-1, 0, math.nan, math.inf, -math.inf, 10**30, 1e300, 10**5000)
+    refused = {value: refusal(raw_of(section, name, value)) for value in values}
+    for said in filter(None, refused.values()):
+        assert said.startswith(f"config.{section}")
+        assert name in said
+        assert "\n" not in said
+        assert len(said) < 250
+    accepted = {value for value, said in refused.items() if not said}
+    where = f"{section}.{name}"
+    assert (0 in accepted) == (where in WITH_ZERO)
+    assert (-1 in accepted) == (section == "mesh")
+    assert accepted <= {0, -1}
+    if 0 in accepted:
+        assert "0" in about.about or where in PLAIN, "a 0 that switches something off is said to"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_is_declared_with_what_it_is(section):
+    part = SECTIONS[section]
+    declared = dict(ranges.described(part))
+    assert set(declared) == {
+        name for name, value in vars(part).items() if not dataclasses.is_dataclass(value)
+    }
+    for name, range_ in declared.items():
+        assert range_.about
+        assert range_.is_number == ((section, name) in NUMBERS)
+        assert range_.holds(getattr(part, name))
+
+
+def test_costs_and_phases_are_checked_wherever_they_stand():
+    for section in ("recruitment", "hierarchy"):
+        with pytest.raises(
+            ValueError, match=rf"config\.{section}\.cost: expected prequential, bic or fixed, got 'x'"
+        ):
+            resolve({section: {"cost": "x"}})
+        with pytest.raises(ValueError, match=rf"config\.{section}\.bits_per_parameter: expected above 0 for"):
+            resolve({section: {"cost": "fixed"}})
+    with pytest.raises(ValueError, match=r"config\.recruitment\.start: expected start ≤ stop"):
+        resolve({"recruitment": {"stop": 0.0}})
 
 
 def test_every_field_is_explained_or_plain():

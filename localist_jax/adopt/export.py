@@ -19,6 +19,7 @@ from localist_jax.data import Tokenizer
 from localist_jax.training.run import Run, write_json
 from localist_jax.training.state import at_path
 
+TAKEN = ("config.json", "tokenizer*.json", "*.safetensors*")  # what must not be there: it would be read too
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -36,8 +37,9 @@ def export(run: Run, out: str | Path, dtype: str = "") -> Path:
       ValueError: a model whose λ=0 is not of these families, a folder that is taken, or an unknown dtype.
     """
     out, model = Path(out), run.settings.model
-    if (out / "config.json").exists():
-        raise ValueError(f"{out}: holds a checkpoint already; choose another folder")
+    there = [path.name for kind in TAKEN for path in out.glob(kind)]
+    if there:
+        raise ValueError(f"{out}: holds a checkpoint already ({there[0]}); choose another folder")
     if model.perception_window and not model.perception_dialled:
         raise ValueError(
             "export: config.model.perception_window must be 0; with a window λ=0 is not of these families"

@@ -72,10 +72,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no config.json here; give the folder of a Hugging Face checkpoint")
+    return _object(path)
+
+
+def _object(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); copy it again") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({str(error)[:120]}); copy it again") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected an object with keys, got {type(raw).__name__}")
     return raw
@@ -202,10 +206,25 @@ def vocabulary_of(raw: dict[str, Any]) -> int:
     return _integer(raw, "vocab_size")
 
 
-def stops_of(raw: dict[str, Any]) -> tuple[int, ...]:
-    """Tokens that end a text, as config.json (or generation_config.json) names them."""
-    stops = raw.get("eos_token_id")
-    return tuple(stops) if isinstance(stops, list) else () if stops is None else (int(stops),)
+def stops_of(raw: dict[str, Any], folder: Path) -> tuple[int, ...]:
+    """Tokens that end a text: those that generation_config.json names, or else config.json.
+
+    That is what `transformers` does, except that it takes none where generation_config.json is there and names none.
+
+    Args:
+      raw: contents of config.json.
+      folder: that may hold a generation_config.json.
+
+    Raises:
+      ValueError: an `eos_token_id` that is no token or list of tokens, or a file that is not JSON.
+    """
+    path = folder / "generation_config.json"
+    beside = _object(path).get("eos_token_id") if path.is_file() else None
+    name, stops = ("config.json", raw.get("eos_token_id")) if beside is None else (path.name, beside)
+    listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    if not all(type(stop) is int and stop >= 0 for stop in listed):
+        raise ValueError(f"{name}: eos_token_id: expected a token id, or a list of some, got {stops!r}")
+    return tuple(listed)
 
 
 def config_of(

@@ -31,6 +31,7 @@ from localist_jax.training.state import TrainState, in_trunk
 LONGEST = 2048  # default context of an adopted model, if it was trained at more
 DEEP = 4  # layers from which on the router stands after the second, not the first
 ORIGIN = "origin"  # folder in the run that keeps the checkpoint's own small files
+UNFINISHED = ".adopting"  # stands in the folder until the run is whole
 KEPT = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja",
@@ -121,7 +122,7 @@ def adopt(
       ValueError: a family, setting, file, tensor or tokenizer that does not fit; a run that is there already.
     """
     out = Path(out)
-    if (out / "config.json").exists():
+    if (out / "config.json").exists() and not (out / UNFINISHED).exists():
         raise ValueError(f"{out}: holds a run already; choose another --out")
     with sources.found(checkpoint) as source:
         return _adopt(source, out, context, router_layer, dtype, corpus, command)
@@ -136,7 +137,10 @@ def _adopt(
     router_layer = router_layer or (2 if isinstance(deep, int) and deep >= DEEP else 1)
     model = families.model_of(raw, router_layer=router_layer, dtype=dtype)
     vocab_size = families.vocabulary_of(raw)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw))
+    tokenizer = Tokenizer.load(
+        folder / "tokenizer.json", vocab_size=vocab_size, stop=families.stops_of(raw, folder)
+    )
+    check_vocabulary(folder, tokenizer)
     data: dict[str, Any] = {
         "vocab_size": vocab_size,
         "tokenizer": str(out.absolute() / "tokenizer.json"),
@@ -149,12 +153,48 @@ def _adopt(
     state, stored = load(source.weights, settings)
     mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
     run = Run(out, settings, Transformer(settings.model, vocab_size), tokenizer, state, mesh)
-    out.mkdir(parents=True, exist_ok=True)
+    _begin(out)
     with Checkpoints(out / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(0, state, manifest=run.manifest(), cursor={})
     keep_origin(folder, out / ORIGIN, stored)
     run.record(command, {"corpus": f"adopted from {source.name}"})
+    (out / UNFINISHED).unlink()
     return run
+
+
+def _begin(out: Path) -> None:
+    """Makes the folder; what an adoption that was killed in mid-way left there is removed, and nothing else."""
+    if (out / UNFINISHED).is_file():
+        for name in ("checkpoints", ORIGIN):
+            shutil.rmtree(out / name, ignore_errors=True)
+    if (out / "checkpoints").exists():
+        raise ValueError(
+            f"{out}: holds checkpoints, but no config.json that says of what; remove them, or choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / UNFINISHED).touch()
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
+    """Makes sure that a vocab.json beside tokenizer.json names the same tokens.
+
+    Raises:
+      ValueError: it does not: the files are of two saves.
+    """
+    path = folder / "vocab.json"
+    if not path.is_file():
+        return
+    try:
+        other = json.loads(path.read_text(encoding="utf-8")).items()
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a vocabulary ({error}); copy it again, or remove it") from error
+    known = tokenizer.ids
+    odd = next((name for name, at in other if known.get(name) != at), None)
+    if odd is not None:
+        raise ValueError(
+            f"{path}: token {odd!r} is {dict(other)[odd]} there and {known.get(odd)} in tokenizer.json, so they are of "
+            "two saves; remove vocab.json if tokenizer.json is the one that is meant, else copy both again"
+        )
 
 
 def keep_origin(folder: Path, origin: Path, dtype: str) -> None:

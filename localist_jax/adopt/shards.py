@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from localist_jax.adopt.tensors import COMPUTED, HEAD, Tensor
+from localist_jax.adopt.tensors import COMPUTED, EMBEDDING, HEAD, Tensor
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+ADAPTER = "adapter_config.json"
+PART = re.compile(r"model-\d+(-of-\d+)?\.safetensors")
 SHARD_BYTES = 2_000_000_000
 STRIP_BYTES = 8_000_000  # of a tensor, read at a time: whole rows, at least one
 
@@ -25,14 +28,15 @@ class Shards:
     """The tensors of a checkpoint folder, checked by name, shape and dtype before any is read.
 
     Raises (on entering):
-      ValueError: no safetensors here, a file that is missing, damaged or cut short, or a tensor that is
-        missing, unknown, of another shape, or of a dtype that is not float32, bfloat16 or float16.
+      ValueError: no safetensors here, those of two saves, a file that is missing, damaged or cut short, or a tensor
+        that is missing, unknown, of another shape, or of a dtype that is not float32, bfloat16 or float16.
     """
 
     def __init__(self, folder: Path, wanted: list[Tensor]):
         self._folder, self._wanted = folder, wanted
         self._stack = ExitStack()
         self._file_of: dict[str, Any] = {}
+        self._stored: dict[str, str] = {}  # name of a tensor in its file, where it is another
 
     def __enter__(self) -> Shards:
         try:
@@ -49,7 +53,7 @@ class Shards:
     def __iter__(self) -> Iterator[tuple[Tensor, int, np.ndarray]]:
         """Every wanted tensor strip by strip: the tensor, the strip's first row, its rows; hold one at a time."""
         for tensor in self._wanted:
-            values = self._file_of[tensor.name].get_slice(tensor.name)
+            values = self._slice(tensor.name)
             for start, end in strips(tensor.shape):
                 try:
                     strip = values[start:end]
@@ -83,17 +87,20 @@ class Shards:
 
     def _check(self) -> str:
         wanted = {tensor.name: tensor for tensor in self._wanted}
+        if HEAD not in wanted and HEAD in self._file_of and EMBEDDING not in self._file_of:
+            self._stored[EMBEDDING] = HEAD  # tied, and written out once, under the other name
+            self._file_of[EMBEDDING] = self._file_of.pop(HEAD)
         missing = [name for name in wanted if name not in self._file_of]
         if missing:
             raise ValueError(f"{self._folder}: lacks {some(missing)}; config.json asks for it")
         extra = [x for x in self._file_of if x not in wanted and not COMPUTED.fullmatch(x)]
         if extra == [HEAD]:  # tied, and written out all the same
-            self._same(HEAD, "model.embed_tokens.weight")
+            self._same(HEAD, EMBEDDING)
         elif extra:
             raise ValueError(f"{self._folder}: holds {some(extra)}, which this model has no place for")
         seen: dict[str, str] = {}
         for name, tensor in wanted.items():
-            about = self._file_of[name].get_slice(name)
+            about = self._slice(name)
             shape, dtype = tuple(about.get_shape()), about.get_dtype()
             if shape != tensor.shape:
                 raise ValueError(
@@ -104,8 +111,11 @@ class Shards:
             seen.setdefault(dtype, name)
         return DTYPES[next(iter(seen))] if len(seen) == 1 else "float32"
 
+    def _slice(self, name: str) -> Any:
+        return self._file_of[name].get_slice(self._stored.get(name, name))
+
     def _same(self, name: str, other: str) -> None:
-        one, two = (self._file_of[x].get_slice(x) for x in (name, other))
+        one, two = (self._slice(x) for x in (name, other))
         same = one.get_shape() == two.get_shape() and all(
             np.array_equal(one[start:end], two[start:end]) for start, end in strips(one.get_shape())
         )
@@ -123,14 +133,35 @@ def strips(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _files(folder: Path) -> dict[str, set[str] | None]:
-    """File names, and the tensors that the index puts in each (None without an index)."""
+    """File names, and the tensors that the index puts in each (None without an index).
+
+    Two saves in one folder are refused: neither file tells which of them is meant.
+    """
+    if (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"{folder}: {ADAPTER}: expected whole weights, got an adapter beside them; merge it into the weights, "
+            "or remove it"
+        )
+    files = _named(folder)
+    parts = [path.name for path in folder.glob("model*.safetensors") if PART.fullmatch(path.name)]
+    other = sorted({*parts, *([SINGLE] if (folder / SINGLE).is_file() else [])} - files.keys())
+    if other and all((folder / name).is_file() for name in files):
+        read = INDEX if (folder / INDEX).is_file() else SINGLE
+        raise ValueError(
+            f"{folder}: {other[0]} and {read} are of two saves, and one of them is out of date; remove the files of "
+            "the save that is not meant"
+        )
+    return files
+
+
+def _named(folder: Path) -> dict[str, set[str] | None]:
     if (folder / INDEX).is_file():
         try:
             table = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
             files: dict[str, set[str] | None] = {name: set() for name in table.values()}
             for tensor, name in table.items():
                 files[name].add(tensor)  # type: ignore[union-attr]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{folder / INDEX}: not an index with a weight_map; copy it again") from error
         for name in files:
             if Path(name).name != name:

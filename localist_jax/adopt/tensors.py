@@ -30,7 +30,7 @@ BIASES = {  # the same, where queries, keys and values have biases
     "self_attn.k_proj": ("attention", "key_bias"),
     "self_attn.v_proj": ("attention", "value_bias"),
 }
-HEAD = "lm_head.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Buffers that old files carry along; computed from config.json by everyone who reads them.
 COMPUTED = re.compile(r"(model\.layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -58,7 +58,7 @@ class Tensor:
 def tensors(model: config.Model, vocab_size: int) -> Iterator[Tensor]:
     """Every tensor of a checkpoint, in the order of the layers."""
     c, D = model, model.width
-    yield _whole("model.embed_tokens.weight", (vocab_size, D), ("embedding",))
+    yield _whole(EMBEDDING, (vocab_size, D), ("embedding",))
     parts = {
         "query": (D, c.heads, c.head_size),
         "key": (D, c.kv_heads, c.head_size),

@@ -2,55 +2,62 @@
 
 Three kinds of names are known: corpora that need no files (`python-docs`, `synthetic`, `fields`), corpora
 that are looked for on disk (`wikitext-2`, `tinyshakespeare`, `openstax`), and whatever lies at a
-path: a text file, a folder of them, JSONL, or files named after their splits.
+path (see `data.files`): a file, or a folder of them, of text or records, by the names of their splits.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import itertools
-import json
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from localist_jax.config import Data
-from localist_jax.data import python_docs
+from localist_jax.data import files, python_docs
 from localist_jax.data.fields import lasting_shares, stream
+from localist_jax.data.files import Contents, CorpusError, Splits
 from localist_jax.data.synthetic import World
 
 ROOT_VARIABLE = "LOCALIST_DATA"
-TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".tokens", ".raw"})
-SPLIT_NAMES = {
-    "train": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-}
-# A title of WikiText: ` = Title = ` between blank lines; sections (` = = Section = = `) don't match.
-ARTICLE = re.compile(r"^ ?\n = [^\n]*(?<! =) = ?\n(?= ?\n)", re.MULTILINE)
-
-Splits = dict[str, list[str]]
-
-
-class CorpusError(ValueError):
-    """A corpus that is missing, empty or malformed; the message is one line that says what to do."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of a corpus, by split; `test` is empty where the corpus has none."""
+    """Documents of a corpus, by split; `test` is empty where the corpus has none.
+
+    Attributes:
+      left_out: names of the files beside it that were not read.
+      held_out: `valid` was taken out of what came as training text.
+    """
 
     name: str
     train: tuple[str, ...]
     valid: tuple[str, ...]
     test: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    held_out: bool = False
+
+    def describe(self) -> str:
+        """One line: how many documents each split has, how many of them are trained on all the same, what was left out.
+
+        >>> Corpus("tiny", train=("a", "b"), valid=("b",), left_out=("x.png",)).describe()
+        'tiny: documents: train 2, valid 1 (1 of them in train too), test 0; left out: x.png'
+        """
+        learned, shown = set(self.train), []
+        for split in ("valid", "test"):
+            documents = getattr(self, split)
+            copies = sum(document in learned for document in documents)
+            notes = ["held out of train"] * (split == "valid" and self.held_out)
+            notes += [f"{copies} of them in train too"] * bool(copies)
+            shown.append(f"{split} {len(documents)}" + (f" ({', '.join(notes)})" if notes else ""))
+        line = f"{self.name}: documents: train {len(self.train)}, {', '.join(shown)}"
+        if not self.left_out:
+            return line
+        first, *more = self.left_out
+        return f"{line}; left out: {first}" + (f" and {len(more)} more" if more else "")
 
     @property
     def byte_counts(self) -> dict[str, int]:
@@ -61,13 +68,23 @@ class Corpus:
         """
         return {split: sum(map(_size, getattr(self, split))) for split in ("train", "valid", "test")}
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits that identify the text that is trained and evaluated on; `test` does not count."""
+        found = hashlib.sha256()
+        for split in (self.train, self.valid):
+            for document in split:
+                found.update(hashlib.sha256(document.encode()).digest())
+            found.update(b"|")
+        return found.hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class _Known:
     """A named corpus that lives in files."""
 
     what: str  # what has to be put there
-    file: str = ""  # the one file of the folder that counts; empty: see `_read_folder`
+    file: str = ""  # the one file of the folder that counts; empty: see `data.files`
     hub: tuple[str, str] | None = None  # Hugging Face data set and its configuration
 
 
@@ -90,15 +107,19 @@ def load(config: Data) -> Corpus:
     Raises:
       CorpusError: nothing there, nothing in it, or a file that does not read as what it should be.
     """
-    splits = _generate(config) if config.corpus in GENERATED else _read_or_download(config)
+    contents = _generate(config) if config.corpus in GENERATED else _read_or_download(config)
+    splits = contents.splits
     documents = {split: [_encodable(d) for d in texts if d.strip()] for split, texts in splits.items()}
     train, valid, test = (documents.get(split, []) for split in ("train", "valid", "test"))
     name = Path(config.corpus).name
     if not train:
-        raise CorpusError(f"corpus {name!r}: no training text found; give files that are not blank")
-    if not valid:
+        held = ", ".join(f"{split}: {len(texts)}" for split, texts in documents.items() if texts)
+        why = f" (documents: {held}, by the names of folders and files, or their records)" if held else ""
+        raise CorpusError(f"corpus {name!r}: no training text found{why}; give files that are not blank")
+    held_out = not valid
+    if held_out:
         train, valid = _hold_out(train, config.valid_fraction, name)
-    return Corpus(name, tuple(train), tuple(valid), tuple(test))
+    return Corpus(name, tuple(train), tuple(valid), tuple(test), tuple(contents.left_out), held_out)
 
 
 # --- corpora that need no files ---------------------------------------------------------------
@@ -137,24 +158,24 @@ GENERATED: dict[str, Callable[[], Splits]] = {
 }
 
 
-def _generate(config: Data) -> Splits:
+def _generate(config: Data) -> Contents:
     if config.path:
         raise CorpusError(
             f"config.data.path: {config.corpus!r} needs no files, got {config.path!r}; "
             "leave it empty, or set config.data.corpus to another name"
         )
-    return GENERATED[config.corpus]()
+    return Contents(GENERATED[config.corpus]())
 
 
 # --- where a corpus lies -------------------------------------------------------------------------
 
 
-def _read_or_download(config: Data) -> Splits:
+def _read_or_download(config: Data) -> Contents:
     known = KNOWN.get(config.corpus)
     path = _locate(config)
     if path is not None:
         inner = path / known.file if known and known.file else path
-        return _read(inner if inner.is_file() else path, config.field)
+        return files.read(inner if inner.is_file() else path, config.field)
     if known is None:
         names = [*GENERATED, *KNOWN]
         near = difflib.get_close_matches(config.corpus, names, n=1)
@@ -163,7 +184,7 @@ def _read_or_download(config: Data) -> Splits:
     why = ""
     if known.hub is not None:
         try:
-            return _download(*known.hub)
+            return Contents(_download(*known.hub))
         except ImportError:
             why = "; or pip install datasets"
         except Exception as error:  # network, hub and cache each have errors of their own
@@ -210,101 +231,7 @@ def _download(dataset: str, configuration: str) -> Splits:
     from datasets import load_dataset  # optional, and heavy: only here
 
     parts = load_dataset(dataset, configuration)
-    return {SPLIT_NAMES[split]: _articles("".join(rows["text"])) for split, rows in parts.items()}
-
-
-# --- what lies there -----------------------------------------------------------------------------
-
-
-def _read(path: Path, field: str) -> Splits:
-    if path.is_dir():
-        return _read_folder(path, field)
-    if path.suffix == ".jsonl":
-        return _collect(_records(path, field, "train"))
-    return {"train": _articles(_text(path))}
-
-
-def _read_folder(folder: Path, field: str) -> Splits:
-    """JSONL files if there are any, else text files; those named after a split if one is `train`."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    chosen = [p for p in files if p.suffix == ".jsonl"] or [p for p in files if p.suffix in TEXT_SUFFIXES]
-    if not chosen:
-        kinds = ", ".join(["jsonl", *sorted(s[1:] for s in TEXT_SUFFIXES)])
-        raise CorpusError(
-            f"{folder}: no file of a known kind ({kinds}); set config.data.path to a folder with some"
-        )
-    named = {path: split for path in chosen if (split := _split_in_name(path))}
-    if "train" not in named.values():
-        named = dict.fromkeys(chosen, "train")
-    pairs = (
-        pair
-        for path, split in named.items()
-        for pair in (
-            _records(path, field, split)
-            if path.suffix == ".jsonl"
-            else ((split, article) for article in _articles(_text(path)))
-        )
-    )
-    return _collect(pairs)
-
-
-def _split_in_name(path: Path) -> str | None:
-    """`train.txt` → train, `wiki.valid.tokens` → valid, `chapter.txt` → None."""
-    return next((SPLIT_NAMES[part] for part in path.name.split(".") if part in SPLIT_NAMES), None)
-
-
-def _collect(pairs: Iterable[tuple[str, str]]) -> Splits:
-    splits: Splits = {}
-    for split, document in pairs:
-        splits.setdefault(split, []).append(document)
-    return splits
-
-
-def _records(path: Path, field: str, split: str) -> Iterator[tuple[str, str]]:
-    """(split, text) of each line; a record's own `split` field goes before the file's."""
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); expected one object a line"
-            ) from error
-        if not isinstance(record, dict):
-            raise CorpusError(
-                f"{path}:{number}: expected an object with a field {field!r}, got {line[:40]!r}"
-            )
-        text, own = record.get(field), record.get("split", split)
-        if not isinstance(text, str):
-            got = f"is {text!r}, not text" if field in record else "is missing"
-            raise CorpusError(
-                f"{path}:{number}: field {field!r} {got}; "
-                f"set config.data.field to one of: {', '.join(record)}"
-            )
-        if not isinstance(own, str) or own not in SPLIT_NAMES:
-            raise CorpusError(
-                f"{path}:{number}: unknown split {own!r}; expected one of: {', '.join(SPLIT_NAMES)}"
-            )
-        yield SPLIT_NAMES[own], text
-
-
-def _articles(text: str) -> list[str]:
-    """WikiText cut before each title; any other text whole. Nothing is lost: the parts join to `text`."""
-    starts = [match.start() for match in ARTICLE.finditer(text)]
-    edges = [0, *starts, len(text)]
-    return [text[a:b] for a, b in itertools.pairwise(edges)]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path}: not UTF-8 (byte {error.start}); convert it, or remove it from the folder"
-        ) from error
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    return {files.SPLIT_NAMES[split]: files.articles("".join(rows["text"])) for split, rows in parts.items()}
 
 
 # --- documents -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ EPOCHS = (
     1_000_000  # more than anyone trains for; without an end, Grain counts the rows of batches of one wrongly
 )
 UNSCORED = -1  # as a target: nothing to predict
-CACHE_FORMAT = 3  # raised when the same corpus and config would be prepared differently
+CACHE_FORMAT = 4  # raised when the same corpus and config would be prepared differently
 Leaf = Any  # an int32 array [B, T]; under tree maps whatever the tree holds (shapes, shardings)
 
 
@@ -262,6 +262,19 @@ class Prepared:
     valid: Rows
     documents: dict[str, int]  # by split
     bytes: dict[str, int]  # UTF-8, by split
+    text: str = ""  # digest of the corpus; "": not of one
+    about: str = ""  # which documents were found, in one line
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that identify the rows; all of them are read."""
+        found = hashlib.sha256()
+        for rows in (self.train, self.valid):
+            for field in dataclasses.fields(Rows):
+                array = np.ascontiguousarray(getattr(rows, field.name))
+                found.update(f"{array.shape}".encode())
+                found.update(array.data)
+        return found.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
         """Counts for the log, ready for JSON: documents, bytes, tokens, rows, bytes per token, fill."""
@@ -287,7 +300,7 @@ class Prepared:
 def prepare(config: Data, cache_dir: str | Path, tokenizer: Tokenizer | None = None) -> Prepared:
     """Loads the corpus, learns its tokenizer from the training split, encodes and packs.
 
-    A `tokenizer` that is given, or that `config.tokenizer` names, is used as it is.
+    A `tokenizer` that is given, or that `config.tokenizer` names, is used as it is: a run that exists gives its own.
 
     Tokenizer and rows are kept in one file of `cache_dir`, named after corpus content and config; it
     is written atomically, so that a killed run or a second process leaves none half-written, and one that
@@ -300,9 +313,9 @@ def prepare(config: Data, cache_dir: str | Path, tokenizer: Tokenizer | None = N
     corpus = corpora.load(config)
     if tokenizer is None and config.tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
-    given = tokenizer.fingerprint if tokenizer else ""
-    path = Path(cache_dir) / f"{_cache_key(corpus, config, given)}.npz"
-    ready = _read_cache(path, tokenizer)
+    given, text = tokenizer.fingerprint if tokenizer else "", corpus.digest
+    path, learned = (Path(cache_dir) / f"{_cache_key(text, config, key)}.npz" for key in (given, ""))
+    ready = _read_cache(path, tokenizer) or (_read_cache(learned, tokenizer) if given else None)
     if ready is None:
         tokenizer = tokenizer or Tokenizer.train(corpus.train, config.vocab_size)
         train, valid = (
@@ -313,17 +326,13 @@ def prepare(config: Data, cache_dir: str | Path, tokenizer: Tokenizer | None = N
         _write_cache(path, *ready)
     documents = {"train": len(corpus.train), "valid": len(corpus.valid)}
     sizes = {split: corpus.byte_counts[split] for split in documents}
-    return Prepared(corpus.name, *ready, documents=documents, bytes=sizes)
+    return Prepared(corpus.name, *ready, documents=documents, bytes=sizes, text=text, about=corpus.describe())
 
 
-def _cache_key(corpus: corpora.Corpus, config: Data, tokenizer: str) -> str:
+def _cache_key(text: str, config: Data, tokenizer: str) -> str:
     made_by = tokenizer or config.vocab_size
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, made_by, config.context, config.shuffle]).encode())
-    for split in (corpus.train, corpus.valid):
-        for document in split:
-            digest.update(hashlib.sha256(document.encode()).digest())
-        digest.update(b"|")
-    return digest.hexdigest()[:24]
+    key = json.dumps([CACHE_FORMAT, text, made_by, config.context, config.shuffle])
+    return hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def _write_cache(path: Path, tokenizer: Tokenizer, train: Rows, valid: Rows) -> None:
@@ -343,11 +352,15 @@ def _write_cache(path: Path, tokenizer: Tokenizer, train: Rows, valid: Rows) -> 
 
 
 def _read_cache(path: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Rows, Rows] | None:
+    """What was kept there; None if nothing was, if it does not read, or if another tokenizer made it."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            tokenizer = tokenizer or Tokenizer.from_json(stored["tokenizer"].tobytes().decode())
+            text = stored["tokenizer"].tobytes().decode()
+            if tokenizer and tokenizer.to_json() != text:
+                return None
+            tokenizer = tokenizer or Tokenizer.from_json(text)
             train, valid = (
                 Rows(*(stored[f"{split}_{field.name}"] for field in dataclasses.fields(Rows)))
                 for split in ("train", "valid")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 import secrets
 import sys
@@ -22,10 +23,12 @@ SPECIALS = ("<pad>", "<bos>")
 # Contractions; a word, up to three digits, or signs (with the line ends after them), each with at most
 # the space before it; line ends; indentation. Merges never cross these borders, so that a word is the
 # same token after a space whatever its sentence: anchors rely on that.
+# No piece is longer than `LONGEST`: learning merges takes time that grows with the square of the longest one.
+LONGEST = 128
 PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}{1,N}| ?\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]{1,N}[\r\n]{0,N}|\s{0,N}[\r\n]{1,N}|\s{1,N}(?!\S)|\s{1,N}"
+).replace(",N}", f",{LONGEST}}}")
 BESIDE = "vocabulary.json"
 NEEDED = {*range(32, 127), *b"\t\n", *range(0x80, 0xC0)}  # bytes that no byte-level tokenizer may lack
 VISIBLE = {"\n": "⏎", "\t": "⇥"}
@@ -61,22 +64,33 @@ class Tokenizer:
         Raises:
           ValueError: `inner` is neither, puts more than one token around a text, or does not fit `vocab_size`.
         """
-        self._inner = inner
+        self._inner, self._text = inner, ""  # the second: the file that it was read from
         self._inner.encode_special_tokens = True  # a typed "<bos>" is five characters, not an id
+        self._inner.no_truncation()  # a file may have been saved in the middle of training: all of a text is read
+        self._inner.no_padding()
         count = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
-        self._count, self.vocab_size = count, vocab_size or count
-        if count > self.vocab_size or max(stop, default=0) >= self.vocab_size:
+        self.vocab_size = vocab_size or count
+        added = inner.get_added_tokens_decoder()
+        # Specials that were added behind the model's vocabulary (a <pad>, say) are never met: no text encodes to them.
+        beyond = range(self.vocab_size, count)
+        if (
+            not all(i in added and added[i].special for i in beyond)
+            or max(stop, default=0) >= self.vocab_size
+        ):
             raise ValueError(
                 f"tokenizer: has {count} tokens (stops: {tuple(stop)}), the model {vocab_size}; "
                 "they are not of one checkpoint"
             )
-        added = inner.get_added_tokens_decoder()
+        added = {i: token for i, token in added.items() if i not in beyond}
+        self._count = count = min(count, self.vocab_size)
         self._specials = {i: token.content for i, token in added.items() if token.special}
         whole = {i: token.content for i, token in added.items()}
         names = [inner.id_to_token(i) or "" for i in range(count)]
         self.own = tuple(names[: len(SPECIALS)]) == SPECIALS
         self.stop = tuple(stop)
         self.bos = self.BOS if self.own else _opener(inner)
+        if self.bos is not None and self.bos >= self.vocab_size:
+            raise ValueError(f"tokenizer: opens texts with token {self.bos}, the model has {self.vocab_size}")
         read, without = _reader(names, set(self._specials), self.own)
         self._encodable = bytes(b for b in range(256) if b not in without)
         self.lost: Counter[int] = Counter()
@@ -133,7 +147,15 @@ class Tokenizer:
         return cls(inner)
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
-        """Token ids of `text`; no specials are added."""
+        """Token ids of `text`; no specials are added.
+
+        Raises:
+          ValueError: `text` has bytes that are not UTF-8 (as the command line hands them over), or half a character.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text: not UTF-8 at character {error.start}; give the text in UTF-8") from error
         self._count_lost([text])
         return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
 
@@ -224,9 +246,18 @@ class Tokenizer:
         return list(self._bytes)
 
     @property
+    def ids(self) -> dict[str, int]:
+        """The id of every token by its name in `tokenizer.json`, specials included."""
+        return self._inner.get_vocab(with_added_tokens=True)
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the vocabulary and its merges."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        return hashlib.sha256((self._text or self.to_json()).encode()).hexdigest()[:16]
+
+    def same_as(self, other: Tokenizer) -> bool:
+        """Whether both cut every text alike, however their files are written."""
+        return self.vocab_size == other.vocab_size and self._inner.to_str() == other._inner.to_str()
 
     def to_json(self) -> str:
         """The tokenizer in the `tokenizer.json` format of Hugging Face."""
@@ -243,13 +274,24 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"not a tokenizer.json ({' '.join(str(error).split())[:120]})") from error
-        return cls(inner, **options)
+        made = cls(inner, **options)
+        made._text = text
+        return made
 
     def save(self, path: str | Path) -> None:
-        """Writes `tokenizer.json` to `path`, and beside it `vocabulary.json`: what that format cannot say."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
-        about = {"vocab_size": self.vocab_size, "stop": list(self.stop)}
-        Path(path).with_name(BESIDE).write_text(json.dumps(about) + "\n", encoding="utf-8")
+        """Writes `tokenizer.json` to `path`, and beside it `vocabulary.json`: what that format cannot say.
+
+        What was read is written again to the letter, so that it has the same fingerprint under later libraries. A file
+        that is there is replaced as a whole: a full disk leaves the old one.
+        """
+        about = json.dumps({"vocab_size": self.vocab_size, "stop": list(self.stop)}) + "\n"
+        for target, text in (
+            (Path(path), self._text or self.to_json()),
+            (Path(path).with_name(BESIDE), about),
+        ):
+            temporary = target.with_name(f".{target.name}.tmp")
+            temporary.write_text(text, encoding="utf-8", newline="")
+            os.replace(temporary, target)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Tokenizer:
@@ -262,7 +304,7 @@ class Tokenizer:
         try:
             about = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
             return cls.from_json(Path(path).read_text(encoding="utf-8"), **{**about, **options})
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(
                 f"tokenizer {str(path)!r} cannot be loaded: {reason}; train or copy it again"

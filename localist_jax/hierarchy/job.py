@@ -35,7 +35,7 @@ from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Journal
 from localist_jax.training.loop import Preempted, TrainingDiverged
 from localist_jax.training.progress import Progress
-from localist_jax.training.run import Run
+from localist_jax.training.run import Run, compare_hosts, tell_new_text
 
 
 def run(
@@ -53,11 +53,18 @@ def run(
       ValueError: a bad corpus; a base, or an ensemble in that folder, of another shape than the settings say.
       TrainingDiverged: code lengths became NaN or infinite; the last checkpoint is kept.
       Preempted: SIGTERM came; the run was saved first.
+      HostsDiffer: the processes of the job have not all the same settings, versions, data and folder.
     """
-    mesh = make_mesh(settings.mesh) if jax.device_count() > 1 else None
-    corpus = corpora.load(settings.data)
+    compare_hosts(settings, workdir)
+    corpus = hosts.together(lambda: corpora.load(settings.data))
     goes_on = is_ensemble(workdir)
+    hosts.compare(data={"text": corpus.digest}, ensemble_is_there=goes_on)
+    mesh = make_mesh(settings.mesh) if jax.device_count() > 1 else None
     house = _opened(settings, workdir, mesh) if goes_on else _begun(settings, workdir, corpus, mesh)
+    tell_new_text(corpus.name, corpus.digest, house.seen)
+    house.seen = corpus.digest
+    if hosts.is_first():
+        print(f"data: {corpus.describe()}", file=sys.stderr, flush=True)
     settings, engine = house.settings, house.engine
     options: dict[str, Any] = {"seed": settings.train.seed, "concepts": concepts}
     if settings.recruitment.every:
@@ -82,7 +89,10 @@ def _begun(settings: config.Config, workdir: Path, corpus: corpora.Corpus, mesh:
         house.ensemble = house.ensemble.with_state(0, dataclasses.replace(fresh, **learned))
         return house
     given, size = settings.data.tokenizer, settings.data.vocab_size
-    tokenizer = Tokenizer.load(given) if given else Tokenizer.train(corpus.train, size)
+    tokenizer = hosts.together(
+        lambda: Tokenizer.load(given) if given else Tokenizer.train(corpus.train, size)
+    )
+    hosts.compare(data={"tokenizer": tokenizer.fingerprint})
     return House.begin(workdir, settings, tokenizer, mesh)
 
 
@@ -98,7 +108,9 @@ def _opened(settings: config.Config, workdir: Path, mesh: Mesh | None) -> House:
                 f"{workdir}: holds an ensemble of another config.{section} ({', '.join(changed)}); "
                 "use another folder, or --fresh"
             )
-    return House.of(workdir, house.ensemble, settings, house.tokenizer, mesh)
+    return dataclasses.replace(
+        House.of(workdir, house.ensemble, settings, house.tokenizer, mesh), seen=house.seen
+    )
 
 
 def _pieces(documents: Sequence[str], house: House) -> list[np.ndarray]:

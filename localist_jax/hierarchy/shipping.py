@@ -27,7 +27,15 @@ from localist_jax.model import Transformer
 from localist_jax.parallel import hosts, rules
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.checkpoint import Checkpoints
-from localist_jax.training.run import Run, abstract_state, fresh_state, machine, versions, write_json
+from localist_jax.training.run import (
+    Run,
+    abstract_state,
+    fresh_state,
+    machine,
+    own_tokenizer,
+    versions,
+    write_json,
+)
 from localist_jax.types import PyTree
 
 ENSEMBLE, SPECIALIST = "ensemble.json", "specialist.json"
@@ -41,6 +49,7 @@ class House:
       workdir: its folder.
       ensemble, settings, tokenizer: the members, their configuration and their vocabulary.
       engine: that runs them.
+      seen: digest of the corpus that they have had; "": of none.
     """
 
     workdir: Path
@@ -48,6 +57,7 @@ class House:
     settings: config.Config
     tokenizer: Tokenizer
     engine: Engine
+    seen: str = ""
 
     @classmethod
     def of(
@@ -96,7 +106,7 @@ class House:
         }
         topology = {"specialists": len(e.active), "capacity": e.capacity}
         with Checkpoints(self.workdir / "checkpoints", keep=2) as checkpoints:
-            manifest = {**about, "topology": topology, "stream": stream}
+            manifest = {**about, "topology": topology, "stream": stream, "seen": self.seen}
             checkpoints.save(step, _arrays(e), manifest=manifest, cursor={}, memory=memory and [memory])
         if hosts.is_first():
             self.tokenizer.save(self.workdir / "tokenizer.json")
@@ -114,14 +124,14 @@ class House:
 
         Raises:
           ValueError: no ensemble there.
-          CheckpointError: a checkpoint that cannot be read.
+          CheckpointError: a checkpoint that cannot be read, or one of another tokenizer than the folder's.
         """
         workdir = Path(workdir)
         if not (workdir / ENSEMBLE).is_file():
             raise ValueError(f"{workdir}: no ensemble here ({ENSEMBLE} is missing)")
-        tokenizer = Tokenizer.load(workdir / "tokenizer.json")
         with Checkpoints(workdir / "checkpoints") as checkpoints:
             manifest = checkpoints.manifest()
+            tokenizer = own_tokenizer(workdir, manifest["tokenizer"])
             settings = config.resolve(manifest["config"])
             records = tuple(Record(**r) if r else None for r in manifest["records"])
             wanted = _abstract(_model(settings, tokenizer, mesh), settings, len(records))
@@ -132,7 +142,9 @@ class House:
             signatures=np.asarray(arrays["signatures"], np.float64),
             records=records,
         )
-        return cls.of(workdir, ensemble, settings, tokenizer, mesh)
+        house = cls.of(workdir, ensemble, settings, tokenizer, mesh)
+        house.seen = manifest.get("seen", "")
+        return house
 
     def run(self, at: int, workdir: Path | None = None) -> Run:
         """A member as a run of its own, for whatever works on runs."""

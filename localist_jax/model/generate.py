@@ -26,6 +26,10 @@ from localist_jax.types import Numeric, PyTree
 
 BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are ever compiled
 PAD, BOS = 0, 1  # of our own tokenizer; never sampled
+# Why a request ends before a token that cannot be drawn, by the code that `_sample` gives.
+NO_TOKEN = ("", "nothing allowed", "logits not finite")
+SEEDS = 1 << 32  # beyond, two seeds would mean the same
+MOST_TOKENS = 1 << 31
 
 
 @dataclasses.dataclass
@@ -38,7 +42,8 @@ class Generation:
       price_bits, fidelity: attention statistics of the step that chose each token, mean over layers and heads;
         empty where they were not asked for.
       finish: "length" (all that was asked for), "context" (the context is full), "stop" (a token of `stop`, which is
-        not among the tokens), or a constraint's reason.
+        not among the tokens), a constraint's reason, "nothing allowed" (a constraint left no token), or "logits not
+        finite" (NaN or +∞ came from the model or a constraint).
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -76,9 +81,9 @@ def generate(
       dial: one for all, or one per request.
       context: positions of the cache, BOS included.
       max_new: tokens per request at the most.
-      temperature: 0 takes the likeliest token.
+      temperature: finite; 0 takes the likeliest token.
       top_p: samples from the smallest set of tokens with at least this mass.
-      seed: request r draws from its own stream (seed, r), whatever else is in the batch.
+      seed: in 0 … 2³² − 1; request r draws from its own stream (seed, r), whatever else is in the batch.
       stats: what is measured on the way: "dense" price and fidelity; "open" fidelity alone, so that a localist
         layer at λ=1 reads only the cache pages of open blocks; "none" nothing.
       constraint: a function (logits [B, V], tokens so far by request) → logits, or a `Constraint`; the door
@@ -93,9 +98,10 @@ def generate(
       ValueError: no prompts, a prompt that does not fit the context, settings out of range, or a number of
         dials that is neither 1 nor the number of prompts.
     """
+    max_new = min(max_new, MOST_TOKENS)
     opening = [] if bos is None else [bos]
     opened = [[*opening, *prompt] for prompt in prompts]
-    _check(opened, context, max_new, temperature, top_p, len(opening))
+    _check(opened, context, max_new, temperature, top_p, seed, len(opening))
     B = len(prompts)
     if silent is None:
         silent = np.arange(model.vocab_size) <= BOS
@@ -122,11 +128,11 @@ def generate(
         logits, figures, by_layer, cache = read(cache, tokens, positions, segments, at, dial, rules)
         if along is not None:
             logits = along(logits, tokens, positions, segments, at, rules)
-        chosen, code = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
-        chosen, code, figures, fetched = jax.device_get((chosen, code, figures, guide.wanted(by_layer)))
+        drawn = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
+        (chosen, code, none), figures, fetched = jax.device_get((drawn, figures, guide.wanted(by_layer)))
         reasons = guide.ended(fetched) or [""] * B
         for r in np.flatnonzero(open_ended & (step < budgets)).tolist():
-            if reason := reasons[r] or ("stop" if int(chosen[r]) in stop else ""):
+            if reason := reasons[r] or NO_TOKEN[none[r]] or ("stop" if int(chosen[r]) in stop else ""):
                 done[r].finish, open_ended[r] = reason, False
         running = open_ended & (step < budgets)
         for r in np.flatnonzero(running).tolist():
@@ -170,7 +176,7 @@ def _unchanged(logits, written):
     return logits
 
 
-def _check(prompts, context, max_new, temperature, top_p, opening) -> None:
+def _check(prompts, context, max_new, temperature, top_p, seed, opening) -> None:
     if not prompts:
         raise ValueError("generate: no prompts were given")
     for r, prompt in enumerate(prompts):
@@ -184,8 +190,10 @@ def _check(prompts, context, max_new, temperature, top_p, opening) -> None:
             )
     if max_new < 1:
         raise ValueError(f"generate: max_new must be at least 1, got {max_new}")
-    if temperature < 0:
-        raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
+    if not 0 <= temperature <= float(np.finfo(np.float32).max):
+        raise ValueError(f"generate: temperature must be a finite number of at least 0, got {temperature}")
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"generate: seed must lie in 0 … {SEEDS - 1}, got {seed}")
     if not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
 
@@ -252,9 +260,11 @@ def _sample(
     step: Numeric,
     temperature: Numeric,
     top_p: Numeric,
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Draws from the nucleus of softmax(free/temperature); code length under softmax(logits)."""
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Int[Array, " B"]]:
+    """Draws from the nucleus of softmax(free/temperature); code length under softmax(logits); place in `NO_TOKEN`."""
     free = jnp.where(silent, -jnp.inf, free)
+    sound = ((free < jnp.inf) & (logits < jnp.inf)).all(-1)  # false of NaN too
+    none = jnp.where(sound, jnp.where((free > -jnp.inf).any(-1), 0, 1), 2)
     scaled = free / jnp.maximum(temperature, 1e-6)
     by_rank = jnp.sort(jax.nn.softmax(scaled), descending=True)
     before = jnp.cumsum(by_rank, -1) - by_rank
@@ -263,4 +273,4 @@ def _sample(
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
     drawn = jax.vmap(jax.random.categorical)(step_keys, nucleus)
     chosen = jnp.where(temperature > 0, drawn, jnp.argmax(free, -1)).astype(jnp.int32)
-    return chosen, bits.code_length(logits, chosen)
+    return chosen, bits.code_length(logits, chosen), none

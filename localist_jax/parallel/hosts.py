@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import re
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from localist_jax.errors import StoppedRun, message
 from localist_jax.parallel import rules
 from localist_jax.types import PyTree
 
@@ -58,6 +61,77 @@ def meet(where: str) -> None:
     """Waits until all processes have come to the same place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
+
+
+class HostsDiffer(StoppedRun):
+    """Processes of one job that were given different things, or of which one was given something bad."""
+
+    status = 2
+
+
+def compare(**facts: Any) -> None:
+    """Makes sure that all processes know the same; all must call it, before anything is built on these facts.
+
+    Args:
+      facts: by name, ready for JSON: settings, versions, digests of data.
+
+    Raises:
+      HostsDiffer: they do not; the message names the first field that differs, and is the same in every process.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(facts, sort_keys=True)
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    if len({row.tobytes() for row in np.asarray(multihost_utils.process_allgather(digest))}) == 1:
+        return
+    known = [dict(_leaves(json.loads(told), "")) for told in _told(text)]
+    for field in dict.fromkeys(field for facts in known for field in facts):
+        values = [facts.get(field) for facts in known]
+        odd = next((i for i, value in enumerate(values) if value != values[0]), None)
+        if odd is not None:
+            raise HostsDiffer(
+                f"{field}: process {odd} has {values[odd]!r}, process 0 has {values[0]!r}; "
+                "give all processes the same, and start the job again"
+            )
+
+
+def together(make: Callable[[], Decision]) -> Decision:
+    """What `make` returns here; if it raises a ValueError or OSError in any process, all stop.
+
+    One that is left alone would wait for the others for ever, or they for it.
+
+    Raises:
+      HostsDiffer: the error of the first process that has one.
+    """
+    if jax.process_count() == 1:
+        return make()
+    error, made = "", None
+    try:
+        made = make()
+    except (ValueError, OSError, RecursionError, OverflowError) as caught:
+        error = message(caught)
+    bad = [(i, told) for i, told in enumerate(_told(error)) if told]
+    if bad:
+        raise HostsDiffer(f"process {bad[0][0]}: {bad[0][1]}")
+    return made  # type: ignore[return-value]
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
+
+
+def _told(text: str) -> list[str]:
+    """The texts of all processes, in their order."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).ravel()
+    padded = np.zeros(max(1, int(sizes.max())), np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
 
 
 def share(rows: NamedSharding, batch: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from localist_jax.report import collect, figures, tree
 from localist_jax.report.watch import Watch
 from localist_jax.training.journal import Journal, read
 from localist_jax.training.loop import train
-from localist_jax.training.run import Run
+from localist_jax.training.run import Run, compare_hosts
 from localist_jax.training.state import GATES, at_path
 
 MADE_BY_RUN = (
@@ -42,8 +42,12 @@ def run_job(settings: config.Config, workdir: Path, *, command: str = "", fresh:
       workdir: the run's folder.
       command: what the user typed, for the record.
       fresh: throw an earlier run in that folder away, and start again.
+
+    Raises:
+      HostsDiffer: the processes of the job have not all the same settings, versions, data and folder.
     """
     keep_programs()
+    compare_hosts(settings, workdir, fresh=fresh)
     if fresh:
         if hosts.is_first():
             _forget(workdir)

@@ -357,8 +357,10 @@ def _could_read(sample: Record) -> str:
     if sample["locality"] < 1:
         return '<p class="note">Below λ=1 every token could read all that stands before it.</p>'
     return (
-        f'<p class="note">Of what stands before these tokens, a layer and head could read {sample["read_directly"]:.0%}, '
-        f"and {sample['reached']:.0%} could reach their prediction over all layers; the rest has no part in it (T16).</p>"
+        '<p class="note">Of what stands before these tokens, '
+        f"a layer and head could read {sample['read_directly']:.0%}, "
+        f"and {sample['reached']:.0%} could reach their prediction over all layers; the rest has no part in it (T16)."
+        "</p>"
     )
 
 

@@ -237,6 +237,8 @@ def _normal(character: str) -> str:
     """A character as it is compared."""
     if character == "\u2800" or character.isspace():
         return " "
+    if not character.isascii() and (whole := disguises.latin(character)):
+        return whole
     out = ""
     bare = [
         c for c in unicodedata.normalize("NFKD", character) if unicodedata.category(c) not in ("Mn", "Me")
@@ -250,5 +252,6 @@ def _normal(character: str) -> str:
         elif ord(part) < 128:
             out += part.lower()
         else:
-            out += disguises.TABLE.get(part) or disguises.CAPITALS.get(part.upper()) or part
+            known = disguises.TABLE.get(part) or disguises.CAPITALS.get(part.upper())
+            out += known or disguises.latin(part) or part
     return out

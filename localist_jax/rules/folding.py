@@ -1,39 +1,86 @@
 """How text is compared with phrases: what looks the same to a reader is the same here.
 
 Each character stands for itself after compatibility decomposition and case folding, without accents and invisible
-characters; a character of another script that can be taken for an ASCII letter or digit is that one; white space of
-any kind and length is one space. ASCII characters are only case-folded: l, I and 1 stay apart, and so do O and 0.
-Character by character, so that a text may be folded as it grows.
+characters. A variant of a Latin letter, by its name in Unicode (with a stroke, a hook, a tail; small capital, turned),
+is that letter; a character that can be taken for ASCII letters or digits, by Unicode's confusables, is those; white
+space of any kind and length is one space. ASCII characters are only case-folded: l, I and 1 stay apart, and so do O
+and 0, rn and m. Character by character, so that a text may be folded as it grows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import unicodedata
 
 INVISIBLE = {"Mn", "Me", "Cf", "Cc", "Cs"}  # categories of what is left out
 BLANKS = "\u2800"  # looks like a space, but is none for Python
+JOINING = {"-", "'"}  # within words and numbers
+SAME_SHAPE = {"rn": "m"}  # as which the table keeps every m
+ENCLOSED = re.compile(r".* (?:LATIN (?:SMALL|CAPITAL)|SYMBOL) LETTER ([A-Z])")
+TURNED = re.compile("TURNED|INVERTED|SIDEWAYS")  # a turned m is rather a w
 FILLERS = "\u115f\u1160\u17b4\u17b5"
 
 
 @functools.cache
 def lookalikes() -> tuple[dict[str, str], dict[str, str]]:
-    """Non-ASCII character → the ASCII letter or digit that it is taken for (Unicode's confusables).
+    """Non-ASCII character → the ASCII letters or digits that it is taken for (Unicode's confusables).
 
-    And capital → the letter whose capital it is taken for: Greek Ν is an n, although its small ν is a v.
+    And capital → the letter whose capital it is taken for: Greek Ν is an n, although its small ν is a v. One letter
+    goes before several; those of right-to-left scripts stand between marks in the table; ’ and dashes are there too.
     """
     from confusable_homoglyphs.confusables import confusables_data
 
-    found, capitals = {}, {}
-    for character, others in confusables_data.items():
-        if len(character) == 1 and not character.isascii():
-            for other in others:
-                if len(other["c"]) == 1 and other["c"].isascii() and other["c"].isalnum():
-                    found[character] = other["c"].casefold()
-                    if character.isupper() and other["c"].isupper():
-                        capitals[character] = other["c"].casefold()
-    return found, capitals
+    found, several, capitals = {}, {}, {}
+    for key, others in confusables_data.items():
+        character = key.strip("\u200e")
+        if len(character) != 1 or character.isascii():
+            continue
+        for other in (o["c"] for o in others):
+            bare = _bare(other)
+            if not bare.isascii() or not (bare.isalnum() or bare in JOINING):
+                continue
+            if len(other) > 1:
+                several[character] = SAME_SHAPE.get(bare, bare).casefold()
+                continue
+            found[character] = bare.casefold()
+            if character.isupper() and bare.isupper():
+                capitals[character] = bare.casefold()
+    return several | found, capitals
+
+
+def _bare(text: str) -> str:
+    """Without marks: ø stands in the table as an o with a stroke over it."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in decomposed if unicodedata.category(c) not in INVISIBLE)
+
+
+def named(character: str) -> str:
+    """The letter of which a character is a variant by its name in Unicode; "" if it is none.
+
+    >>> [named(c) for c in "øꜱʙƥæж"]
+    ['o', 's', 'b', 'p', '', '']
+    """
+    script, _, rest = unicodedata.name(character, "").partition(" ")
+    head, _, tail = rest.partition(" WITH ")
+    letters = [word for word in head.split() if len(word) == 1 and word.isalpha()]
+    two = "LETTER" in tail or "DOUBLE" in head or "SHARP" in head
+    return letters[0].lower() if script == "LATIN" and len(letters) == 1 and not two else ""
+
+
+def enclosed(character: str) -> str:
+    """The letter or digit in a circle, a square, brackets or on a flag; "" if the character is none of these.
+
+    >>> [enclosed(c) for c in "🅿⒫ⓟ🇵❶⑴p"]
+    ['p', 'p', 'p', 'p', '1', '1', '']
+    """
+    if unicodedata.category(character) not in ("No", "So"):
+        return ""
+    name = unicodedata.name(character, "")
+    read = unicodedata.numeric if "CIRCLED" in name and "DIGIT" in name else unicodedata.digit
+    value, found = read(character, None), ENCLOSED.fullmatch(name)
+    return f"{value:.0f}" if value is not None else found[1].lower() if found else ""
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -43,6 +90,8 @@ def fold_character(character: str) -> str:
         if character.isspace():
             return " "
         return character.casefold() if character.isprintable() else ""
+    if whole := enclosed(character) or _by_name(character):
+        return whole
     (table, capitals), out = lookalikes(), []
     for part in unicodedata.normalize("NFKD", character):
         if part.isspace() or part in BLANKS:
@@ -50,8 +99,12 @@ def fold_character(character: str) -> str:
         elif part in capitals:
             out.append(capitals[part])
         elif part not in FILLERS and unicodedata.category(part) not in INVISIBLE:
-            out.extend(_looks_like(small, table) for small in unicodedata.normalize("NFKD", part.casefold()))
-    return "".join(out)
+            small = unicodedata.normalize("NFKD", part.casefold())
+            seen = "".join(_looks_like(letter, table) for letter in small)
+            # The table goes by the character itself too: Cherokee's small letters fold to capitals.
+            out.append(seen if seen.isascii() else table.get(part, seen))
+    folded = "".join(out)
+    return folded if folded.isascii() else table.get(character, folded)
 
 
 def _looks_like(small: str, table: dict[str, str]) -> str:
@@ -59,7 +112,12 @@ def _looks_like(small: str, table: dict[str, str]) -> str:
         return small.casefold()
     if unicodedata.category(small) in INVISIBLE:
         return ""
-    return table.get(small) or table.get(small.upper(), small)
+    return _by_name(small) or table.get(small) or table.get(small.upper()) or named(small) or small
+
+
+def _by_name(character: str) -> str:
+    """As `named`; what a letter that was turned looks like is for the table to say, if it knows it."""
+    return "" if TURNED.search(unicodedata.name(character, "")) else named(character)
 
 
 def fold(text: str, after: str = "x") -> str:

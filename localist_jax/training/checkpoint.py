@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from localist_jax.errors import message
 from localist_jax.training.fingerprint import fingerprints
 from localist_jax.types import PyTree
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 had no fingerprints
+FULL = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 # Hints at the setting that decides a leaf's size, by a part of its path.
@@ -68,7 +70,8 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{self.directory}: no checkpoints here; train first (`localist train`)"
                 )
-            logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file
+            # Orbax reports every file, and prints a traceback of what it also raises.
+            logging.getLogger("absl").setLevel(logging.CRITICAL)
             with _quiet():  # it warns that reading will not write
                 options = ocp.CheckpointManagerOptions(
                     max_to_keep=self._keep,
@@ -121,18 +124,29 @@ class Checkpoints:
         items = {"state": ocp.args.StandardSave(arrays), "manifest": ocp.args.JsonSave(about)}
         if memory:
             items["memory"] = ocp.args.StandardSave(memory)
-        self._open().save(step, args=ocp.args.Composite(**items), force=True)
+        with self._failure_as_error():
+            self._open().save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk."""
+        """Blocks until the last save is on disk.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with self._failure_as_error():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go of the folder."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        """Waits, then lets go of the folder.
+
+        Raises:
+          CheckpointError: the last save could not be written.
+        """
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with self._failure_as_error():
+                manager.close()
 
     def manifest(self, step: int | None = None) -> dict[str, Any]:
         """What the checkpoint at `step` (default: the last) says about itself.
@@ -208,6 +222,22 @@ class Checkpoints:
                 f"{self.directory}: no checkpoint {step}; there are {', '.join(map(str, steps))}"
             )
         return steps[-1] if step is None else step
+
+    @contextlib.contextmanager
+    def _failure_as_error(self):
+        try:
+            yield
+        except (
+            Exception
+        ) as error:  # what a save in the background met comes up at the next call, as many kinds
+            if isinstance(error, CheckpointError):
+                raise
+            text = message(error)
+            known = next((e for e in FULL if e in text), text[:200])
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint could not be written ({known}); earlier ones are whole: free some "
+                "space, or mend the folder, and start the run again to go on from the last"
+            ) from error
 
     @contextlib.contextmanager
     def _damage_as_error(self, step: int):

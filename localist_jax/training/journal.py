@@ -13,7 +13,10 @@ from typing import Any, TextIO
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import directory_check
 
 from localist_jax.parallel import hosts
 
@@ -27,6 +30,9 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+FLUSH_SECONDS = 30.0  # what a killed run loses of TensorBoard's curves, at the most
 
 
 class Records:
@@ -60,6 +66,52 @@ class Records:
             self._file.close()
 
 
+class Board:
+    """TensorBoard's file of events, written by whoever adds one.
+
+    `tensorboardX.SummaryWriter` writes in a thread of its own; where that thread meets a full disk it ends, and the run
+    then waits for it for ever.
+
+    Args:
+      folder: of the files.
+      purge_step: TensorBoard forgets events of an earlier part of the run from this step on.
+      write: whether anything is written.
+    """
+
+    def __init__(self, folder: Path, purge_step: int, write: bool = True):
+        self._file: EventsWriter | None = None
+        if write:
+            directory_check(str(folder))
+            self._file = EventsWriter(str(folder / "events"))
+            self._event(purge_step, session_log=SessionLog(status=SessionLog.START))
+            self.flush()
+
+    def add(self, step: int, what: Any) -> None:
+        """Appends a `Summary`.
+
+        Raises:
+          OSError: the disk is full, or gone.
+        """
+        self._event(step, summary=what)
+
+    def flush(self, after: float = 0.0) -> None:
+        """Writes what is still in memory, if the last time was `after` seconds ago."""
+        if self._file is not None and time.monotonic() - self._flushed >= after:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Writes the rest, and closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+    _flushed = -math.inf
+
+    def _event(self, step: int, **what: Any) -> None:
+        if self._file is not None:
+            self._file.write_event(Event(step=step, wall_time=time.time(), **what))
+
+
 class Journal:
     """Writes metrics of a run; a context manager. Of many processes only the first one writes.
 
@@ -71,8 +123,7 @@ class Journal:
     def __init__(self, workdir: str | Path, resume_step: int = 0):
         workdir = Path(workdir)
         self._records = Records(workdir / "metrics.jsonl", resume_step)
-        folder = str(workdir / "tensorboard")
-        self._board = SummaryWriter(folder, purge_step=resume_step + 1, write_to_disk=hosts.is_first())
+        self._board = Board(workdir / "tensorboard", resume_step + 1, hosts.is_first())
 
     def __enter__(self) -> Journal:
         return self
@@ -86,24 +137,25 @@ class Journal:
         record = {"step": step, "kind": kind, "time": round(time.time(), 3), **finite}
         self._records.write(record)
         for name, value in figures.items():
-            self._board.add_scalar(f"{kind}/{_tag(name)}", value, step)
+            self._board.add(step, summary.scalar(f"{kind}/{_tag(name)}", value))
+        self._board.flush(after=FLUSH_SECONDS)
 
     def curves(self, begin: int, kind: str, figures: Mapping[str, Sequence[float]]) -> None:
         """Numbers of the steps after `begin`, known only now; for TensorBoard."""
         for name, values in figures.items():
             for at, value in enumerate(values, begin + 1):
-                self._board.add_scalar(f"{kind}/{_tag(name)}", value, at)
+                self._board.add(at, summary.scalar(f"{kind}/{_tag(name)}", value))
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text for TensorBoard."""
-        self._board.add_text(_tag(name), text, step)
+        self._board.add(step, summary.text(_tag(name), text))
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """A matplotlib figure, as an image for TensorBoard."""
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         image = np.asarray(canvas.buffer_rgba())[..., :3]
-        self._board.add_image(name, image, step, dataformats="HWC")
+        self._board.add(step, summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
         """Flushes and closes both."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,25 @@ import jax
 import numpy as np
 
 from localist_jax import config
-from localist_jax.data import Batch, Prepared, prepare, train_batches
+from localist_jax.data import Batch, Prepared, Tokenizer, prepare, train_batches
 from localist_jax.errors import StoppedRun
 from localist_jax.model import Transformer
 from localist_jax.parallel import hosts, rules
 from localist_jax.parallel import mesh as meshes
 from localist_jax.parallel.preemption import Preemption
-from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.checkpoint import CheckpointError, Checkpoints
 from localist_jax.training.journal import Journal
 from localist_jax.training.progress import Progress
-from localist_jax.training.run import Run, abstract_state, fresh_state
+from localist_jax.training.run import (
+    Run,
+    abstract_state,
+    check_tokenizer,
+    compare_data,
+    compare_hosts,
+    fresh_state,
+    own_tokenizer,
+    tell_new_text,
+)
 from localist_jax.training.state import TrainState
 from localist_jax.training.step import Metrics, compile_step
 from localist_jax.types import PyTree
@@ -93,10 +103,13 @@ def train(
     Raises:
       TrainingDiverged: loss or parameters became NaN or infinite.
       Preempted: SIGTERM came; a checkpoint of the last step was saved first.
-      CheckpointError: the folder holds a run of another topology.
+      CheckpointError: the folder holds a run of another topology or tokenizer.
+      HostsDiffer: the processes of the job have not all the same settings, versions, data and folder.
       ValueError: bad corpus, batch or mesh.
     """
-    prepared = prepared or prepare(settings.data, workdir / "cache")
+    compare_hosts(settings, workdir)
+    prepared = hosts.together(lambda: _prepared(settings, workdir, prepared))
+    compare_data(prepared)
     mesh = meshes.make_mesh(settings.mesh)
     if mesh.shape["specialist"] > 1:
         raise ValueError(
@@ -119,6 +132,8 @@ def train(
             state = begin(state) if begin else state
         run = Run(workdir, settings, model, prepared.tokenizer, state, mesh, prepared)
         run.record(command)
+        if prepared.about and hosts.is_first():
+            print(f"data: {prepared.about}", file=sys.stderr, flush=True)
         with Journal(workdir, resume_step=start) as journal:
             for hook in hooks:
                 hook.start(run, journal, start)
@@ -129,6 +144,43 @@ def train(
             with Preemption() as preemption:
                 _Loop(run, batches, checkpoints, journal, hooks, preemption).go(start)
     return run
+
+
+def _prepared(settings: config.Config, workdir: Path, given: Prepared | None) -> Prepared:
+    """What to train on; a run that is there goes on with its own tokenizer, whatever the text has become."""
+    manifest = _saved(workdir)
+    if manifest is None:
+        return given or prepare(settings.data, workdir / "cache")
+    own = own_tokenizer(workdir, manifest["topology"]["tokenizer"])
+    then, now = config.resolve(manifest["config"]).data, settings.data
+    named = now.tokenizer if now.tokenizer != then.tokenizer or Path(now.tokenizer).is_file() else ""
+    if not given and named and not own.same_as(_like(own, named)):
+        raise CheckpointError(
+            f"config.data.tokenizer: {now.tokenizer} is not the tokenizer that the run in {workdir} was made with; "
+            "leave the setting as it was, or use another --workdir"
+        )
+    if not given and not now.tokenizer and now.vocab_size != then.vocab_size:
+        raise CheckpointError(
+            f"config.data.vocab_size: the run in {workdir} was made with {then.vocab_size}, got {now.vocab_size}; "
+            "its tokenizer stays as it is: set config.data.vocab_size as in the checkpoint, or use another --workdir"
+        )
+    prepared = given or prepare(now, workdir / "cache", own)
+    check_tokenizer(prepared.tokenizer, own.fingerprint, "the data")
+    tell_new_text(prepared.corpus_name, prepared.text, manifest.get("seen", ""))
+    return prepared
+
+
+def _like(own: Tokenizer, path: str) -> Tokenizer:
+    return Tokenizer.load(path, vocab_size=own.vocab_size, stop=own.stop)
+
+
+def _saved(workdir: Path) -> dict[str, Any] | None:
+    """The manifest of the last checkpoint in a folder, if there is one."""
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        last = checkpoints.latest()
+        return None if last is None else checkpoints.manifest(last)
 
 
 def _grown(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from localist_jax.model import Generation, Transformer, generate
 from localist_jax.parallel import hosts, rules
 from localist_jax.parallel import mesh as meshes
 from localist_jax.training import state as states
-from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.checkpoint import CheckpointError, Checkpoints
 from localist_jax.training.evaluate import Evaluator
 from localist_jax.training.state import TrainState
 
@@ -35,6 +37,43 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "chex", "grain", "token
 def versions() -> dict[str, str]:
     """Python's version and those of the libraries a run depends on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
+
+
+@cache
+def code() -> str:
+    """16 hex digits that identify the sources of this package, as they lie on this machine."""
+    root = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def compare_hosts(settings: config.Config, workdir: Path, **more: Any) -> None:
+    """Makes sure that all processes of a job have the same settings, versions, sources and checkpoints.
+
+    Raises:
+      HostsDiffer: they have not.
+    """
+    if jax.process_count() > 1:
+        there = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+        facts = {"config": settings.to_dict(), "versions": {**versions(), "localist_jax": code()}}
+        hosts.compare(**facts, checkpoints=there, **more)
+
+
+def compare_data(prepared: Prepared) -> None:
+    """Makes sure that all processes of a job have the same text, tokenizer and rows.
+
+    Raises:
+      HostsDiffer: they have not.
+    """
+    if jax.process_count() > 1:
+        found = {"text": prepared.text, "tokenizer": prepared.tokenizer.fingerprint, "rows": prepared.digest}
+        for (
+            name,
+            digest,
+        ) in found.items():  # in this order: other text also makes another tokenizer and other rows
+            hosts.compare(data={name: digest})
 
 
 def machine() -> dict[str, Any]:
@@ -69,7 +108,12 @@ class Run:
       settings: its resolved configuration.
       model, tokenizer, state: the network, its vocabulary, its parameters and what goes with them.
       mesh: where the state lies.
+      prepared: what it is trained and evaluated on, in its own tokens; None: the corpus, read when it is asked for.
       rules: the rule file that was active when the checkpoint was saved that this run was opened at; "": none.
+      seen: digest of the corpus that the checkpoint was trained on; "": of none.
+
+    Raises:
+      ValueError: `prepared` was made with another tokenizer.
     """
 
     workdir: Path
@@ -80,6 +124,11 @@ class Run:
     mesh: jax.sharding.Mesh
     prepared: Prepared | None = None
     rules: str = ""
+    seen: str = ""
+
+    def __post_init__(self):
+        if self.prepared:
+            check_tokenizer(self.prepared.tokenizer, self.tokenizer.fingerprint, "the data")
 
     @classmethod
     def open(cls, workdir: str | Path, step: int | None = None) -> Run:
@@ -87,7 +136,7 @@ class Run:
 
         Raises:
           ValueError: no run there.
-          CheckpointError: no such checkpoint, or one that cannot be read.
+          CheckpointError: no such checkpoint, one that cannot be read, or one of another tokenizer than the folder's.
         """
         workdir = Path(workdir)
         if not (workdir / "config.json").is_file():
@@ -95,11 +144,12 @@ class Run:
         with Checkpoints(workdir / "checkpoints") as checkpoints:
             manifest = checkpoints.manifest(step)
             settings = config.resolve(manifest["config"])
-            tokenizer = Tokenizer.load(workdir / "tokenizer.json")
+            tokenizer = own_tokenizer(workdir, manifest["topology"]["tokenizer"])
             mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
             model = Transformer(settings.model, tokenizer.vocab_size)
             state, _ = checkpoints.restore(abstract_state(model, settings, mesh), manifest["step"])
-        return cls(workdir, settings, model, tokenizer, state, mesh, rules=manifest.get("rules", ""))
+        kept = {name: manifest.get(name, "") for name in ("rules", "seen")}
+        return cls(workdir, settings, model, tokenizer, state, mesh, **kept)
 
     def record(self, command: str, data: dict[str, Any] | None = None) -> None:
         """Writes config.json and tokenizer.json: what the run is made of, with what, on what, when.
@@ -144,13 +194,17 @@ class Run:
         }
         active = self.workdir / RULES
         rules = active.read_text(encoding="utf-8") if active.is_file() else self.rules
-        return {"config": self.settings.to_dict(), "topology": topology, "rules": rules}
+        seen = self.prepared.text if self.prepared else self.seen
+        return {"config": self.settings.to_dict(), "topology": topology, "rules": rules, "seen": seen}
 
     @cached_property
     def data(self) -> Prepared:
-        """The corpus, tokenised and packed."""
-        given = self.tokenizer if self.settings.data.tokenizer else None
-        return self.prepared or prepare(self.settings.data, self.workdir / "cache", given)
+        """The corpus, packed in the run's own tokens."""
+        if self.prepared:
+            return self.prepared
+        prepared = prepare(self.settings.data, self.workdir / "cache", self.tokenizer)
+        tell_new_text(prepared.corpus_name, prepared.text, self.seen)
+        return prepared
 
     @cached_property
     def valid(self) -> list[Batch]:
@@ -199,6 +253,47 @@ class Run:
     def text(self, prompt: str, generation: Generation) -> str:
         """The prompt with what was generated, decoded together (a character may span the border)."""
         return self.tokenizer.decode([*self.tokenizer.encode(prompt).tolist(), *generation.tokens])
+
+
+def own_tokenizer(workdir: Path, fingerprint: str) -> Tokenizer:
+    """The tokenizer that a run was made with, from its folder: it stays the run's, whatever becomes of the corpus.
+
+    Args:
+      workdir: the folder.
+      fingerprint: of the tokenizer, as the checkpoint's manifest names it.
+
+    Raises:
+      CheckpointError: the folder has another tokenizer now.
+      ValueError: it has none that can be read.
+    """
+    tokenizer = Tokenizer.load(workdir / "tokenizer.json")
+    check_tokenizer(tokenizer, fingerprint, str(workdir / "tokenizer.json"))
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, fingerprint: str, what: str) -> None:
+    """Makes sure that `what` uses the tokenizer with this fingerprint, the run's own.
+
+    Raises:
+      CheckpointError: it uses another.
+    """
+    if tokenizer.fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{what}: expected the tokenizer that the run was made with ({fingerprint}), got another "
+            f"({tokenizer.fingerprint}), whose tokens mean something else; copy the run's tokenizer.json back, "
+            "or use another --workdir"
+        )
+
+
+def tell_new_text(corpus: str, text: str, known: str) -> None:
+    """Says in one line that a run which knows the text with digest `known` ("": none) is given another."""
+    if known and text != known and hosts.is_first():
+        print(
+            f"data: the text of {corpus!r} is not what this run was trained on; it is read as new data, "
+            "with the run's own tokenizer",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def boxed_state(model: Transformer, settings: config.Config) -> TrainState:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import checkpoints
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 import make_golden
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken
 
 from localist_jax import __main__ as localist
 from localist_jax.adopt import adopt, export, families, shards
@@ -230,6 +233,27 @@ BAD = {
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
         "b.safetensors: missing",
     ),
+    "an old index": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}'),
+        "model.safetensors: lacks a; file and",
+    ),
+    "old shards": (
+        lambda f: shutil.copy(f / "model.safetensors", f / "model-00001-of-00001.safetensors"),
+        "model-00001-of-00001.safetensors and model.safetensors are of two saves",
+    ),
+    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json: expected whole"),
+    "two tokenizers": (
+        lambda f: (f / "vocab.json").write_text('{"<s>": 0, "a": 3}'),
+        "vocab.json: token 'a' is 3 there and .* in tokenizer.json, so they are of two saves",
+    ),
+    "no vocabulary": (lambda f: (f / "vocab.json").write_text("[]"), "vocab.json: not a vocabulary"),
+    "stops": (lambda f: changed(f, eos_token_id="</s>"), "config.json: eos_token_id: expected a token id, .* '</s>'"),
+    "stops elsewhere": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": [1, -1]}'),
+        "generation_config.json: eos_token_id: expected a token id, or a list",
+    ),
+    "generation cut": (lambda f: (f / "generation_config.json").write_text('{"e'), "generation_config.json: not JSON"),
+    "nested": (lambda f: (f / "config.json").write_text('{"a":' * 100_000), "config.json: not JSON .*recursion"),
     "index cut": (lambda f: (f / "model.safetensors.index.json").write_text('{"we'), "not an index"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json' cannot be loaded"),
     "too few rows": (lambda f: changed(f, vocab_size=100), "tokenizer: has 258 tokens .* the model 100"),
@@ -257,6 +281,99 @@ def test_tied_weights_that_were_written_twice_must_be_the_same(tmp_path):
         adopt(folder, tmp_path / "other")
 
 
+@pytest.mark.parametrize("older", ["shards", "single", "fewer shards"])
+def test_two_saves_in_one_folder_are_refused(tmp_path, older):
+    """An index that was left behind beside newer weights, or weights beside a newer index: whichever is meant."""
+    other = 1 if older == "single" else 3 if older == "shards" else 2
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0], shards=3 if older != "shards" else 1)
+    left = checkpoints.write(tmp_path / "left", VARIANTS[0], shards=other)
+    for path in left.glob("*.safetensors*"):
+        name = path.name.replace("model-", "model-0000") if older == "fewer shards" else path.name
+        if older != "fewer shards" or not path.name.endswith("index.json"):
+            shutil.copy(path, folder / name)
+    with pytest.raises(
+        ValueError, match=r"are of two saves, and one of them is out of date; remove"
+    ) as error:
+        adopt(folder, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_an_index_that_names_the_one_file_is_no_second_save(tmp_path):
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (folder / "consolidated.safetensors").write_bytes(b"what another library reads")
+    own = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "vocab.json").write_text(json.dumps(own))
+    adopt(folder, tmp_path / "run")
+
+
+def test_tied_weights_may_be_written_under_the_other_name(adopted, tmp_path):
+    _, run = adopted("qwen3, tied")
+    folder = checkpoints.write(tmp_path / "checkpoint", "qwen3, tied")
+    edited(folder, lambda w: w.update({"lm_head.weight": w.pop("model.embed_tokens.weight")}))
+    again = adopt(folder, tmp_path / "run")
+    for one, other in zip(*(jax.tree.leaves(r.state.params) for r in (run, again)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    untied = checkpoints.write(tmp_path / "untied", VARIANTS[0])
+    edited(untied, lambda w: w.pop("model.embed_tokens.weight"))
+    with pytest.raises(ValueError, match=r"lacks model\.embed_tokens\.weight; config\.json asks for it"):
+        adopt(untied, tmp_path / "other")
+
+
+def with_more_tokens(folder, *tokens):
+    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    filler = [f"<{i}>" for i in range(checkpoints.V - inner.get_vocab_size())]
+    inner.add_special_tokens(filler)
+    inner.add_tokens([AddedToken(content, special=special) for content, special in tokens])
+    inner.save(str(folder / "tokenizer.json"))
+
+
+def test_a_special_token_behind_the_models_vocabulary_is_never_met(tmp_path):
+    """A <pad> that somebody added; `transformers` loads such checkpoints too."""
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    with_more_tokens(folder, ("<pad>", True))
+    run = adopt(folder, tmp_path / "run")
+    assert len(run.tokenizer) == run.tokenizer.vocab_size == checkpoints.V
+    ids = run.tokenizer.encode("a <pad> of paper")
+    assert ids.max() < checkpoints.V
+    assert run.tokenizer.decode(ids) == "a <pad> of paper"
+    assert Run.open(tmp_path / "run").generate(["<pad>"], [0.0], max_new=2)[0].tokens
+
+
+def test_a_word_behind_the_models_vocabulary_is_refused(tmp_path):
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    with_more_tokens(folder, ("word", False))
+    with pytest.raises(ValueError, match=r"has 289 tokens .*, the model 288; they are not of one checkpoint"):
+        adopt(folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", ["keep_origin", "Run.record"])
+def test_an_adoption_that_was_killed_is_begun_again(tmp_path, monkeypatch, where):
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        owner, _, name = where.rpartition(".")
+        patch.setattr(Run if owner else sys.modules["localist_jax.adopt.load"], name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            adopt(folder, tmp_path / "run")
+    adopt(folder, tmp_path / "run")
+    assert Run.open(tmp_path / "run").tokenizer.vocab_size == checkpoints.V
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="holds a run already"):
+        adopt(folder, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"holds checkpoints, but no config\.json .*; remove them, or choose"
+    ):
+        adopt(folder, tmp_path / "run")
+
+
 def test_what_cannot_be_exported_is_said(adopted, tmp_path):
     _, run = adopted(VARIANTS[0])
     windowed, adding = (
@@ -269,6 +386,11 @@ def test_what_cannot_be_exported_is_said(adopted, tmp_path):
         export(adding, tmp_path / "x")
     with pytest.raises(ValueError, match=r"dtype: expected one of float32.*'int8'"):
         export(run, tmp_path / "x", "int8")
+    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name[:3]).mkdir()
+        (tmp_path / name[:3] / name).touch()
+        with pytest.raises(ValueError, match=rf"holds a checkpoint already \({name}\)"):
+            export(run, tmp_path / name[:3])
 
 
 def test_the_commands(tmp_path, capsys):
@@ -300,6 +422,38 @@ def test_generation_ends_at_a_stop(adopted):
     ended = ending.generate(["abc"], [0.0], max_new=4, temperature=0)[0]
     assert (ended.tokens, ended.finish) == (first.tokens[:1], "stop")
     assert first.tokens[1] != first.tokens[0]
+
+
+STOPS = {
+    "none": (None, (1,)), "one": ({"eos_token_id": 5}, (5,)), "several": ({"eos_token_id": [3, 4]}, (3, 4)),
+    "unsaid": ({"temperature": 0.5}, (1,)), "null": ({"eos_token_id": None}, (1,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_stops_stand_in_generation_config_or_else_in_config(tmp_path, case):
+    beside, stops = STOPS[case]
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    if beside is not None:
+        (folder / "generation_config.json").write_text(json.dumps(beside))
+    run = adopt(folder, tmp_path / "run")
+    assert run.tokenizer.stop == Run.open(tmp_path / "run").tokenizer.stop == stops
+    assert not run.tokenizer.silent[list(stops)].any(), "the model may say that it has done"
+    back = export(run, tmp_path / "back")
+    assert families.stops_of(families.read_config(back), back) == stops
+
+
+@peers
+@pytest.mark.parametrize("case", ["none", "one", "several"])
+def test_transformers_stops_at_the_same_tokens(tmp_path, case):
+    from transformers import AutoModelForCausalLM
+
+    beside, stops = STOPS[case]
+    folder = checkpoints.write(tmp_path / "checkpoint", VARIANTS[0])
+    if beside is not None:
+        (folder / "generation_config.json").write_text(json.dumps(beside))
+    theirs = AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id
+    assert stops == tuple(theirs if isinstance(theirs, list) else [theirs])
 
 
 def test_there_is_nothing_to_report_of_a_run_that_was_never_trained(adopted):

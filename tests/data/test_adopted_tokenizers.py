@@ -120,3 +120,20 @@ def test_of_two_authors_only_one_writes_special_tokens(made):
     theirs = inner.encode(together, add_special_tokens=False).ids
     assert tokenizer.encode_written([("<s>the ", True), ("cat", False), ("</s>", True)]).tolist() == theirs
     assert tokenizer.encode_written([]).tolist() == []
+
+
+@pytest.mark.parametrize("made", [byte_level, sentence_piece])
+def test_truncation_and_padding_that_a_file_has_switched_on_are_off(made, tmp_path):
+    plain, inner = Tokenizer.from_json(made()), tokenizers.Tokenizer.from_str(made())
+    inner.enable_truncation(max_length=16)
+    inner.enable_padding(length=40)
+    (tmp_path / "tokenizer.json").write_text(inner.to_str(), encoding="utf-8")
+    tokenizer, texts = Tokenizer.load(tmp_path / "tokenizer.json"), ["the cat " * 50, "a"]
+    for one, other in zip(tokenizer.encode_batch(texts), plain.encode_batch(texts), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(tokenizer.encode(texts[0]), plain.encode(texts[0]))
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+    assert tokenizer.bos == plain.bos
+    assert tokenizer.same_as(plain)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "tokenizer.json").fingerprint == tokenizer.fingerprint

@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import json
+import lzma
 import os
 import sys
 import types
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from localist_jax.config import Data
 from localist_jax.data import corpora
@@ -153,12 +157,159 @@ def test_a_single_file_gives_its_tail_at_a_line_end(tmp_path):
     assert len(valid) / len(text) == pytest.approx(0.1, abs=0.01)
 
 
-def test_a_split_like_name_alone_does_not_make_a_split(tmp_path):
-    for name in ("test.md", "guide.md"):
-        (tmp_path / name).write_text(f"{name} " * 50, encoding="utf-8")
-    corpus = load(Data(corpus=str(tmp_path), valid_fraction=0.5))
-    assert not corpus.test
-    assert len(corpus.train) + len(corpus.valid) >= 2
+@pytest.mark.parametrize(
+    ("train", "valid", "test"),
+    [
+        ("train-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl", "test-00000-of-00001.jsonl"),
+        (
+            "data/train-00000-of-00002.jsonl",
+            "data/dev-00000-of-00001.jsonl",
+            "data/eval-00000-of-00001.jsonl",
+        ),
+        ("train/a.jsonl", "valid/a.jsonl", "test/a.jsonl"),
+        ("Training/x/a.txt", "VAL/a.txt", "Evaluation/a.txt"),
+        ("my_train_file.txt", "my-dev.txt", "my test.txt"),
+        ("Train.TXT", "Valid.Txt", "TEST.md"),
+        ("guide.md", "valid.md", "testing.md"),  # no name says train: the others are
+        ("train/test-ride.txt", "val/train.txt", "test/train.txt"),  # the folder goes before the file
+    ],
+)
+def test_splits_are_told_by_the_names_of_folders_shards_and_files(tmp_path, train, valid, test):
+    for split, name in (("train", train), ("valid", valid), ("test", test)):
+        if name.endswith("jsonl"):
+            write(tmp_path / name, {"text": split})
+        else:
+            (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / name).write_text(split)
+    corpus = load(Data(corpus=str(tmp_path)))
+    assert (corpus.train, corpus.valid, corpus.test) == (("train",), ("valid",), ("test",))
+
+
+def test_what_each_split_got_and_what_was_left_out_is_said(tmp_path):
+    for name in (
+        "train-1.txt",
+        "train-2.txt",
+        "dev.txt",
+        "test.txt",
+        "contest.txt",
+        "chapter.txt",
+        "picture.png",
+    ):
+        (tmp_path / name).write_text(f"the text of {name} " * 20)
+    (tmp_path / "train-3.txt").write_text("the text of test.txt " * 20)
+    said = load(Data(corpus=str(tmp_path))).describe()
+    wanted = "train 3, valid 1, test 1 (1 of them in train too); left out: chapter.txt and 2 more"
+    assert said == f"{tmp_path.name}: documents: {wanted}"
+    assert "valid 1 (held out of train)" in corpus_of(tmp_path, ["one " * 9, "two " * 9], 0.5).describe()
+
+
+def test_only_text_for_tests_is_no_training_text(tmp_path):
+    write(tmp_path / "test.jsonl", {"text": "a"})
+    assert "no training text found (documents: test: 1, by the names" in one_line_error(corpus=str(tmp_path))
+
+
+def test_hidden_files_and_folders_are_not_read(tmp_path):
+    for name in (".git/x.txt", ".ipynb_checkpoints/a.txt", "__pycache__/b.txt", ".c.txt", "sub/.d/e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("hidden text\n" * 20)
+    (tmp_path / "open.txt").write_text("open text\n" * 20)
+    corpus = load(Data(corpus=str(tmp_path)))
+    assert "hidden" not in "".join(corpus.train + corpus.valid)
+    assert len(corpus.left_out) == 5
+
+
+# --- records by every name ---
+
+
+def record_lines(*texts) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+PACKERS = {
+    "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+    ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "A.JSONL", "a.json", "a.jsonlines"])
+def test_records_are_read_by_every_name_and_packing(tmp_path, name, packing):
+    path = tmp_path / f"{name}{packing.upper() if name.isupper() else packing}"
+    path.write_bytes(PACKERS[packing](record_lines("one one", "two two", "three three")))
+    (tmp_path / "README.md").write_text("About these records. " * 20)
+    for place in (path, tmp_path):
+        corpus = load(Data(corpus=str(place), valid_fraction=0.4))
+        assert sorted(corpus.train + corpus.valid) == ["one one", "three three", "two two"]
+
+
+def test_json_may_be_one_array(tmp_path):
+    records = [{"text": "a"}, {"text": "v", "split": "VALIDATION"}, {"text": "b", "split": None}]
+    (tmp_path / "x.json").write_text(json.dumps(records, indent=1))
+    corpus = load(Data(corpus=str(tmp_path)))
+    assert (corpus.train, corpus.valid) == (("a", "b"), ("v",))
+
+
+def test_packed_text_is_text(tmp_path):
+    (tmp_path / "book.txt.gz").write_bytes(gzip.compress(b"a line\n" * 100))
+    corpus = load(Data(corpus=str(tmp_path)))
+    assert "".join(corpus.train + corpus.valid) == "a line\n" * 100
+
+
+def test_settings_in_json_beside_text_are_left_out(tmp_path):
+    (tmp_path / "dataset_infos.json").write_text('{"features": {"text": {"dtype": "string"}}}')
+    (tmp_path / "a.txt").write_text("a line\n" * 100)
+    corpus = load(Data(corpus=str(tmp_path)))
+    assert "".join(corpus.train + corpus.valid) == "a line\n" * 100
+    assert corpus.left_out == ("dataset_infos.json",)
+
+
+def test_parquet_is_read_with_pyarrow_and_else_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    (tmp_path / "README.md").write_text("About these records. " * 20)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "reading parquet needs pyarrow; pip install" in one_line_error(corpus=str(tmp_path))
+    batch = types.SimpleNamespace(to_pylist=lambda: [{"text": "a"}, {"text": "v", "split": "valid"}])
+    opened = types.SimpleNamespace(iter_batches=lambda: [batch])
+    parquet = types.SimpleNamespace(ParquetFile=lambda path: opened)
+    monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=parquet))
+    corpus = load(Data(corpus=str(tmp_path)))
+    assert (corpus.train, corpus.valid) == (("a",), ("v",))
+
+
+def test_zstd_without_its_library_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.jsonl.zst").write_bytes(b"")
+    assert "reading zstd needs zstandard; pip install" in one_line_error(corpus=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", record_lines("one", "two"), "holds a JSON object a line, not prose; call it a.jsonl"),
+        ("a", record_lines("one"), "holds a JSON object a line, not prose"),
+        ("a.csv", b"text\none\n", "csv is not read; convert it to JSONL"),
+        ("a.json", b'{"tex', "a.json:1: not JSON"),
+        ("a.json", b"[" * 100_000, "a.json:1: nested too deeply"),
+        ("a.jsonl", b'{"a":' * 100_000, "a.jsonl:1: nested too deeply"),
+        ("a.json", b'["prose"]', "record 1: expected an object with fields"),
+        ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "a.jsonl:1: not JSON"),
+        ("a.jsonl.gz", gzip.compress(record_lines("one"))[:-9], "damaged or cut short"),
+        ("a.jsonl.gz", b"PK", "damaged or cut short"),
+        ("a.jsonl.xz", b"PK", "damaged or cut short"),
+        ("a.jsonl.bz2", b"PK", "cannot be read"),
+        ("a.jsonl.zst", b"PK\x03\x04" * 9, "damaged or cut short"),
+    ],
+)
+def test_what_does_not_read_is_refused_by_name(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    assert expected in one_line_error(corpus=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.ARROW", "all.zip", "x.tar.gz"])
+def test_data_in_another_form_is_refused_and_the_readme_not_trained_on(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "README.md").write_text("About these records. " * 20)
+    assert "is not read; convert it to JSONL" in one_line_error(corpus=str(tmp_path))
 
 
 @pytest.mark.parametrize("pattern", ["{}.txt", "wiki.{}.tokens", "wiki.{}.raw"])

@@ -2,6 +2,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -162,3 +163,28 @@ def test_a_file_that_does_not_load_is_one_line(tokenizer, tmp_path, damage):
     with pytest.raises(ValueError, match=r"tokenizer\.json") as caught:
         Tokenizer.load(path)
     assert "\n" not in str(caught.value)
+
+
+ENDLESS = {
+    "letters": "".join(random.Random(0).choices("acgt", k=400_000)),
+    "signs": "".join(random.Random(1).choices("+-*/=()<>", k=400_000)),
+    "blanks": "".join(random.Random(2).choices(" \t\n", k=400_000)),
+    "one letter": "a" * 400_000,
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_the_longest_word_does_not_decide_how_long_learning_takes(kind):
+    """Without a bound on the length of a piece, 400 thousand letters take 40 seconds, and twice as many four times."""
+    began = time.monotonic()
+    tokenizer = Tokenizer.train([ENDLESS[kind]], 400)
+    ids = tokenizer.encode(ENDLESS[kind])
+    assert time.monotonic() - began < 15
+    assert tokenizer.decode(ids) == ENDLESS[kind]
+    assert max(len(tokenizer.token_bytes[i]) for i in ids.tolist()) <= 128
+
+
+def test_words_of_any_language_are_short_enough_to_stay_whole():
+    word = "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetz"
+    tokenizer = Tokenizer.train([f"das {word} " * 50], 1000)
+    assert len(tokenizer.encode(f" {word}")) == 1

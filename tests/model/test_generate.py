@@ -94,6 +94,44 @@ def test_a_constraint_has_the_last_word(run):
     assert {t for g in generations for t in g.tokens} <= allowed
 
 
+def poisoned(value, row, step):
+    """A constraint that gives one request nothing but `value`, from a step on."""
+    return lambda logits, so_far: logits.at[row].set(value) if len(so_far[row]) >= step else logits
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(-jnp.inf, "nothing allowed"), (jnp.nan, "logits not finite"), (jnp.inf, "logits not finite")],
+)
+def test_a_request_that_no_token_can_go_on_ends_with_that_reason(run, value, reason, temperature):
+    plain = run(PROMPTS, DIALS, temperature=temperature)
+    ended = run(PROMPTS, DIALS, temperature=temperature, constraint=poisoned(value, row=1, step=3))
+    assert [g.finish for g in ended] == ["length", reason, "length"]
+    assert [g.tokens for g in ended] == [plain[0].tokens, plain[1].tokens[:3], plain[2].tokens]
+    assert len(ended[1].bits) == 3
+    at_once = run(PROMPTS[:1], DIALS[:1], temperature=temperature, constraint=poisoned(value, row=0, step=0))
+    assert (at_once[0].tokens, at_once[0].finish) == ([], reason)
+
+
+def test_only_silent_tokens_left_is_nothing_allowed(run):
+    def constraint(logits, so_far):
+        return jnp.where(jnp.arange(logits.shape[-1]) < 2, logits, -jnp.inf)
+
+    assert {g.finish for g in run(PROMPTS, DIALS, constraint=constraint)} == {"nothing allowed"}
+
+
+def test_a_model_whose_numbers_went_bad_says_so(model, params, blocks):
+    broken = {**params, "embedding": params["embedding"].at[7].set(jnp.nan)}
+    (found,) = generate(model, broken, blocks, [[7]], Dial(0.0), context=CONTEXT, max_new=4)
+    assert (found.tokens, found.finish) == ([], "logits not finite")
+
+
+def test_more_tokens_than_any_context_holds_may_be_asked_for(run):
+    (found,) = run([[3]], Dial(0.0), max_new=10**30)
+    assert (found.finish, len(found.tokens)) == ("context", CONTEXT - 1)
+
+
 def test_tokens_are_streamed(run):
     seen = []
     generations = run(PROMPTS, DIALS, on_tokens=seen.append)
@@ -115,8 +153,9 @@ def test_another_dial_compiles_nothing(run, small):
         ({"prompts": []}, "no prompts"),
         ({"prompts": [[3] * CONTEXT]}, "prompt 0 has 24 tokens, but the context holds 23"),
         ({"max_new": 0}, "max_new must be at least 1"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
+        *(({"temperature": x}, "temperature must be a finite") for x in (-1.0, np.nan, np.inf, 1e39)),
+        *(({"seed": x}, "seed must lie in 0 … 4294967295") for x in (-1, 1 << 32, 10**20)),
+        *(({"top_p": x}, "top_p") for x in (0.0, 1.5, np.nan, np.inf)),
         ({"dial": [0.5, 0.5]}, "2 settings on the batch axis"),
         ({"dial": [1.5, 0.5, 0.0]}, "λ must lie in"),
     ],

@@ -5,7 +5,9 @@ python one_of_many.py SETTINGS_JSON DEVICES HOSTS RUN_JSON …
 HOSTS is that of `--hosts`; DEVICES are simulated by each process. A run is {"workdir": …} and, if it ends badly,
 {"doom": killed | terminated | torn, "step": …, "process": …}; a block has its pilot in steps 3 and 4 and its trial in
 steps 5 to 8, and at step 9 it is recruited. {"stream": folder} lets an ensemble recruit an LLM, with the tokenizer of
-the run before, and {"consult": folder} asks it. Exit status as of the launcher.
+the run before, and {"consult": folder} asks it. "changes" are settings, and "environment" variables, that one process
+alone has; what it says of them is told in the run's folder, and with "last" it ends there. Exit status as of the
+launcher.
 """
 
 import dataclasses
@@ -78,7 +80,20 @@ def torn_at(step):
     return save
 
 
-def train(settings, workdir, doom="", step=0, process=0):
+def train(settings, workdir, doom="", step=0, process=0, changes=None, environment=None, last=False):
+    if jax.process_index() == process:
+        settings = settings.replace(**(changes or {}))
+        os.environ.update(environment or {})
+    try:
+        return _train(settings, workdir, doom, step, process)
+    except hosts.HostsDiffer as error:
+        if last:
+            raise
+        told = Path(workdir).with_name(f"{Path(workdir).name}_{jax.process_index()}.txt")
+        told.write_text(str(error))
+
+
+def _train(settings, workdir, doom, step, process):
     hooks, mine = [Convinced()], jax.process_index() == process
     if mine and doom in ("killed", "terminated"):
         hooks.append(Signal(step, signal.SIGKILL if doom == "killed" else signal.SIGTERM))

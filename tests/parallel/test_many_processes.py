@@ -52,7 +52,7 @@ def launch(settings, mesh, processes, devices, *runs):
         for i in range(processes)
     ]  # fmt: skip
     try:
-        while all(child.poll() in (None, 0, 75) for child in children) and None in [
+        while all(child.poll() in (None, 0, 2, 75) for child in children) and None in [
             c.poll() for c in children
         ]:
             time.sleep(0.1)
@@ -141,6 +141,39 @@ def test_a_killed_process_costs_nothing_but_time(trained, settings):
         assert one.pop("kind") == other.pop("kind")
         assert one == pytest.approx(other, rel=1e-5), "float32 rounding, after it was compiled anew"
     assert decided(killed) == decided(whole)
+
+
+def test_processes_that_were_given_different_things_say_so_and_build_nothing(settings, tmp_path):
+    for root, text in (("left", "the cat sat on the mat"), ("right", "a dog lay on the rug")):
+        (tmp_path / root / "mine").mkdir(parents=True)
+        (tmp_path / root / "mine" / "a.txt").write_text(f"{text} and said so\n" * 200)
+    mine = settings.replace(data={"corpus": "mine", "vocab_size": 300}, recruitment={"every": 0})
+    cases = {
+        "seed": {"changes": {"train": {"seed": 7}}},
+        "text": {"environment": {"LOCALIST_DATA": str(tmp_path / "right")}},
+        "nowhere": {"environment": {"LOCALIST_DATA": str(tmp_path / "nowhere")}},
+        "again": {"changes": {"model": {"width": 64}}, "last": True},
+    }
+    runs = [{"workdir": str(tmp_path / name), "process": 1, **case} for name, case in cases.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALIST_DATA", str(tmp_path / "left"))
+        statuses, errors = launch(mine, config.Mesh(data=2), 2, 1, *runs)
+    assert statuses == [2, 2], errors[-3000:]
+    told = {
+        name: {(tmp_path / f"{name}_{i}.txt").read_text() for i in range(2)}
+        for name in ("seed", "text", "nowhere")
+    }
+    assert told["seed"] == {
+        "config.train.seed: process 1 has 7, process 0 has 0; give all processes the same, and start the job again"
+    }
+    (text,), (nowhere,) = told["text"], told["nowhere"]
+    assert text.startswith("data.text: process 1 has ")
+    assert nowhere.startswith("process 1: config.data.corpus: no corpus, file or folder 'mine'")
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(said) == 2
+    assert all("config.model.width: process 1 has 64, process 0 has 32" in line for line in said)
+    assert not list(tmp_path.glob("*/checkpoints")), "nothing was built"
+    assert not list(tmp_path.glob("*/config.json"))
 
 
 @pytest.mark.slow

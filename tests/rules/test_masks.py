@@ -1,44 +1,114 @@
 """Masks against the independent checker, token by token; and folding against the checker's own."""
 
+import re
 import unicodedata
 
 import numpy as np
 import pytest
 
 from localist_jax.rules import checker, disguises, parse
-from localist_jax.rules.folding import fold, fold_character, lookalikes
+from localist_jax.rules.folding import enclosed, fold, fold_character, lookalikes, named
 from localist_jax.rules.patterns import Engine
 from localist_jax.rules.program import Program
 from localist_jax.rules.request import Request
 
+EVERY = [chr(i) for i in range(0x80, 0x110000) if unicodedata.category(chr(i)) not in ("Cn", "Co")]
+# A Latin letter, small, capital or small capital, with something to it or in another form; the letter itself.
+VARIANT = re.compile(
+    r"LATIN (?:(?:SMALL|CAPITAL) )*LETTER (?:SMALL CAPITAL |SCRIPT |INSULAR |DOTLESS |BLACKLETTER |LONG |BARRED )*"
+    r"([A-Z])(?: WITH (?!SMALL LETTER|CAPITAL LETTER).*)?"
+)
+ON_A_SIGN = re.compile(
+    r"(?:.*(?:CIRCLED|SQUARED|PARENTHESIZED) LATIN (?:SMALL|CAPITAL)|REGIONAL .*) LETTER ([A-Z])"
+)
+
+
+def variants():
+    """Every character that Unicode names as a variant of one Latin letter, and the letter."""
+    for character in EVERY:
+        name = unicodedata.name(character, "")
+        if found := VARIANT.fullmatch(name) or ON_A_SIGN.fullmatch(name):
+            yield character, found[1].lower()
+
+
+def test_every_variant_of_a_latin_letter_is_that_letter_in_enforcement_and_in_the_checker():
+    found = dict(variants())
+    assert len(found) > 900
+    assert {found[c] for c in "øɓᴘꜱƙⓟ🅿ꝑʂẝⱡ"} == set("obpskzl") - {"z"}
+    assert [(c, fold(c)) for c, letter in found.items() if fold(c) != letter] == []
+    assert [(c, checker._normal(c)) for c, letter in found.items() if checker._normal(c) != letter] == []
+
+
+def test_everything_that_unicode_calls_confusable_with_latin_letters_is_folded():
+    """As Unicode's table has it: with marks, as several letters, and between the marks of right-to-left scripts."""
+    wanted = {
+        "ꜳ": "aa",
+        "ѣ": "b",
+        "Ы": "bl",
+        "₩": "w",
+        "ʪ": "ls",
+        "ⅷ": "viii",
+        "ס": "o",
+        "ө": "o",
+        "ꮻ": "o",
+        "ᑲ": "b",
+    }
+    assert {c: fold(c) for c in wanted} == wanted
+    table, _ = lookalikes()
+    assert len(table) > 1700
+    assert [c for c in table if not fold(c).isascii()] == []
+
 
 def test_two_ways_of_folding_agree_but_for_what_unicodes_table_alone_knows():
-    """The checker's look-alikes are a list of its own: all of it enforcement knows too, and more."""
-    differing = {
-        chr(i)
-        for i in [*range(0x32400), *range(0xE0000, 0xE0200)]
-        if " ".join(fold_character(chr(i)).split(" ")) != checker._normal(chr(i))
-    }
+    """What the checker takes for ASCII enforcement takes for the same; it knows more, by Unicode's table and names."""
+    differing = {c for c in EVERY if fold_character(c) != checker._normal(c)}
+    assert [c for c in differing if checker._normal(c).isascii() and checker._normal(c) != " "] == []
     table, _ = lookalikes()
-    unexplained = [c for c in differing if not {*_parts(c)} & ({*table} | {x.casefold() for x in table})]
-    assert not unexplained
+    known = {*table} | {x.casefold() for x in table}
+    assert [
+        c
+        for c in differing
+        if not {*_parts(c)} & known and not any(map(named, _parts(c))) and not enclosed(c)
+    ] == []
     assert not differing & {*disguises.TABLE, *disguises.CAPITALS}
     listed = {**disguises.TABLE, **disguises.CAPITALS}
     assert {checker._normal(c) for c in listed} == set(listed.values())
 
 
 def _parts(character):
-    """What a character is made of."""
-    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
+    """A character, and what it is made of."""
+    return character + unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
 
 
 @pytest.mark.parametrize(
     "disguise",
     ["PASSWORD", "pаsswоrd", "ｐａｓｓｗｏｒｄ",
+     "passwørd", "ᴘᴀssᴡᴏʀᴅ", "🅿🅰🆂🆂🆆🅾🆁🅳", "⒫⒜⒮⒮⒲⒪⒭⒟", "p̷a̷s̷s̷w̷o̷r̷d̷", "ƥáꜱʂⱳꬽɽđ", "ꮲаѕѕԝоrԁ",
      "𝓹𝓪𝓼𝓼𝔀𝓸𝓻𝓭", "pass\u200bword", "pa\u00adss\u2060word", "pásswörd", "p\u0430ss\ufe0fword"],
 )  # fmt: skip
 def test_disguises_fold_to_the_word(disguise):
     assert fold(disguise) == "password"
+
+
+@pytest.mark.parametrize("said", ["passwørd", "ᴘᴀssᴡᴏʀᴅ", "Pᴀꜱꜱᴡøʀđ", "🅿🅰🆂🆂🆆🅾🆁🅳"])
+def test_a_disguise_is_neither_written_nor_passed_by_the_checker(vocabulary, tokenizer, said):
+    rules = parse("rules: [{id: r, then: {forbid: [password]}}]")
+    assert not checker.check("", f"my {said}.", [(0, rules)]).compliant
+    assert checker.check("", f"my {said}y.", [(0, rules)]).compliant
+    request = Request([], 100, vocabulary.bytes)
+    request.adopt(Program(rules, vocabulary), None)
+    *begun, last = tokenizer.encode(f" {said}").tolist()
+    for token in begun:
+        assert request.allowed()[token], said
+        request.add(token)
+    assert not request.allowed()[last], said
+
+
+def test_apostrophes_and_hyphens_of_any_shape_are_the_same():
+    rules = parse("rules: [{id: r, then: {forbid: [don't say, sub-let]}}]")
+    for said in ("don’t say", "donʼt say", "sub‑let", "sub–let"):
+        assert not checker.check("", said, [(0, rules)]).compliant, said
+    assert {fold("don’t"), fold("donʼt"), fold("don't")} == {"don't"}
 
 
 def test_greek_capitals_disguise_latin_ones_and_greek_phrases_are_found_in_capitals(vocabulary, tokenizer):

@@ -1,11 +1,14 @@
 """The journal and the line of progress."""
 
+import errno
 import io
 import json
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboardX.record_writer import RecordWriter
 
 from localist_jax.training import journal
 from localist_jax.training.journal import Journal
@@ -59,6 +62,19 @@ def test_tensorboard_gets_scalars_text_and_images(tmp_path):
     assert events.Scalars("eval/bits_per_token_at_0.9")[0].value == 5.0
     assert "gates" in tags["images"]
     assert any("sample_at_0.9" in tag for tag in tags["tensors"])
+
+
+@pytest.mark.timeout(60)
+def test_a_full_disk_is_an_error_and_nobody_waits(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    book = Journal(tmp_path)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    many = {f"figure {i}": 1.0 for i in range(50)}
+    with pytest.raises(OSError, match="No space left on device"):
+        book.scalars(1, "train", many)
+    book.close()
 
 
 class Clock:
