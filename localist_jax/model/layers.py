@@ -302,7 +302,7 @@ class Attention(nn.Module):
         def read(odds):
             plain = {**call, **places, "odds": odds, "relevant": odds > 0, "filing": None}
             out, stats = attend(q, k, flat, **plain, stats="lse")
-            return out.astype(jnp.float32), stats.lse.swapaxes(1, 2)[..., None]
+            return widened(out), stats.lse.swapaxes(1, 2)[..., None]
 
         (whole, lse), (near, near_lse) = read(ones), read(0 * ones)
         seen = jnp.isfinite(near_lse)
