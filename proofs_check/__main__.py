@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "proofs_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="T1 … T16", help="theorems; default: all")
+    parser.add_argument("names", nargs="*", metavar="T1 … T18", help="theorems; default: all")
     parser.add_argument(
         "--cases", type=int, default=1_000_000, help="instances of a formula; others take their share"
     )

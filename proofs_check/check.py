@@ -253,8 +253,9 @@ def _trained(theorem: Theorem, run: Any) -> tuple[dict[str, Count], list[Any]]:
     if run is not None and theorem.on_checkpoint is not None:
         found = theorem.on_checkpoint(run)
         _add(counts, jax.jit(lambda x: _summary(theorem.claims(x), theorem.tolerance))(found))
-    if run is not None and theorem.certificate is not None:
-        claims, figure = theorem.certificate(run)
+    certified = theorem.certificate(run) if run is not None and theorem.certificate is not None else None
+    if certified is not None:
+        claims, figure = certified
         _add(counts, _summary(claims, theorem.tolerance))
         figures.append(figure)
     return counts, figures

@@ -59,7 +59,7 @@ class Theorem:
     """One theorem and everything needed to check it.
 
     Attributes:
-      name: "T1" … "T16".
+      name: "T1" … "T18".
       title: what it is about.
       sample: (key, n) → n instances over wide ranges, degenerate ones included.
       claims: instances → claims by name.
@@ -71,7 +71,8 @@ class Theorem:
       share: instances checked per instance asked for; stationary points cost more than formulas.
       chunk: instances checked at a time.
       on_checkpoint: trained run → instances from it, checked by the same claims.
-      certificate: trained run → (claims, figure), where a trained model needs a check of its own.
+      certificate: trained run → (claims, figure), where a trained model needs a check of its own; None of a run that
+        the theorem says nothing of.
       figure: (instances, claims) → a figure of its own; default: value against bound.
       found: what checking changed: a correction or a sharper statement, with its gain.
       note: what the check does not cover yet.
@@ -91,7 +92,7 @@ class Theorem:
     share: float = 1.0
     chunk: int = 8192
     on_checkpoint: Callable[[Any], Instance] | None = None
-    certificate: Callable[[Any], tuple[Mapping[str, Claim], Figure]] | None = None
+    certificate: Callable[[Any], tuple[Mapping[str, Claim], Figure] | None] | None = None
     figure: Callable[[Instance, Mapping[str, Claim]], Figure] | None = None
     found: str = ""
     note: str = ""

@@ -312,7 +312,7 @@ class Attention(nn.Module):
             alone = {**call, **places, **blocks, "odds": odds, "relevant": odds > 0, "filing": None}
             out, stats = attend(q, k, values, **alone, stats="lse")
             assert stats is not None
-            return out.astype(jnp.float32), stats.lse.swapaxes(1, 2)[..., None]
+            return widened(out), stats.lse.swapaxes(1, 2)[..., None]
 
         (whole, lse), (near, near_lse) = read(True), read(False)
         seen = jnp.isfinite(near_lse)

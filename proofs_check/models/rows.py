@@ -83,11 +83,17 @@ class Read:
         return jnp.where(keys, self.alpha, 0.0).sum(1)
 
 
-def read(rows: Rows) -> Read:
-    """Runs the library: dial → odds → attend, one query per instance, one head of size 1."""
+def read(rows: Rows, added: chex.Array | None = None) -> Read:
+    """Runs the library: dial → odds → attend, one query per instance, one head of size 1.
+
+    Args:
+      rows: the queries.
+      added: nats by which the odds of each key block are raised, [n, K] (T18); None: none.
+    """
     (n, S), K = rows.logits.shape, rows.gates.shape[1]
     square = jnp.zeros((n, 1, K, K)).at[:, 0, QUERY_BLOCK].set(jnp.clip(rows.gates.astype(float), 0, 1))
     odds = jax.vmap(gating.odds)(square, rows.beta[:, None, None])[:, 0]
+    odds = odds if added is None else odds * jnp.exp(added)[:, None, None]
     relevant = jax.vmap(gating.relevant)(square)
     eye = jnp.broadcast_to(jnp.eye(S), (n, S, S))
     last = jnp.full((n, 1), S - 1)

@@ -75,7 +75,7 @@ def read(model: config.Model, params: PyTree, beta, states, text: Text, localist
     at, layer = _place(text, model), Layer(model, localist)
 
     def step(x, one):
-        return layer.apply({"params": one[0]}, x, (one[1], None, None), at)[0], None
+        return layer.apply({"params": one[0]}, x, (one[1], None, None, None), at)[0], None
 
     return jax.lax.scan(step, states, (params, beta))[0]
 
@@ -129,7 +129,7 @@ def _init(key):
     x, one = jnp.zeros((1, 1, MODEL.width)), jnp.zeros((1, 1), int)
     at = _place(Text(block=one, positions=one, segments=one), MODEL)
     layer = Layer(MODEL, localist=True)
-    return nn.unbox(layer.init(key, x, (jnp.zeros((1, HEADS)), None, None), at))["params"]
+    return nn.unbox(layer.init(key, x, (jnp.zeros((1, HEADS)), None, None, None), at))["params"]
 
 
 def _place(text: Text, model: config.Model) -> Placement:
