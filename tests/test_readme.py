@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands parse, its files exist, its figures are those on record."""
+"""README and the guide pages tell the truth: their commands parse, their files exist, their code runs."""
 
 import argparse
 import importlib.util
@@ -12,15 +12,40 @@ from localist_jax import __main__ as localist
 from localist_jax import config
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()
-]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+README, TEXT = PAGES["README.md"], "\n".join(PAGES.values())
+MOST_WORDS = 1300  # of README, the tables that programs write included
+ELSEWHERE = ("transformers",)  # packages that a reader may not have: code with them is not run
+IN_PLACE_OF_RUNS = re.compile(r"runs/[\w-]+")
+PACKAGES = "attention|hierarchy|locality|model|parallel|recruitment|rules"
+
+
+def code_blocks(language, text=TEXT):
+    """The fenced blocks of a language, without the fences."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands():
+    """The lines of all shell blocks, with continued lines joined and without comments; each once."""
+    lines = "\n".join(code_blocks("bash")).replace("\\\n", " ").splitlines()
+    stripped = [re.split(r"(?:^|\s)#\s", line)[0].strip() for line in lines]
+    return list(dict.fromkeys(line for line in stripped if line))
+
+
+COMMANDS = commands()
 
 
 def words_of(start):
-    return [shlex.split(c)[shlex.split(c).index(start) + 1 :] for c in COMMANDS if start in shlex.split(c)]
+    """What follows a word in the commands that have it; commands with an ellipsis are only sketches."""
+    split = [shlex.split(command) for command in COMMANDS if "…" not in command]
+    return [words[words.index(start) + 1 :] for words in split if start in words]
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= MOST_WORDS
 
 
 @pytest.mark.parametrize("words", words_of("localist"), ids=" ".join)
@@ -39,6 +64,11 @@ def test_launches_name_configurations_and_fields_that_exist(words):
     assert config.resolve(raw)
 
 
+@pytest.mark.parametrize("words", words_of("-m"), ids=" ".join)
+def test_programs_exist(words):
+    assert importlib.util.find_spec(words[0])
+
+
 @pytest.mark.parametrize("words", words_of("proofs_check"), ids=" ".join)
 def test_theorems_named_exist(words):
     from proofs_check.theorems import MODULES
@@ -48,45 +78,79 @@ def test_theorems_named_exist(words):
 
 def test_make_targets_exist():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {shlex.split(c)[1] for c in COMMANDS if c.startswith("make ")} <= set(targets)
+    named = {words[0] for words in words_of("make")} | set(re.findall(r"`make ([\w-]+)`", TEXT))
+    assert "quickstart" in named
+    assert named <= set(targets)
 
 
-def test_files_and_links_exist():
-    linked = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    named = [
-        f"localist_jax/{p}"
-        for p in re.findall(r"`((?:locality|attention|rules|recruitment)/\w*(?:\.py)?)`", README)
-    ]
-    named += [f"proofs_check/{p}" for p in re.findall(r"`(t\d\d\w+\.py)`", README)]
-    missing = [p for p in [*linked, *named] if not (ROOT / p).exists()]
+def test_extras_exist():
+    known = set(re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    assert {"cuda", "tpu", "dev"} <= known
+    assert set(re.findall(r"'\.\[(\w+)\]'", TEXT)) <= known
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_exist(name):
+    page = ROOT / name
+    linked = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", PAGES[name])
+    missing = [path for path, _ in linked if not (page.parent / path).exists()]
     assert not missing
+    for path, section in linked:
+        if section:
+            target = (page.parent / path if path else page).read_text(encoding="utf-8")
+            assert section in sections(target), f"{name}: no section {section} in {path or name}"
+
+
+def sections(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_files_named_exist():
+    named = [f"localist_jax/{p}" for p in re.findall(rf"`((?:{PACKAGES})/\w*(?:\.py)?)`", TEXT)]
+    named += [f"proofs_check/{p}" for p in re.findall(r"`(t\d\d\w+\.py)`", TEXT)]
+    named += re.findall(r"\b(experiments/configs/\w+\.py|launch/\w+\.\w+|tests/\w+/\w+\.py)\b", TEXT)
+    assert len(named) > 40
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_every_theorem_module_is_in_the_map():
-    assert all(f"`{path.name}`" in README for path in (ROOT / "proofs_check").glob("t[0-9]*.py"))
+    modules = [path.name for path in (ROOT / "proofs_check").glob("t[0-9]*.py")]
+    assert modules
+    assert not [name for name in modules if f"`{name}`" not in PAGES["docs/theorems.md"]]
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=len)
-def test_python_in_it_runs_on_a_trained_model(code, tiny_run):
-    assert importlib.util.find_spec("localist_jax")
-    exec(compile(code.replace("runs/quickstart", str(tiny_run.workdir)), "README.md", "exec"), {})
+PYTHON = [
+    pytest.param(name, code, id=f"{name}-{i}")
+    for name, text in PAGES.items()
+    for i, code in enumerate(code_blocks("python", text))
+    if not any(package in code for package in ELSEWHERE)
+]
 
 
-def test_the_rule_file_in_it_is_consistent():
+def test_there_is_python_in_readme():
+    assert any(param.values[0] == "README.md" for param in PYTHON)
+
+
+@pytest.mark.parametrize(("name", "code"), PYTHON)
+def test_python_in_them_runs_on_a_trained_model(name, code, tiny_run):
+    assert IN_PLACE_OF_RUNS.search(code)
+    exec(compile(IN_PLACE_OF_RUNS.sub(lambda _: str(tiny_run.workdir), code), name, "exec"), {})
+
+
+@pytest.mark.parametrize("text", code_blocks("yaml"), ids=len)
+def test_rule_files_in_them_are_consistent(text):
     from localist_jax.rules import parse, verify
 
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert verify(parse(text)).all == ()
-
-
-DOCS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
 
 
 def test_the_launchers_flags_in_the_pages_exist():
     sources = [ROOT / "experiments" / name for name in ("launch.py", "compile_for/__main__.py")]
     known = {n for path in sources for n in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text())}
     fields = {f"config.{s}.{f}" for s, section in config.Config().to_dict().items() for f in section}
-    lines = [line for line in DOCS.splitlines() if "experiments." in line or "--config." in line]
+    lines = [line for line in TEXT.splitlines() if "experiments." in line or "--config." in line]
     named = set(re.findall(r"--([\w.]+)=", "\n".join(lines)))
     assert len(named) > 3
     assert named <= known | fields
