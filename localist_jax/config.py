@@ -80,10 +80,7 @@ class Model:
     block_capacity: int = number(16, "K: blocks allocated", least=1, most=2**16)
     block_units: int = number(32, "U; 0: no localist units", least=0, most=2**20)
     generations: int = number(
-        1,
-        "blocks in a line of descent whose units add up; recruited blocks need 2 or more",
-        least=1,
-        most=1000,
+        1, "blocks in a line of descent whose units add up; recruiting needs 2 or more", least=1, most=1000
     )
     dialled_units: bool = flag(False, "units weigh λ of their layer, so that λ=0 is the model without them")
     anchor_capacity: int = number(16, "anchor tokens per block", least=1, most=2**20)
@@ -105,10 +102,7 @@ class Model:
         False, "perception layers are dense at λ=0 and have their window at λ=1; else at every λ"
     )
     delta_rank: int = number(
-        0,
-        "rank of low-rank deltas on q, k, v and o of localist layers, which weigh λ; 0: none",
-        least=0,
-        most=2**14,
+        0, "rank of deltas on q, k, v, o of localist layers, which weigh λ; 0: none", least=0, most=2**14
     )
     qk_norm: bool = flag(
         True, "queries and keys are normed in each head, which makes T5 hold for every input"

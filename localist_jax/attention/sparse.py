@@ -57,6 +57,7 @@ class Engine:
       pure: tiles of one block, for ever longer blocks.
       band: the smallest and largest tile of the pass over the window.
       lanes: queries side by side in that pass.
+      many_blocks: from so many on a pass in one piece has another program for odds that are all 1.
       overlaps: whether tiles of keys may overlap, so that each of these tiles has one that holds its whole window.
       page_cost: time of a pair in small tiles of few queries over that in wide ones.
       whole: whether tiles keep their size where there are fewer positions.
@@ -71,6 +72,7 @@ class Engine:
     lanes: int = 8192
     page_cost: float = 2.0
     whole: bool = False
+    many_blocks: int = 32
     overlaps: bool = True
 
     def fit(self, size: int, length: int) -> int:
@@ -318,12 +320,28 @@ PLANS = {
 
 
 def _attend_forward(how: How, plan: Plan, q, k, v, odds, relevant) -> Found:
-    terms, found = _terms(how, q, odds, relevant), None
-    for section in plan.sections:
-        with jax.named_scope(f"attend_{section.pairs}"):
-            found = how.engine.forward(section, terms, q, k, v, found)
-    assert found is not None
-    return found
+    terms = _terms(how, q, odds, relevant)
+
+    def run(sections, terms) -> Found:
+        found = None
+        for section in sections:
+            with jax.named_scope(f"attend_{section.pairs}"):
+                found = how.engine.forward(section, terms, q, k, v, found)
+        assert found is not None
+        return found
+
+    in_one = [section.pairs for section in plan.sections] == ["all"] and terms.traits is None
+    if not in_one or odds.shape[3] < how.engine.many_blocks:
+        return run(plan.sections, terms)
+    # At λ=0 every ω is 1: looking each up costs as much again as the logits do where blocks are many.
+    plain = dataclasses.replace(
+        terms, log_odds=jnp.zeros((*terms.log_odds.shape[:2], 1, 1), terms.log_odds.dtype)
+    )
+    return lax.cond(
+        (odds == 1).all(),
+        lambda: run([s.without_blocks() for s in plan.sections], plain),
+        lambda: run(plan.sections, terms),
+    )
 
 
 def _attend_backward(how: How, plan: Plan, q, k, v, odds, relevant, dout, given, *, keyed: bool) -> Slopes:

@@ -322,6 +322,11 @@ class Section:
     lanes: int
     whole: Any = True
 
+    def without_blocks(self) -> Section:
+        """The section with all positions in block 0."""
+        q_at, k_at = (dataclasses.replace(x, block=jnp.zeros_like(x.block)) for x in (self.q_at, self.k_at))
+        return dataclasses.replace(self, q_at=q_at, k_at=k_at)
+
     def listed(self) -> WorkList:
         """What it visits."""
         if self.visit is None:

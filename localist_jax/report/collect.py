@@ -27,6 +27,7 @@ from localist_jax.training.evaluate import STATISTICS, SWEEP, Evaluator, window_
 from localist_jax.training.run import Run, write_json
 from localist_jax.training.state import GATES, at_path, filing_of, with_leaf
 
+FEW = (0.0, 0.9, 0.99, 1.0)  # dials at which a pretrained model is measured: each takes a while
 SAMPLED = (0.0, 0.9, 1.0)
 REDUNDANT_AT = (0.9, 0.99, 0.999)  # dials, and the fidelity that is wanted of them
 WANTED_FIDELITY = 0.9
@@ -36,10 +37,9 @@ NAME = 3  # of a block's anchors make its name
 
 def collect(run: Run) -> None:
     """Measures a run and writes every file that `report.write` reads."""
-    measured = sweep(run)
-    if (
-        run.settings.model.perception_dialled
-    ):  # all layers follow the dial, so a window in all of them compares
+    adopted = run.settings.model.perception_dialled
+    measured = sweep(run, FEW if adopted else SWEEP)
+    if adopted:  # all its layers follow the dial, so a window in all of them compares
         measured["window"] = window_control(run, measured["settings"][-1]["open_share"])
     write_json(run.workdir / "sweep.json", measured)
     write_json(run.workdir / "samples.json", samples(run, opening(run, tokens=32)))

@@ -135,6 +135,7 @@ CASES = {
     "large logits": Case(scale=6.0, dial="one"),
     "long": Case(T=150, K=7, window=8, dial="one", packed=True, B=1),
     "long, between": Case(T=150, K=7, window=8, B=1),
+    "many blocks, distributed": Case(T=150, K=40, dial="zero", packed=True, B=1, N=4, G=2, filings=2),
     "filed": Case(N=4, G=2, filings=2, dial="one", window=3),
     "filed, between": Case(N=6, G=3, filings=2, T=25, packed=True),
     "filed, long": Case(T=150, K=7, N=4, G=2, filings=2, window=8, dial="one", packed=True),

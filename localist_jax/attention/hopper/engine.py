@@ -199,4 +199,5 @@ def _log_odds(p: Pass):
 ENGINE = Engine(
     forward=partial(tiled.forward, forward), backward=backward, wide=(TILE, TILE, 1), small=(TILE, TILE, 1),
     pure=(Pure((TILE, TILE, 1), 1.2),), band=(TILE, TILE), lanes=TILE, whole=True, overlaps=False,
+    many_blocks=MOST_BLOCKS + 1,
 )  # fmt: skip
