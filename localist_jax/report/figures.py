@@ -177,7 +177,9 @@ def gate_maps(gates: np.ndarray, active: np.ndarray, first_layer: int = 0) -> Fi
                     axes.set_title(f"head {head}", fontsize=8)
                 if head == 0:
                     axes.set_ylabel(f"layer {first_layer + layer}", fontsize=8)
-        bar = figure.colorbar(image, ax=grid, shrink=0.8, pad=0.02, spacing="uniform")
+        bar = figure.colorbar(
+            image, ax=grid[: max(2, len(grid) // 6)], shrink=0.8, pad=0.02, spacing="uniform"
+        )
         bar.set_ticks([np.mean(bounds[:2]), *bounds[2:]], labels=["0", *[f"{b:g}" for b in bounds[2:]]])
         bar.ax.tick_params(labelsize=7)
         return figure

@@ -154,7 +154,7 @@ def _tiles(about: Record, sweep: Record, records: Sequence[Record]) -> str:
         (f"{high['open_share']:.1%}", "open causal pairs at λ=1, all layers"),
         (f"{low['entropy_bits']:.2f} → {high['entropy_bits']:.2f}", "attention entropy, bits"),
         (f"{sweep['compile_count']}", f"compilation(s) for a sweep over {len(sweep['settings'])} dials"),
-        (human_count(float(np.median(speeds))) if speeds else "–", "training tokens per second"),
+        *([(human_count(float(np.median(speeds))), "training tokens per second")] if speeds else []),
     ]
     cells = "".join(f'<div class="tile"><b>{a}</b><span>{escape(b)}</span></div>' for a, b in tiles)
     return f'<div class="tiles">{cells}</div>'
@@ -226,7 +226,9 @@ def _blocks(blocks: Record, records: Sequence[Record], steps: int) -> str:
     largest = max(row["usage"] for row in blocks["blocks"]) or 1.0
     rows = []
     for row, depth in _by_descent(blocks["blocks"]):
-        bar = f'<span class="bar" style="width:{5 * row["usage"] / largest:.2f}rem"></span>{row["usage"]:.1%}'
+        bar = (
+            f'<span class="bar" style="width:{3.5 * row["usage"] / largest:.2f}rem"></span>{row["usage"]:.1%}'
+        )
         anchors = ", ".join(
             f'<span class="word"><b>{escape(a["text"])}</b> {a["gain_bits"] * blocks["positions"]:,.0f}</span>'
             for a in row["anchors"]
@@ -277,7 +279,7 @@ def _information(blocks: Record) -> str:
         f"about its block; the rest is context. I(query block; key block) under attention is "
         f"{blocks['attention_information_bits']:.3f} bits.</p>"
         f"<p>Anchors are chosen greedily for what they tell about whether a position is the block's (T9). Behind each: "
-        f"the bits that it saves in telling so for all {blocks['positions']:,} held-out positions, less the bias of "
+        f"the bits that it saves in telling so for all {blocks['positions']:,} positions read, less the bias of "
         "the estimate; the first ones name the block. <i>Told by them</i>: I(block; anchors) of H(block), per "
         "position; the difference is H(block | anchors).</p>"
     )
