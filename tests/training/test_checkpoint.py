@@ -198,13 +198,12 @@ def test_a_save_that_meets_a_full_disk_is_one_line_with_a_remedy(tmp_path, monke
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     checkpoints.latest()
     monkeypatch.setattr(ocp.CheckpointManager, method, full)
-    with pytest.raises(
-        CheckpointError, match=r"could not be written \(No space left on device\); earlier ones are whole"
-    ) as error:
-        if method == "save":
-            checkpoints.save(1, {"x": jnp.zeros(2)}, manifest={}, cursor={})
-        elif method == "close":
-            checkpoints.close()
-        else:
-            checkpoints.wait()
+    calls = {
+        "save": lambda: checkpoints.save(1, {"x": jnp.zeros(2)}, manifest={}, cursor={}),
+        "wait_until_finished": checkpoints.wait,
+        "close": checkpoints.close,
+    }
+    words = r"could not be written \(No space left on device\); earlier ones are whole"
+    with pytest.raises(CheckpointError, match=words) as error:
+        calls[method]()
     assert "\n" not in str(error.value)
