@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -183,3 +184,26 @@ def test_a_newer_format_is_refused(folder):
         pytest.raises(CheckpointError, match="format 99, this version reads 2"),
     ):
         checkpoints.manifest(6)
+
+
+@pytest.mark.parametrize("method", ["save", "wait_until_finished", "close"])
+def test_a_save_that_meets_a_full_disk_is_one_line_with_a_remedy(tmp_path, monkeypatch, method):
+    """It may come up at once or later: arrays are written in the background."""
+
+    def full(self, *_, **__):
+        raise ValueError(
+            f"RESOURCE_EXHAUSTED: {tmp_path}: \n Failed: No space left on device [os_error_code='28']"
+        )
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.latest()
+    monkeypatch.setattr(ocp.CheckpointManager, method, full)
+    calls = {
+        "save": lambda: checkpoints.save(1, {"x": jnp.zeros(2)}, manifest={}, cursor={}),
+        "wait_until_finished": checkpoints.wait,
+        "close": checkpoints.close,
+    }
+    words = r"could not be written \(No space left on device\); earlier ones are whole"
+    with pytest.raises(CheckpointError, match=words) as error:
+        calls[method]()
+    assert "\n" not in str(error.value)
