@@ -34,6 +34,29 @@ Report = Callable[[str, int, int], None]  # stage, batches done, batches in all
 
 
 @dataclasses.dataclass(frozen=True)
+class Look:
+    """What a look at some text found; every budget can be chosen from it.
+
+    Attributes:
+      router: kernel [D, K] and bias [K]; block 0 is the sink's and never chosen.
+      blocks: active blocks, with the anchors that were pinned.
+      mass: float64 [F, L, N, K, K]; attention mass beyond the always-open pairs under each filing, at λ=0.
+      pairs: float64 [F, K, K]; the causal pairs that a gate decides.
+      always: pairs that are open whatever the gates are, summed over layers.
+      causal: causal pairs of a layer.
+      tokens: positions looked at.
+    """
+
+    router: dict[str, np.ndarray]
+    blocks: Blocks
+    mass: np.ndarray
+    pairs: np.ndarray
+    always: float
+    causal: float
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Calibration:
     """What a calibration found.
 
@@ -124,12 +147,35 @@ def calibrate(
       ValueError: as `check`, or more anchors than blocks.
     """
     check(model.config, batches, open_share)
+    return choose(model.config, look(model, params, batches, key=key, anchors=anchors, report=report), open_share)
+
+
+def look(
+    model: Transformer,
+    params: PyTree,
+    batches: Sequence[Batch],
+    *,
+    key: Key,
+    anchors: Mapping[str, Sequence[int]] | None = None,
+    report: Report = lambda *_: None,
+) -> Look:
+    """Finds the router, and what each gate would let through; arguments as of `calibrate`."""
     blocks, router, params = _router(model, params, batches, key, anchors or {}, report)
     mass, pairs = _tables(model, params, blocks, batches, report)
-    _, room, total = _always_open(model.config, batches)
-    filing, gates, share = _gates(model.config, mass, pairs, open_share * model.config.layers * total - room)
+    _, always, causal = _always_open(model.config, batches)
     tokens = sum(int((np.asarray(batch.segments) > 0).sum()) for batch in batches)
-    return Calibration(router, filing, gates, blocks, tokens, share)
+    return Look(router, blocks, mass, pairs, always, causal, tokens)
+
+
+def choose(model: config.Model, seen: Look, open_share: float) -> Calibration:
+    """Chooses filing and gates for an open share.
+
+    Raises:
+      ValueError: a share below what window and sink hold open.
+    """
+    room = open_share * model.layers * seen.causal - seen.always
+    filing, gates, share = _gates(model, seen.mass, seen.pairs, room)
+    return Calibration(seen.router, filing, gates, seen.blocks, seen.tokens, share)
 
 
 def with_router(params: PyTree, router: dict[str, np.ndarray]) -> PyTree:
