@@ -33,9 +33,13 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser("localise", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/localise"))
-    parser.add_argument("--out", type=Path, help="of the page; docs/measurements, or the workdir of a --quick study")
+    parser.add_argument(
+        "--out", type=Path, help="of the page; docs/measurements, or the workdir of a --quick study"
+    )
     parser.add_argument("--quick", action="store_true", help="a small study, to see that everything works")
-    parser.add_argument("--cases", nargs="+", default=[], metavar="PATTERN", help="only these; `*` is anything")
+    parser.add_argument(
+        "--cases", nargs="+", default=[], metavar="PATTERN", help="only these; `*` is anything"
+    )
     parser.add_argument("--minutes", type=float, default=0.0, help="begin no other case after so many")
     parser.add_argument("--rows", type=int, help="unseen rows of each corpus")
     parser.add_argument("--list", action="store_true", help="say what the cases are")
@@ -43,7 +47,9 @@ def main() -> None:
     arguments = parser.parse_args()
     extent = QUICK if arguments.quick else Extent()
     if arguments.rows:
-        extent = dataclasses.replace(extent, rows=arguments.rows, control_rows=min(arguments.rows, extent.control_rows))
+        extent = dataclasses.replace(
+            extent, rows=arguments.rows, control_rows=min(arguments.rows, extent.control_rows)
+        )
     out = arguments.out or (arguments.workdir if arguments.quick else Path("docs/measurements"))
     with one_line():
         cases = plan(extent)

@@ -35,7 +35,7 @@ class Extent:
       grammar_pairs: of each paradigm of BLiMP.
     """
 
-    sizes: Sizes = Sizes()
+    sizes: Sizes = dataclasses.field(default_factory=Sizes)
     rows: int = 8
     control_rows: int = 3
     shares: tuple[float, ...] = (MAIN, DISTILLED, 0.08, 0.25)
@@ -46,7 +46,10 @@ class Extent:
     length: int = 1536
     distil_context: int = 1024
     distil_steps: tuple[int, ...] = (98, 977)
-    lengths: tuple[tuple[int, int, tuple[float, ...]], ...] = ((512, 8, (MAIN, 0.25)), (4096, 3, (MAIN, DISTILLED)))
+    lengths: tuple[tuple[int, int, tuple[float, ...]], ...] = (
+        (512, 8, (MAIN, 0.25)),
+        (4096, 3, (MAIN, DISTILLED)),
+    )
     grammar_pairs: int = 10
 
 
@@ -72,7 +75,9 @@ class Bench:
         return self._last[1]
 
 
-def made(subject: Subject, kind: str, share: float = 0.0, seed: int = 0, context: int = 0, **more: Any) -> Condition:
+def made(
+    subject: Subject, kind: str, share: float = 0.0, seed: int = 0, context: int = 0, **more: Any
+) -> Condition:
     """Return a condition by its kind."""
     if kind == "original":
         return subject.original()
@@ -91,9 +96,13 @@ def plan(extent: Extent) -> list[Case]:
     at = {"context": T, "seed": first}
     original: dict[str, Any] = {"kind": "original"}
 
-    def text(name: str, condition: dict[str, Any], context: int = T, rows: int = extent.rows, cost: float = 6.0):
+    def text(
+        name: str, condition: dict[str, Any], context: int = T, rows: int = extent.rows, cost: float = 6.0
+    ):
         every = tuple(range(rows))
-        return _texts(f"text/{context}/{name}", condition, extent, context, rows, every, cost * context / 2048)
+        return _texts(
+            f"text/{context}/{name}", condition, extent, context, rows, every, cost * context / 2048
+        )
 
     def blocks(share: float, seed: int = first, context: int = T) -> dict[str, Any]:
         return {"kind": "blocks", "share": share, "seed": seed, "context": context}
@@ -112,12 +121,19 @@ def plan(extent: Extent) -> list[Case]:
 
     def learned(steps: int) -> list[Case]:
         name, tokens = f"distilled-{DISTILLED:g}-{steps}", steps * extent.distil_context
-        begin = Case(f"distil/{name}", {"condition": {**distilled, "steps": steps}, **_of(extent)}, _distil, tokens / 200)
+        begin = Case(
+            f"distil/{name}",
+            {"condition": {**distilled, "steps": steps}, **_of(extent)},
+            _distil,
+            tokens / 200,
+        )
         return [begin, *text(f"{name}/seed{first}", {**distilled, "steps": steps})]
 
     def ask(question: str, measure, cost: float) -> list[Case]:
         return [
-            Case(f"{question}/{name}", {"condition": c, **_of(extent), "length": extent.length}, measure, cost)
+            Case(
+                f"{question}/{name}", {"condition": c, **_of(extent), "length": extent.length}, measure, cost
+            )
             for name, c in asked.items()
         ]
 
@@ -132,7 +148,11 @@ def plan(extent: Extent) -> list[Case]:
     few, *many = extent.distil_steps
     cases += learned(few)
     for seed in others:
-        cases.append(Case(f"calibration/{T}/seed{seed}", {"context": T, "seed": seed, **_of(extent)}, _calibration, 150))
+        cases.append(
+            Case(
+                f"calibration/{T}/seed{seed}", {"context": T, "seed": seed, **_of(extent)}, _calibration, 150
+            )
+        )
         for share in (DISTILLED, MAIN):
             cases += text(f"blocks-{share:g}/seed{seed}", blocks(share, seed))
     some = tuple(np.linspace(0, extent.rows - 1, extent.control_rows).round().astype(int).tolist())
@@ -147,7 +167,9 @@ def plan(extent: Extent) -> list[Case]:
         )
         for dial in (0, 1)
     ]  # fmt: skip
-    cases.append(Case("names/supersenses", {"condition": blocks(MAIN), "rows": extent.rows, **_of(extent)}, _names, 60))
+    cases.append(
+        Case("names/supersenses", {"condition": blocks(MAIN), "rows": extent.rows, **_of(extent)}, _names, 60)
+    )
     for share in extent.more_shares:
         cases += both(share)
     for context, rows, shares in extent.lengths:
@@ -173,9 +195,16 @@ def _texts(
     cost: float,
 ) -> list[Case]:
     """Return the cases of a condition, one for each corpus; it reads the `chosen` of so many rows."""
-    settings = {"condition": condition, "context": context, "rows": rows, "chosen": list(chosen), **_of(extent)}
+    settings = {
+        "condition": condition,
+        "context": context,
+        "rows": rows,
+        "chosen": list(chosen),
+        **_of(extent),
+    }
     return [
-        Case(f"{name}/{corpus}", {**settings, "corpus": corpus}, _code, cost * len(chosen)) for corpus in CORPORA
+        Case(f"{name}/{corpus}", {**settings, "corpus": corpus}, _code, cost * len(chosen))
+        for corpus in CORPORA
     ]
 
 
@@ -224,7 +253,11 @@ def _recall(bench: Bench, case: Case) -> Figures:
 def _answered(bench: Bench, case: Case, tries: list[retrieval.Try]) -> Figures:
     condition = bench.condition(case.settings["condition"])
     right = retrieval.right(bench.reader, condition, tries)
-    return {"right": right, "share": float(np.mean([x for row in right for x in row])), "about": condition.about}
+    return {
+        "right": right,
+        "share": float(np.mean([x for row in right for x in row])),
+        "about": condition.about,
+    }
 
 
 def _distil(bench: Bench, case: Case) -> Figures:
@@ -234,7 +267,9 @@ def _distil(bench: Bench, case: Case) -> Figures:
 
 
 def _grammar(bench: Bench, case: Case) -> Figures:
-    condition = dataclasses.replace(bench.condition(case.settings["condition"]), dial=float(case.settings["dial"]))
+    condition = dataclasses.replace(
+        bench.condition(case.settings["condition"]), dial=float(case.settings["dial"])
+    )
     return words.grammar(bench.reader, condition, bench.subject.run.tokenizer, case.settings["pairs"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.localise.subject import Condition, Subject
-from experiments.told import told
+from experiments.told import telling
 from localist_jax.adopt.calibrate import Calibration, Look, choose
 from localist_jax.locality import budget
 from localist_jax.model import layers
@@ -27,7 +27,13 @@ MULTIPLIER = 2654435761  # of Knuth's hash
 
 
 def made(
-    subject: Subject, kind: str, share: float, context: int, seed: int, names: Sequence[str], other: Sequence[str]
+    subject: Subject,
+    kind: str,
+    share: float,
+    context: int,
+    seed: int,
+    names: Sequence[str],
+    other: Sequence[str],
 ) -> Condition:
     """Return a control by its kind, at an open share over all layers."""
     shape = subject.shape()
@@ -45,7 +51,9 @@ def made(
         seen, _ = subject.look(names, context, seed, within=within, kind=kind)
         return subject.localist(choose(shape, seen, share), within=within)
     if kind == "own-filing":
-        return subject.localist(choose(shape, dataclasses.replace(seen, mass=seen.mass[:1], pairs=seen.pairs[:1]), share))
+        return subject.localist(
+            choose(shape, dataclasses.replace(seen, mass=seen.mass[:1], pairs=seen.pairs[:1]), share)
+        )
     found = choose(shape, seen, share)
     gates = _whole_heads(shape, seen, share) if kind == "heads" else _shuffled(seen, found, seed)
     filing = np.zeros_like(found.filing) if kind == "heads" else found.filing
@@ -83,8 +91,10 @@ def _usage(seen: Look) -> np.ndarray:
     return queries / queries.sum()
 
 
-@lru_cache(maxsize=None)
-def _context(kind: str, usage: tuple[float, ...], seed: int) -> Callable[[], contextlib.AbstractContextManager]:
+@cache
+def _context(
+    kind: str, usage: tuple[float, ...], seed: int
+) -> Callable[[], contextlib.AbstractContextManager]:
     edges = jnp.cumsum(jnp.asarray(usage))[:-1]
 
     def block_of(tokens: jax.Array, _: Any) -> jax.Array:
@@ -96,7 +106,7 @@ def _context(kind: str, usage: tuple[float, ...], seed: int) -> Callable[[], con
             draw = jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))(keys)
         return jnp.maximum(1, jnp.searchsorted(edges, draw, side="right"))
 
-    return lambda: told(block_of)
+    return lambda: telling(block_of)
 
 
 def _assigned(kind: str, usage: np.ndarray, seed: int) -> Callable[[], contextlib.AbstractContextManager]:
@@ -109,7 +119,9 @@ def _best_keys(subject: Subject, share: float, context: int) -> Condition:
     shape = subject.shape()
     window = subject.window(share, context)
     positions = np.arange(context)
-    always = np.minimum(positions + 1, shape.window + np.minimum(shape.sink, np.maximum(0, positions + 1 - shape.window)))
+    always = np.minimum(
+        positions + 1, shape.window + np.minimum(shape.sink, np.maximum(0, positions + 1 - shape.window))
+    )
     perception = np.minimum(positions + 1, shape.perception_window + shape.sink)
     total, localist = (positions + 1).sum(), shape.layers - shape.router_layer
     wanted = (share * shape.layers * total - shape.router_layer * perception.sum()) / localist
@@ -123,11 +135,16 @@ def _best_keys(subject: Subject, share: float, context: int) -> Condition:
     params = window.params  # all gates closed
     about = {"best_keys": count, "open_share": float(open_share)}
     return Condition(
-        subject.network(shape), params, subject.blocks, 1.0, within=_attending_to(count, shape.window), about=about
+        subject.network(shape),
+        params,
+        subject.blocks,
+        1.0,
+        within=_attending_to(count, shape.window),
+        about=about,
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _attending_to(count: int, window: int) -> Callable[[], contextlib.AbstractContextManager]:
     usual = layers.attend
 

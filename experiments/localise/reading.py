@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from experiments.localise.subject import Condition
 from localist_jax import bits
@@ -45,7 +45,9 @@ class Reader:
         """Return the code length of each row, bits."""
         return self._run(_code, condition, batch)[0]
 
-    def greedy(self, condition: Condition, batch: Batch, at: Int[np.ndarray, "B P"]) -> Int[np.ndarray, "B P"]:
+    def greedy(
+        self, condition: Condition, batch: Batch, at: Int[np.ndarray, "B P"]
+    ) -> Int[np.ndarray, "B P"]:
         """Return the likeliest token after each of these positions."""
         return self._run(_greedy, condition, batch, at)
 

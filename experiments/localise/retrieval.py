@@ -28,8 +28,8 @@ DEEPEST, SHALLOWEST = 0.05, 0.8  # where the needle stands, as a share of the te
 DIGITS = 5
 WORDS = (
     "apple", "river", "table", "horse", "cloud", "stone", "garden", "window", "candle", "bridge", "forest", "silver",
-    "mirror", "basket", "engine", "ladder", "pocket", "hammer", "island", "winter", "bottle", "carpet", "pencil", "rabbit",
-    "temple", "circle", "dragon", "feather", "kitchen", "lemon", "market", "needle",
+    "mirror", "basket", "engine", "ladder", "pocket", "hammer", "island", "winter", "bottle", "carpet", "pencil",
+    "rabbit", "temple", "circle", "dragon", "feather", "kitchen", "lemon", "market", "needle",
 )  # fmt: skip
 PAIRS, ASKED = 32, 16
 
@@ -57,7 +57,7 @@ def needles(texts: Texts, count: int, length: int) -> list[Try]:
 
 
 def pairs(texts: Texts, count: int, length: int) -> list[Try]:
-    """Return tries of `ASKED` questions each: pairs of a word and a number first, then unrelated text, then questions."""
+    """Return tries of `ASKED` questions: pairs of a word and a number first, then unrelated text, then questions."""
     encode, rng = texts.tokenizer.encode, np.random.default_rng(25)
     tries = []
     for hay in _hay(texts, count, max(64, length - 512)):
@@ -102,7 +102,9 @@ def right(reader: Reader, condition: Condition, tries: Sequence[Try]) -> list[li
         row = np.zeros((1, length), np.int32)
         row[0, : len(one.tokens)] = one.tokens
         batch = rows_of(row, row).take(np.array([0]))
-        batch = dataclasses.replace(batch, segments=(np.arange(length) < len(one.tokens))[None].astype(np.int32))
+        batch = dataclasses.replace(
+            batch, segments=(np.arange(length) < len(one.tokens))[None].astype(np.int32)
+        )
         places = np.concatenate([np.arange(*span) for span in one.spans])
         said = reader.greedy(condition, batch, places[None] - 1)[0]
         hits = dict(zip(places.tolist(), (said == one.tokens[places]).tolist(), strict=True))

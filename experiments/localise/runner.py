@@ -94,7 +94,10 @@ def run(cases: Sequence[Case], folder: Path, bench: Any, fingerprint: str, minut
     there, begun, spent = len(cases) - len(waiting), time.monotonic(), 0.0
     for nth, case in enumerate(waiting):
         if minutes and time.monotonic() - begun > 60 * minutes:
-            print(f"localise: {minutes:g} minutes are over, {len(waiting) - nth} cases are left", file=sys.stderr)
+            print(
+                f"localise: {minutes:g} minutes are over, {len(waiting) - nth} cases are left",
+                file=sys.stderr,
+            )
             return False
         start = time.monotonic()
         try:

@@ -145,14 +145,24 @@ class Subject:
           shape, within, kind: of a control.
         """
         s = self.sizes
-        about = (LOOK_VERSION, self.fingerprint, s.context, s.calibration_rows, s.blocks, tuple(names), context, seed, kind)
+        about = (
+            LOOK_VERSION,
+            self.fingerprint,
+            s.context,
+            s.calibration_rows,
+            s.blocks,
+            tuple(names),
+            context,
+            seed,
+            kind,
+        )
         path = self.folder / "looks" / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.npz"
         if not path.exists():
             begun = time.monotonic()
             with within():
                 seen = look(
                     self.network(shape or self.shape()), self.trunk, self.calibration(names, context),
-                    key=jax.random.key(seed), report=_reported(),
+                    key=jax.random.key(seed), report=_reported(context),
                 )  # fmt: skip
             _save(path, seen, time.monotonic() - begun)
         return self._load(path)
@@ -239,12 +249,12 @@ def _save(path: Path, seen: Look, seconds: float) -> None:
     temporary.replace(path)
 
 
-def _reported() -> Callable[[str, int, int], None]:
+def _reported(context: int) -> Callable[[str, int, int], None]:
     """Return a report of a look's stages as lines of progress."""
     stages: dict[str, Progress] = {}
 
     def report(stage: str, done: int, total: int) -> None:
-        progress = stages.setdefault(stage, Progress(total, label=stage))
+        progress = stages.setdefault(stage, Progress(total, tokens=context, label=stage))
         progress.update(done, "")
 
     return report

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from localist_jax.data import Batch, Rows, Tokenizer, load
 from localist_jax.config import Data
+from localist_jax.data import Batch, Rows, Tokenizer, load
 from localist_jax.data.corpora import find
 
 CORPORA = ("wikitext-2", "pharmacology", "economics")
@@ -27,7 +27,9 @@ def documents(name: str, split: str) -> tuple[str, ...]:
       CorpusError: it is not there.
     """
     if name in BOOKS:
-        return getattr(load(Data(corpus="openstax", path=str(find("openstax", SHELF) / f"{name}.jsonl"))), split)
+        return getattr(
+            load(Data(corpus="openstax", path=str(find("openstax", SHELF) / f"{name}.jsonl"))), split
+        )
     if name == "dc_code":
         find(name, "statutes as JSONL with the fields text and split")
     return getattr(load(Data(corpus=name)), split)

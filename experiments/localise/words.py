@@ -36,7 +36,12 @@ def grammar(reader: Reader, condition: Condition, tokenizer: Tokenizer, of_each:
     right = good < bad
     numbers = np.repeat(np.arange(len(paradigms)), [len(pairs) for pairs in paradigms.values()])
     by_paradigm = {name: float(right[numbers == nth].mean()) for nth, name in enumerate(paradigms)}
-    return {"accuracy": float(right.mean()), "pairs": len(right), "right": right.tolist(), "by_paradigm": by_paradigm}
+    return {
+        "accuracy": float(right.mean()),
+        "pairs": len(right),
+        "right": right.tolist(),
+        "by_paradigm": by_paradigm,
+    }
 
 
 def _pairs(of_each: int) -> dict[str, list[tuple[str, str]]]:

@@ -147,7 +147,9 @@ def calibrate(
       ValueError: as `check`, or more anchors than blocks.
     """
     check(model.config, batches, open_share)
-    return choose(model.config, look(model, params, batches, key=key, anchors=anchors, report=report), open_share)
+    return choose(
+        model.config, look(model, params, batches, key=key, anchors=anchors, report=report), open_share
+    )
 
 
 def look(
