@@ -54,7 +54,7 @@ class Extent:
 
 
 QUICK = Extent(
-    Sizes(context=512, calibration_rows=1, blocks=32), rows=1, control_rows=1, shares=(MAIN,), more_shares=(),
+    Sizes(context=1024, calibration_rows=1, blocks=32), rows=1, control_rows=1, shares=(MAIN,), more_shares=(),
     seeds=(0,), tries=2, recall_tries=1, length=512, distil_context=256, distil_steps=(2,), lengths=(), grammar_pairs=1,
 )  # fmt: skip
 
@@ -93,6 +93,7 @@ def made(
 def plan(extent: Extent) -> list[Case]:
     """Return all cases, the most valuable first."""
     T, (first, *others) = extent.sizes.context, extent.seeds
+    looking = 150 * T * extent.sizes.calibration_rows / 6144
     at = {"context": T, "seed": first}
     original: dict[str, Any] = {"kind": "original"}
 
@@ -138,7 +139,7 @@ def plan(extent: Extent) -> list[Case]:
         ]
 
     cases = [
-        Case(f"calibration/{T}/seed{first}", {**at, **_of(extent)}, _calibration, 150),
+        Case(f"calibration/{T}/seed{first}", {**at, **_of(extent)}, _calibration, looking),
         *text("original", original, cost=7.0),
         Case("exact/dial0", {"condition": blocks(MAIN), **_of(extent)}, _exact, 45),
     ]

@@ -176,15 +176,25 @@ def choose(model: config.Model, seen: Look, open_share: float) -> Calibration:
       ValueError: a share below what window and sink hold open.
     """
     room = open_share * model.layers * seen.causal - seen.always
+    if room < 0:
+        least = seen.always / (model.layers * seen.causal)
+        raise ValueError(
+            f"localise: open_share {open_share:g} is below {least:.3f}, what window and sink hold open"
+        )
     filing, gates, share = _gates(model, seen.mass, seen.pairs, room)
     return Calibration(seen.router, filing, gates, seen.blocks, seen.tokens, share)
 
 
 def with_router(params: PyTree, router: dict[str, np.ndarray]) -> PyTree:
     """Parameters with this router, on states that are normalised and not weighed."""
+    params = _with_plain_states(params)
     leaves = {name: jnp.asarray(x, jnp.float32) for name, x in router.items()}
+    return {**params, "router": {**params["router"], **leaves}}
+
+
+def _with_plain_states(params: PyTree) -> PyTree:
     ones = jnp.ones_like(params["router"]["norm"]["gain"])
-    return {**params, "router": {**leaves, "norm": {"gain": ones}}}
+    return {**params, "router": {**params["router"], "norm": {"gain": ones}}}
 
 
 def _always_open(model: config.Model, batches: Sequence[Batch]) -> tuple[float, float, float]:
@@ -201,7 +211,7 @@ def _always_open(model: config.Model, batches: Sequence[Batch]) -> tuple[float, 
 
 def _router(model, params, batches, key, anchors, report):
     """Blocks (with anchors), the router's leaves, and parameters with that router."""
-    c = model.config
+    c, params = model.config, _with_plain_states(params)
     blocks = Blocks.create(c.blocks, c.block_capacity, c.anchor_capacity)
     if len(anchors) >= c.blocks - 1:
         raise ValueError(
