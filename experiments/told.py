@@ -21,6 +21,17 @@ def told(block_of: Callable[[jax.Array, Any], jax.Array]) -> Iterator[None]:
     Args:
       block_of: from tokens and segments (or None) [B, T] to blocks [B, T], counted from 1.
     """
+    jax.clear_caches()
+    try:
+        with telling(block_of):
+            yield
+    finally:
+        jax.clear_caches()
+
+
+@contextlib.contextmanager
+def telling(block_of: Callable[[jax.Array, Any], jax.Array]) -> Iterator[None]:
+    """As `told`, for functions that are compiled in here alone."""
     segments: list[Any] = [None]
 
     def instead(call, arguments, options, context):
@@ -33,9 +44,5 @@ def told(block_of: Callable[[jax.Array, Any], jax.Array]) -> Iterator[None]:
         block = block_of(tokens, segments[0])
         return CERTAIN * jax.nn.one_hot(block, blocks.active.size) + 0 * logits, states
 
-    jax.clear_caches()
-    try:
-        with nn.intercept_methods(instead):
-            yield
-    finally:
-        jax.clear_caches()
+    with nn.intercept_methods(instead):
+        yield

@@ -11,16 +11,21 @@ from localist_jax.data import Batch, Tokenizer, pack
 
 
 def one_each(
-    documents: Sequence[np.ndarray], context: int, rows: int, scored: Sequence[np.ndarray] | None = None
+    documents: Sequence[np.ndarray],
+    context: int,
+    rows: int,
+    scored: Sequence[np.ndarray] | None = None,
+    opener: int = Tokenizer.BOS,
 ) -> Batch:
     """`rows` rows with one document each, in their order; those that are left over stay empty.
 
     Args:
       documents: token ids, at most `rows` of them and each at most `context` long.
       scored: as in `pack`.
+      opener: token before each.
     """
     each = [
-        pack([ids], context, Tokenizer.BOS, None if scored is None else [scored[i]]).take(np.arange(1))
+        pack([ids], context, opener, None if scored is None else [scored[i]]).take(np.arange(1))
         for i, ids in enumerate(documents)
     ]
     empty = jax.tree.map(np.zeros_like, each[0])

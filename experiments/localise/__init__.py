@@ -1,1 +1,1 @@
-"""The adoption study: a model taken for foreign is adopted, made localist, and compared with controls."""
+"""The study of a pretrained model made localist by calibration: what it keeps, beside a window and other controls."""

@@ -34,6 +34,29 @@ Report = Callable[[str, int, int], None]  # stage, batches done, batches in all
 
 
 @dataclasses.dataclass(frozen=True)
+class Look:
+    """What a look at some text found; every budget can be chosen from it.
+
+    Attributes:
+      router: kernel [D, K] and bias [K]; block 0 is the sink's and never chosen.
+      blocks: active blocks, with the anchors that were pinned.
+      mass: float64 [F, L, N, K, K]; attention mass beyond the always-open pairs under each filing, at λ=0.
+      pairs: float64 [F, K, K]; the causal pairs that a gate decides.
+      always: pairs that are open whatever the gates are, summed over layers.
+      causal: causal pairs of a layer.
+      tokens: positions looked at.
+    """
+
+    router: dict[str, np.ndarray]
+    blocks: Blocks
+    mass: np.ndarray
+    pairs: np.ndarray
+    always: float
+    causal: float
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Calibration:
     """What a calibration found.
 
@@ -124,19 +147,54 @@ def calibrate(
       ValueError: as `check`, or more anchors than blocks.
     """
     check(model.config, batches, open_share)
+    return choose(
+        model.config, look(model, params, batches, key=key, anchors=anchors, report=report), open_share
+    )
+
+
+def look(
+    model: Transformer,
+    params: PyTree,
+    batches: Sequence[Batch],
+    *,
+    key: Key,
+    anchors: Mapping[str, Sequence[int]] | None = None,
+    report: Report = lambda *_: None,
+) -> Look:
+    """Finds the router, and what each gate would let through; arguments as of `calibrate`."""
     blocks, router, params = _router(model, params, batches, key, anchors or {}, report)
     mass, pairs = _tables(model, params, blocks, batches, report)
-    _, room, total = _always_open(model.config, batches)
-    filing, gates, share = _gates(model.config, mass, pairs, open_share * model.config.layers * total - room)
+    _, always, causal = _always_open(model.config, batches)
     tokens = sum(int((np.asarray(batch.segments) > 0).sum()) for batch in batches)
-    return Calibration(router, filing, gates, blocks, tokens, share)
+    return Look(router, blocks, mass, pairs, always, causal, tokens)
+
+
+def choose(model: config.Model, seen: Look, open_share: float) -> Calibration:
+    """Chooses filing and gates for an open share.
+
+    Raises:
+      ValueError: a share below what window and sink hold open.
+    """
+    room = open_share * model.layers * seen.causal - seen.always
+    if room < 0:
+        least = seen.always / (model.layers * seen.causal)
+        raise ValueError(
+            f"localise: open_share {open_share:g} is below {least:.3f}, what window and sink hold open"
+        )
+    filing, gates, share = _gates(model, seen.mass, seen.pairs, room)
+    return Calibration(seen.router, filing, gates, seen.blocks, seen.tokens, share)
 
 
 def with_router(params: PyTree, router: dict[str, np.ndarray]) -> PyTree:
     """Parameters with this router, on states that are normalised and not weighed."""
+    params = _with_plain_states(params)
     leaves = {name: jnp.asarray(x, jnp.float32) for name, x in router.items()}
+    return {**params, "router": {**params["router"], **leaves}}
+
+
+def _with_plain_states(params: PyTree) -> PyTree:
     ones = jnp.ones_like(params["router"]["norm"]["gain"])
-    return {**params, "router": {**leaves, "norm": {"gain": ones}}}
+    return {**params, "router": {**params["router"], "norm": {"gain": ones}}}
 
 
 def _always_open(model: config.Model, batches: Sequence[Batch]) -> tuple[float, float, float]:
@@ -153,7 +211,7 @@ def _always_open(model: config.Model, batches: Sequence[Batch]) -> tuple[float, 
 
 def _router(model, params, batches, key, anchors, report):
     """Blocks (with anchors), the router's leaves, and parameters with that router."""
-    c = model.config
+    c, params = model.config, _with_plain_states(params)
     blocks = Blocks.create(c.blocks, c.block_capacity, c.anchor_capacity)
     if len(anchors) >= c.blocks - 1:
         raise ValueError(
