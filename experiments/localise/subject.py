@@ -245,8 +245,8 @@ def _save(path: Path, seen: Look, seconds: float) -> None:
     temporary = path.with_suffix(".tmp.npz")
     counts = np.array([seen.always, seen.causal, seen.tokens, seconds])
     mass = seen.mass.astype(np.float32)
-    arrays: dict[str, Any] = {"mass": mass, "pairs": seen.pairs, "counts": counts, **seen.router}
-    np.savez(temporary, **arrays)
+    kernel, bias = seen.router["kernel"], seen.router["bias"]
+    np.savez(temporary, mass=mass, pairs=seen.pairs, counts=counts, kernel=kernel, bias=bias)
     temporary.replace(path)
 
 
