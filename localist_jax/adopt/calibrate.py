@@ -1,8 +1,8 @@
 """Localising a pretrained model by looking at it: router, filing and gates from a few thousand tokens, no training.
 
 States → k-means → a router. One pass per batch, in which attention also reads the keys' blocks → the attention mass
-that every gate would let through (T17: the gradient of Σ lse with respect to ln ω) → where each head files its keys, and
-which gates to open for a budget of pairs. λ=0 stays the original.
+that every gate would let through (T17: the gradient of Σ lse with respect to ln ω) → where each head files its keys,
+and which gates to open for a budget of pairs. λ=0 stays the original.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ trunk is frozen throughout, so λ=0 stays the original model.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from localist_jax import config
-from localist_jax.adopt.calibrate import Calibration, calibrate, check, shape_of
+from localist_jax.adopt.calibrate import calibrate, check, shape_of
 from localist_jax.adopt.distil import distil
 from localist_jax.adopt.load import ORIGIN
 from localist_jax.data import Batch, Rows, prepare
@@ -102,33 +103,35 @@ def localise(
     begun, there = (out / "config.json").is_file(), out.exists()
     if begun and not settings.model.delta_rank:
         raise ValueError(f"{out}: holds a run already; choose another --out")
-    ids = {name: _tokens_of(run, name, words) for name, words in (anchors or {}).items()}
+    asked = {
+        "tokens": tokens,
+        "anchors": {name: _tokens_of(run, name, words) for name, words in (anchors or {}).items()},
+    }
     try:
-        made = Run.open(out) if begun else _calibrated(run, settings, out, tokens, ids, command)
+        made = _begun(out, settings, asked) if begun else _calibrated(run, settings, out, asked, command)
     except ValueError:
         if not there:
             shutil.rmtree(out, ignore_errors=True)
         raise
     if settings.model.delta_rank:
-        if made.settings != settings:
-            raise ValueError(f"{out}: holds a run with other settings; choose another --out")
         context = min(DISTIL_CONTEXT, settings.data.context)
         short = dataclasses.replace(settings.data, context=context)
         distil(made, prepare(short, out / "cache", run.tokenizer).train)
     return made
 
 
-def _calibrated(
-    run: Run,
-    settings: config.Config,
-    out: Path,
-    tokens: int,
-    anchors: Mapping[str, Sequence[int]],
-    command: str,
-) -> Run:
+def _begun(out: Path, settings: config.Config, asked: dict[str, Any]) -> Run:
+    """The run whose distilling was interrupted."""
+    made, about = Run.open(out), json.loads((out / "config.json").read_text(encoding="utf-8"))
+    if made.settings != settings or about["data"]["calibration"]["asked"] != asked:
+        raise ValueError(f"{out}: holds a run that was asked for otherwise; choose another --out")
+    return made
+
+
+def _calibrated(run: Run, settings: config.Config, out: Path, asked: dict[str, Any], command: str) -> Run:
     """The calibrated run, saved as step 0."""
     prepared = prepare(settings.data, out / "cache", run.tokenizer)
-    batches = calibration_batches(prepared.train, tokens, settings.train.seed)
+    batches = calibration_batches(prepared.train, asked["tokens"], settings.train.seed)
     open_share, seed = settings.gates.open_share_target, settings.train.seed
     check(settings.model, batches, open_share)
     model = Transformer(settings.model, run.tokenizer.vocab_size)
@@ -149,21 +152,21 @@ def _calibrated(
         batches,
         open_share=open_share,
         key=jax.random.key(seed),
-        anchors=anchors,
+        anchors=asked["anchors"],
         report=report,
     )
     state = dataclasses.replace(state, params=found.put_into(state.params), blocks=found.blocks)
     made = Run(out, settings, model, run.tokenizer, state, run.mesh, prepared)
-    _save(made, found, run, command)
+    _save(made, {**found.describe(), "asked": asked}, run, command)
     return made
 
 
-def _save(made: Run, found: Calibration, run: Run, command: str) -> None:
+def _save(made: Run, calibration: dict[str, Any], run: Run, command: str) -> None:
     with Checkpoints(made.workdir / "checkpoints", keep=made.settings.train.keep) as checkpoints:
         checkpoints.save(0, made.state, manifest=made.manifest(), cursor={})
     if (run.workdir / ORIGIN).is_dir():
         shutil.copytree(run.workdir / ORIGIN, made.workdir / ORIGIN, dirs_exist_ok=True)
-    made.record(command, {**made.data.describe(), "calibration": found.describe()})
+    made.record(command, {**made.data.describe(), "calibration": calibration})
 
 
 def calibration_batches(rows: Rows, tokens: int, seed: int) -> list[Batch]:

@@ -181,6 +181,8 @@ def test_distilling_goes_on_where_it_was_stopped(original, distilled, tmp_path, 
         with pytest.raises(KeyboardInterrupt):
             localise(original, chosen, tmp_path / "run", tokens=TOKENS)
     assert int(Run.open(tmp_path / "run").state.step) == 2
+    with pytest.raises(ValueError, match="asked for otherwise"):
+        localise(original, chosen, tmp_path / "run", tokens=TOKENS + 64)
     localise(original, chosen, tmp_path / "run", tokens=TOKENS)
     resumed = Run.open(tmp_path / "run")
     for one, other in zip(*(jax.tree.leaves(r.state.params) for r in (resumed, distilled)), strict=True):
