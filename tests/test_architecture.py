@@ -34,7 +34,8 @@ ARROWS = {
     | {"locality", "model", "data", "parallel", "training", "recruitment", "rules", "hierarchy"},
     "adopt": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
     "rules": FOUNDATION | {"locality", "model", "training", "recruitment"},
-    "__main__": FOUNDATION | {"locality", "training", "recruitment", "report", "adopt", "rules", "hierarchy"},
+    "__main__": FOUNDATION
+    | {"locality", "parallel", "training", "recruitment", "report", "adopt", "rules", "hierarchy"},
     "__init__": set(),
 }
 

@@ -84,6 +84,7 @@ PLAIN = {
 }  # fmt: skip
 WITH_ZERO = PLAIN | {
     "data.valid_rows", "model.block_units", "model.neighbours", "model.perception_window",
+    "model.delta_rank", "model.unturned_every",
     "dial.power", "gates.gate_bits", "gates.flat_tolerance", "gates.settle", "router.noise", "router.usage_floor",
     "router.usage_weight", "router.doubt_weight", "router.switching_weight", "optimizer.warmup", "optimizer.final",
     "optimizer.weight_decay", "optimizer.b1", "optimizer.b2", "optimizer.unit_price", "optimizer.trunk",

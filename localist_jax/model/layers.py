@@ -265,9 +265,10 @@ class Attention(nn.Module):
             # The full attention, read through `attend` itself: each key's value is its own unit vector.
             eye = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=q.dtype)[:, None], (*k.shape[:3], k.shape[1]))
             self.sow("intermediates", "attention", attend(q, k, eye, **call)[0])
-        if self.localist and self.is_mutable_collection("mass"):  # for calibration
+        counted = self.localist and not self.is_initializing()
+        if counted and self.is_mutable_collection("mass"):  # for calibration
             self.sow("mass", "beyond", self._mass_beyond(q, k, call))
-        if self.localist and self.is_mutable_collection(
+        if counted and self.is_mutable_collection(
             "block_mass"
         ):  # for reports: at this dial, of all open keys
             read = attend(q, k, self._block_values(call, G).astype(q.dtype), **call)[0]

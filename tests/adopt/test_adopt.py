@@ -458,7 +458,7 @@ def test_transformers_stops_at_the_same_tokens(tmp_path, case):
 
 def test_there_is_nothing_to_report_of_a_run_that_was_never_trained(adopted):
     _, run = adopted(VARIANTS[0])
-    with pytest.raises(ValueError, match="was adopted and not trained yet"):
+    with pytest.raises(ValueError, match="was adopted and has no blocks yet"):
         measure(run)
 
 

@@ -51,7 +51,7 @@ def test_the_default_depends_on_size_and_platform(length, platform, few, name, m
     [
         ({"implementation": "magic"}, "unknown implementation 'magic'; choose one of .*reference"),
         ({"window": 0}, "window must be at least 1"),
-        ({"stats": "all"}, "stats must be one of none, open, dense"),
+        ({"stats": "all"}, "stats must be one of none, lse, open, dense"),
         ({"odds": np.ones((1, 3, 4, 4))}, "odds have 3 heads, the queries 2"),
         ({"route": np.ones((2, 12, 3))}, "route needs"),
     ],

@@ -91,8 +91,9 @@ def test_a_localised_run_reads_in_the_tokens_of_the_run_it_was_made_of(other, tm
     two = tmp_path / "two"
     two.mkdir()
     (two / "a.txt").write_text("altogether different sentences about rivers\n" * 200)
-    wanted = localise.settings_of(run, corpus=str(two), steps=2, blocks=4, open_share=0.9)
-    made = localise.localise(run, wanted, tmp_path / "localised")
+    wanted = localise.settings_of(run, corpus=str(two), blocks=4, open_share=0.9)
+    wanted = wanted.replace(model={"window": 2, "perception_window": 3, "sink": 1})
+    made = localise.localise(run, wanted, tmp_path / "localised", tokens=200)
     measured = made.watch((0.0,))["bits_per_token@0"]
     (row,) = collect.sweep(Run.open(tmp_path / "localised"), [0.0])["settings"]
     assert row["bits_per_token"] == pytest.approx(measured, rel=1e-5)
