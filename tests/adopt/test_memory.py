@@ -4,27 +4,17 @@ import json
 import subprocess
 import sys
 
+import peak_memory
 import pytest
 
-from experiments.localise import study
 from localist_jax.adopt import shards
-
-MEASURE = """
-import json, sys
-from pathlib import Path
-from experiments.localise import study
-from localist_jax.adopt import shards
-shards.STRIP_BYTES = int(sys.argv[2])
-print(json.dumps(study.memory_of(Path(sys.argv[1]))))
-"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize(("strip", "fits"), [(shards.STRIP_BYTES, True), (1 << 40, False)])
-def test_never_more_than_one_tensor_above_the_model(tmp_path, monkeypatch, strip, fits):
-    monkeypatch.setitem(study.LARGE, "num_hidden_layers", 2)
-    folder = study.large_checkpoint(tmp_path / "large")
-    child = [sys.executable, "-c", MEASURE, str(folder), str(strip)]
+def test_never_more_than_one_tensor_above_the_model(tmp_path, strip, fits):
+    folder = peak_memory.large_checkpoint(tmp_path / "large")
+    child = [sys.executable, peak_memory.__file__, str(folder), str(strip)]
     done = subprocess.run(child, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
