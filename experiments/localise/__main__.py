@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-import sys
 from pathlib import Path
 
 from experiments.localise import page
@@ -58,7 +57,8 @@ def main() -> None:
             return
         if not arguments.page:
             measure(extent, arguments)
-        command = shlex.join(["python", "-m", "experiments.localise", *sys.argv[1:]])
+        flags = ["--quick"] * arguments.quick + [f"--rows={arguments.rows}"] * bool(arguments.rows)
+        command = shlex.join(["python", "-m", "experiments.localise", *flags])
         print(page.write(cases, extent, arguments.workdir, out, command))
 
 

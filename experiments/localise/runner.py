@@ -63,6 +63,11 @@ def stored(case: Case, folder: Path, fingerprint: str | None = None) -> Figures 
     return found["figures"] | {"seconds": found["seconds"], "made_on": found["made_on"]} if same else None
 
 
+def fingerprint_of(case: Case, folder: Path) -> str:
+    """Return the fingerprint of the data that a case was measured on."""
+    return json.loads(case.path(folder).read_text(encoding="utf-8"))["fingerprint"]
+
+
 def selected(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
     """Return the cases whose names fit one of the patterns (`*` stands for anything); all without patterns.
 
