@@ -211,7 +211,8 @@ class Subject:
             run = Run.open(folder)
         else:
             model = self.network(settings.model)
-            state = with_trunk(fresh_state(model, settings, self.run.mesh), self.run.state.params)
+            mine = jax.tree.map(jnp.copy, self.run.state.params)  # distilling gives its state's memory away
+            state = with_trunk(fresh_state(model, settings, self.run.mesh), mine)
             state = dataclasses.replace(state, params=found.put_into(state.params), blocks=found.blocks)
             run = Run(folder, settings, model, self.run.tokenizer, state, self.run.mesh)
         each = -(-steps // len(names))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,11 @@ from localist_jax.attention.tiles import FAR, Layout, Marks, Section, WorkList
 
 MASKED = -1e30  # a logit whose exponential is exactly 0; finite, so that 0·z is 0
 LOWEST = -1e29  # running maxima start above it: e^(MASKED − LOWEST) = 0
+
+SumsByBlock = Literal[
+    "none", "odds", "route"
+]  # which sums of ∂/∂ln ω a backward pass takes: those of the gates, or
+# also those of the router
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,7 +322,7 @@ def forward(s: Section, terms: Terms, q, k, v, found: Found | None) -> Found:
 
 
 def backward(
-    s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], keyed: bool, slopes: Slopes | None
+    s: Section, terms: Terms, q, k, v, dout, given: dict[str, Any], wanted: SumsByBlock, slopes: Slopes | None
 ) -> Slopes:
     """Adds a section's gradients.
 
@@ -326,12 +331,12 @@ def backward(
       dout: [B, T, N, Hv].
       given: lse (finite) and c [B, T, N] of the whole; dentropy [B, T, N] per nat, dmass [B, T, N, F], and dexpected
         [B, T, N], that of Σ α ln ω, for what it adds to ∂/∂ln ω besides dz; or None.
-      keyed: whether the router wants its gradient.
+      wanted: what is summed by block; without it `odds` of the result is None.
       slopes: so far; None: nothing.
     """
     blocked, (B, _, N), (Kq, blocks) = s.pairs != "near", q.shape[:3], terms.log_odds.shape[2:]
-    summed = blocked and s.q_layout.pure and not keyed  # a pure tile's queries have one sum by key block
-    keyed = keyed and blocked
+    summed, keyed = blocked and wanted != "none", blocked and wanted == "route"
+    in_one = s.q_layout.pure and not keyed  # a pure tile's queries have one sum by key block
     board = Board.of(s)
     (lanes, C), wide = board.shape, _wide(q)
     of_queries, of_keys = partial(_cut, s.q_layout), partial(_cut, s.k_layout)
@@ -364,19 +369,19 @@ def backward(
             dq = dq + _matmul("pkh,pkq->phq", kt, narrow)
             dk = _add(dk, place, _matmul("pkq,pqh->pkh", narrow, qt) * terms.scale)
             dv = _add(dv, place, _matmul("pkq,pqh->pkh", alpha.astype(v.dtype), dout_t))
-            if blocked:
+            if summed:
                 dbias = dz if of["dexpected"] is None else dz + of["dexpected"][:, None] * alpha
                 beyond = dbias if far is None else jnp.where(far, dbias, 0.0)
-                sums = sums + _by_key(rows, beyond.sum(2, keepdims=True) if summed else beyond)
+                sums = sums + _by_key(rows, beyond.sum(2, keepdims=True) if in_one else beyond)
                 if keyed:
                     by_query = _add(by_query, (place[0], slice(None), at.place[2]), by_block(beyond, own))
             return dq, sums, dk, dv, by_query
 
         dq = jnp.zeros((lanes, q.shape[-1], C), wide)
-        sums = jnp.zeros((lanes, blocks if blocked else 0, 1 if summed else C), wide)
+        sums = jnp.zeros((lanes, blocks if summed else 0, 1 if in_one else C), wide)
         dq, sums, dk, dv, by_query = at.run(step, (dq, sums, slopes.dk, slopes.dv, slopes.by_query))
         odds, by_key = slopes.odds, slopes.by_key
-        if blocked:
+        if summed:
             table = _exact("pqk,plq->pkl", jnp.broadcast_to(own, (lanes, sums.shape[2], Kq)), sums)
             odds = odds.at[at.head].add(table)
             if keyed:
@@ -385,14 +390,14 @@ def backward(
         return Slopes(dq, dk, dv, odds, by_key, by_query)
 
     new = Slopes(*(jnp.zeros(x.shape, wide) for x in (qs, ks, vs)))
-    if blocked:
+    if summed:
         new = dataclasses.replace(new, odds=jnp.zeros((B * N, Kq, blocks), wide))
     if keyed:
         by = [jnp.zeros((*x.shape[:2], N, n), wide) for x, n in ((qs, blocks), (ks, Kq))]
         new = dataclasses.replace(new, by_key=by[0], by_query=by[1])
     new = lax.fori_loop(0, board.work.groups, group, new)
     joined = Slopes(_join(s.q_layout, new.dq), _join(s.k_layout, new.dk), _join(s.k_layout, new.dv))
-    if blocked:
+    if summed:
         joined = dataclasses.replace(joined, odds=new.odds.reshape(terms.log_odds.shape))
     if keyed:
         by = [_join(s.q_layout, new.by_key), _join(s.k_layout, new.by_query)]

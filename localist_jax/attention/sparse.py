@@ -17,11 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from localist_jax import bits
 from localist_jax.attention import flash, tiles
 from localist_jax.attention.api import AttentionStats, Stats
-from localist_jax.attention.flash import MASKED, Found, Slopes, Terms
+from localist_jax.attention.flash import MASKED, Found, Slopes, SumsByBlock, Terms
 from localist_jax.attention.tiles import Filed, Layout, Marks, Section
 
 Size = tuple[int, int, int]  # queries and keys of a tile, and lanes
@@ -150,13 +151,34 @@ def _rows(table, block):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(how: How, q, k, v, odds, route, relevant, q_at: Marks, k_at: Filed) -> Found:
     """What all passes find; `out` in the values' type."""
-    return _forward(how, q, k, v, odds, route, relevant, q_at, k_at)[0]
+    return _in_type_of_values(_found(how, q, k, v, odds, route, relevant, q_at, k_at), v)
 
 
-def _forward(how, q, k, v, odds, route, relevant, q_at, k_at):
-    found = _choose(how, partial(_attend_forward, how), q, k, odds, q_at, k_at, q, k, v, odds, relevant)
-    result = dataclasses.replace(found, out=found.out.astype(v.dtype))
-    return result, (q, k, v, odds, route, relevant, q_at, k_at, found)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What the backward pass needs: the arguments, what was found, and which sums by block are wanted of it."""
+
+    arguments: tuple
+    found: Found
+    wanted: SumsByBlock = dataclasses.field(metadata={"static": True})
+
+
+def _forward(how, *arguments):
+    """Run forward for a backward pass; each leaf of the arguments comes with whether its gradient is wanted."""
+    learned = arguments[3].perturbed
+    arguments = custom_vjp_primal_tree_values(arguments)
+    found, route = _found(how, *arguments), arguments[4]
+    wanted: SumsByBlock = "route" if route is not None else "odds" if learned else "none"
+    return _in_type_of_values(found, arguments[2]), Saved(arguments, found, wanted)
+
+
+def _found(how, q, k, v, odds, route, relevant, q_at, k_at) -> Found:
+    return _choose(how, partial(_attend_forward, how), q, k, odds, q_at, k_at, q, k, v, odds, relevant)
+
+
+def _in_type_of_values(found: Found, v) -> Found:
+    return dataclasses.replace(found, out=found.out.astype(v.dtype))
 
 
 def _terms(how: How, q, odds, relevant) -> Terms:
@@ -178,39 +200,54 @@ def _log(odds):
 
 
 def _backward(how, saved, cotangents: Found):
-    q, k, v, odds, route, relevant, q_at, k_at, found = saved
+    q, k, v, odds, route, relevant, q_at, k_at = saved.arguments
+    found, no_entropy, no_mass = saved.found, _is_zero(cotangents.entropy), _is_zero(cotangents.mass)
+    cotangents = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if _is_zero(x) else x, cotangents)
     wide = jnp.promote_types(found.out.dtype, jnp.float32)
     seen = jnp.isfinite(found.lse)
     safe, dout = jnp.where(seen, found.lse, 0.0), cotangents.out
     c = jnp.einsum("BTNH,BTNH->BTN", found.out, dout, preferred_element_type=wide)
-    given = {"lse": safe, "dentropy": cotangents.entropy, "dmass": cotangents.mass, "dexpected": None}
+    given = {"lse": safe, "dentropy": None, "dmass": None, "dexpected": None}
     c = c - jnp.where(seen, cotangents.lse, 0.0)
-    if how.stats in ("open", "dense"):
-        c = c + (found.mass * cotangents.mass).sum(-1) - cotangents.entropy * (safe - found.entropy)
-    if how.stats == "dense":
-        given["dexpected"] = cotangents.mass[..., 2]
-    work = partial(_attend_backward, how, keyed=route is not None)
+    if not no_mass:
+        c, given["dmass"] = c + (found.mass * cotangents.mass).sum(-1), cotangents.mass
+        given["dexpected"] = cotangents.mass[..., 2] if how.stats == "dense" else None
+    if not no_entropy:
+        c, given["dentropy"] = c - cotangents.entropy * (safe - found.entropy), cotangents.entropy
+    work = partial(_attend_backward, how, wanted=saved.wanted)
     more = q, k, v, odds, relevant, dout, {**given, "c": c}
     s = _choose(how, work, q, k, odds, q_at, k_at, *more)
 
-    with jax.named_scope("odds"):
-        wide_odds = jnp.broadcast_to(odds, s.odds.shape).astype(wide)
-        inverse = jnp.where(wide_odds > 0, 1 / jnp.where(wide_odds > 0, wide_odds, 1.0), 0.0)
-        dodds = s.odds * inverse
-        if odds.shape[0] == 1:
-            dodds = dodds.sum(0, keepdims=True)
-        droute = None
-        if route is not None:
-            by_key = s.by_key * _rows(inverse, q_at.block)
-            by_query = s.by_query * _rows(inverse.swapaxes(2, 3), k_at.marks.block[:, 0])
-            droute = jnp.einsum("BTNl,BNkl->BTk", by_key, wide_odds)
-            droute = droute + jnp.einsum("BSNk,BNkl->BSl", by_query, wide_odds)
-            droute = droute.astype(route.dtype)
-    narrow = (x.astype(like.dtype) for x, like in ((s.dq, q), (s.dk, k), (s.dv, v), (dodds, odds)))
-    return (*narrow, droute, None, None, None)
+    dodds, droute = None, None
+    if saved.wanted != "none":
+        with jax.named_scope("odds"):
+            dodds, droute = _of_odds(s, odds, route, q_at, k_at)
+    narrow = (x.astype(like.dtype) for x, like in ((s.dq, q), (s.dk, k), (s.dv, v)))
+    return (*narrow, dodds, droute, None, None, None)
 
 
-_attend.defvjp(_forward, _backward)
+def _is_zero(cotangent) -> bool:
+    """Whether nothing depends on what this is the cotangent of."""
+    return cotangent is None or isinstance(cotangent, SymbolicZero)
+
+
+def _of_odds(s: Slopes, odds, route, q_at: Marks, k_at: Filed):
+    """The gradients of odds and route, from sums of ∂/∂ln ω."""
+    wide_odds = jnp.broadcast_to(odds, s.odds.shape).astype(s.odds.dtype)
+    inverse = jnp.where(wide_odds > 0, 1 / jnp.where(wide_odds > 0, wide_odds, 1.0), 0.0)
+    dodds = s.odds * inverse
+    if odds.shape[0] == 1:
+        dodds = dodds.sum(0, keepdims=True)
+    if route is None:
+        return dodds.astype(odds.dtype), None
+    by_key = s.by_key * _rows(inverse, q_at.block)
+    by_query = s.by_query * _rows(inverse.swapaxes(2, 3), k_at.marks.block[:, 0])
+    droute = jnp.einsum("BTNl,BNkl->BTk", by_key, wide_odds)
+    droute = droute + jnp.einsum("BSNk,BNkl->BSl", by_query, wide_odds)
+    return dodds.astype(odds.dtype), droute.astype(route.dtype)
+
+
+_attend.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _choose(how: How, work, q, k, odds, q_at, k_at, *arguments):
@@ -344,10 +381,12 @@ def _attend_forward(how: How, plan: Plan, q, k, v, odds, relevant) -> Found:
     )
 
 
-def _attend_backward(how: How, plan: Plan, q, k, v, odds, relevant, dout, given, *, keyed: bool) -> Slopes:
+def _attend_backward(
+    how: How, plan: Plan, q, k, v, odds, relevant, dout, given, *, wanted: SumsByBlock
+) -> Slopes:
     terms, slopes = _terms(how, q, odds, relevant), None
     for section in plan.sections:
         with jax.named_scope(f"attend_{section.pairs}_backward"):
-            slopes = how.engine.backward(section, terms, q, k, v, dout, given, keyed, slopes)
+            slopes = how.engine.backward(section, terms, q, k, v, dout, given, wanted, slopes)
     assert slopes is not None
     return slopes

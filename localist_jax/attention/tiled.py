@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from localist_jax.attention.flash import Found, Slopes, Terms
+from localist_jax.attention.flash import Found, Slopes, SumsByBlock, Terms
 from localist_jax.attention.tiles import Layout, Pairs, Section, WorkList
 
 
@@ -146,7 +146,7 @@ def backward(
     v,
     dout,
     given: dict[str, Any],
-    keyed: bool,
+    wanted: SumsByBlock,
     slopes: Slopes | None,
 ) -> Slopes:
     """As `flash.backward`, by a kernel.
@@ -156,12 +156,13 @@ def backward(
         inputs lie; Σ_j ∂/∂ln ω by the key's block [R, C, K], or None; and Σ_i of it of each query head by the query's
         block [B·N·J, C', Kq], if the number of these tiles, `columns`, is not 0. lse, c, dentropy per nat, dexpected
         [R, C] and dmass [R, C, K] are rows of queries; the last three may be None.
-      s, terms, q, k, v, dout, given, keyed, slopes: as there.
+      s, terms, q, k, v, dout, given, wanted, slopes: as there.
     """
     ql, kl, N = s.q_layout, s.k_layout, s.heads
+    keyed = wanted == "route"
     p = prepare(s, terms, k.shape[2], keyed)
     rows: dict[str, Any] = {name: None if x is None else _cut(ql, x) for name, x in given.items()}
-    if terms.traits is not None:
+    if rows["dmass"] is not None:
         kinds = jnp.moveaxis(terms.traits, -1, 0)
         each = zip(jnp.moveaxis(rows["dmass"], -1, 0), kinds, strict=True)
         rows["dmass"] = sum(x[..., None] * _of_blocks(trait, s.q_at.block) for x, trait in each)
@@ -170,7 +171,7 @@ def backward(
         p, ql.cut(q), kl.cut(k), kl.cut(v), dout=ql.cut(dout), columns=columns, **rows
     )
     new = Slopes(ql.join(dq), kl.join(dk), kl.join(dv))
-    if sums is not None:
+    if sums is not None and wanted != "none":
         sums = _join(ql, sums, N)
         own = jax.nn.one_hot(ql.join(s.q_at.block), terms.log_odds.shape[2], dtype=sums.dtype)
         odds = jnp.einsum("BTk,BTNl->BNkl", own, sums, precision=jax.lax.Precision.HIGHEST)

@@ -289,6 +289,21 @@ class AttendSuite:
                 found, (ends[0] - ends[1]) / (2 * step), rtol=2e-3, atol=2e-3, err_msg=f"argument {argument}"
             )
 
+    def test_inputs_have_the_same_gradients_when_the_odds_are_constants(self):
+        qkv, call = CASES["localist"].make()
+        weights = np.random.default_rng(1).normal(size=qkv[0].shape[:3])
+        more = {name: x for name, x in arrays(call).items() if name != "odds"}
+
+        def score(q, k, v, odds):
+            out, stats = attend(q, k, v, **more, odds=odds, stats="open", implementation=self.implementation)
+            return (out.sum(-1) * weights).sum() + stats.lse.sum()
+
+        at = arrays((*qkv, call["odds"]))
+        (*every, of_odds), few = (jax.jit(jax.grad(score, which))(*at) for which in ((0, 1, 2, 3), (0, 1, 2)))
+        assert np.abs(of_odds).sum() > 0
+        for one, other in zip(every, few, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
     def test_cached_keys_and_a_request_per_row(self):
         """Decoding: one query per request, each at its own place in a cache that is partly empty."""
         case = Case(B=3, N=4, G=2, dial="mixed", batched_odds=True, window=2)

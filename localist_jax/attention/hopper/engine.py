@@ -102,11 +102,13 @@ def _forward(p: Pass, q, k, v):
     return found["out"][..., :value], lse, entropy, found["mass"][..., :K] if K else None
 
 
-def backward(s: Section, terms: Terms, q, k, v, dout, given, keyed: bool, slopes: Slopes | None) -> Slopes:
+def backward(
+    s: Section, terms: Terms, q, k, v, dout, given, wanted: flash.SumsByBlock, slopes: Slopes | None
+) -> Slopes:
     """See `flash.backward`; where statistics have cotangents it is that one which runs."""
     if not all(given[name] is None for name in ("dentropy", "dmass", "dexpected")):
-        return flash.backward(s, terms, q, k, v, dout, given, keyed, slopes)
-    return tiled.backward(_kernel, s, terms, q, k, v, dout, given, keyed, slopes)
+        return flash.backward(s, terms, q, k, v, dout, given, wanted, slopes)
+    return tiled.backward(_kernel, s, terms, q, k, v, dout, given, wanted, slopes)
 
 
 def _kernel(p: Pass, q, k, v, lse, c, dout, columns: int, **_):
