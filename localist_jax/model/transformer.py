@@ -8,6 +8,8 @@ distributed to localist. Used functionally: `init` gives a parameter pytree, `ap
 from __future__ import annotations
 
 import dataclasses
+import operator
+from functools import partial
 from typing import Any, cast
 
 import chex
@@ -27,6 +29,7 @@ from localist_jax.model.cache import Cache
 from localist_jax.model.layers import Layer, Norm, Placement, looked_up, parameter, weight, with_units
 from localist_jax.types import struct, widened
 
+STACKS = ("perception", "localist")  # the two kinds of layers, each stacked
 FIRST_CONFIDENCE = 3.0  # standard deviation of the router's first logits: random blocks, but stable ones
 
 
@@ -81,12 +84,14 @@ class Transformer(nn.Module):
       vocab_size: V.
       data_shards: shards of the batch axis; localist units keep them apart.
       mesh: over which attention is split; None leaves that to the compiler.
+      unrolled: whether parameters and cache come layer by layer, as `unrolled` makes them, and not stacked.
     """
 
     config: config.Model
     vocab_size: int
     data_shards: int = 1
     mesh: jax.sharding.Mesh | None = None
+    unrolled: bool = False
 
     @nn.compact
     def __call__(
@@ -102,6 +107,7 @@ class Transformer(nn.Module):
         noise: float = 0.0,
         rules: Steering | None = None,
         read_at: Int[Array, "B P"] | None = None,
+        opening: bool = False,
     ) -> Output:
         """Next-token logits, blocks and statistics.
 
@@ -115,6 +121,8 @@ class Transformer(nn.Module):
           noise: Gumbel noise of the router (training; needs the rng stream "router").
           rules: traced; what attention rules ask of the localist layers (inference).
           read_at: indices of the positions whose logits are wanted; None: all.
+          opening: whether the cache is empty. The tokens then attend among themselves, in their order, where causality
+            skips half of the tiles; the pages that they are written to hold few tokens of many positions each.
 
         Raises:
           ValueError: float64 activations where JAX has them switched off.
@@ -134,8 +142,10 @@ class Transformer(nn.Module):
         with jax.named_scope("embed"):
             x = looked_up(embedding, tokens, c.dtype, self.mesh)
 
-        at, cache = _in_perception(positions, segments, cache, c.sink)
-        x, seen = self._stack("perception", False, stats)(x, self._inputs(beta_LBN, cache, None, False), at)
+        at, cache = _in_perception(positions, segments, cache, c.sink, opening)
+        x, seen = self._stack("perception", False, stats, opening)(
+            x, self._inputs(beta_LBN, cache, None, False), at
+        )
 
         with jax.named_scope("router"):
             logits, states = Router(c, name="router")(x, tokens, blocks)
@@ -149,7 +159,7 @@ class Transformer(nn.Module):
 
         shards = self.data_shards if B % self.data_shards == 0 else 1
         filed, cache = _filed(ids, routed, sink, positions, segments, cache, c.filings)
-        at, cache = _in_blocks(filed, positions, segments, cache)
+        at, cache = _in_blocks(filed, positions, segments, cache, opening)
         at = dataclasses.replace(at, route=route if noise else None)
         if c.block_units:
             at = with_units(at, blocks.parent, c.generations, shards)
@@ -157,7 +167,9 @@ class Transformer(nn.Module):
             at = _under_rules(at, rules, c.block_capacity)
         read, written = [seen[0]], [seen[1]]
         if c.layers > c.router_layer:
-            x, more = self._stack("localist", True, stats)(x, self._inputs(beta_LBN, cache, rules, True), at)
+            x, more = self._stack("localist", True, stats, opening)(
+                x, self._inputs(beta_LBN, cache, rules, True), at
+            )
             read.append(more[0])
             written.append(more[1])
 
@@ -170,8 +182,7 @@ class Transformer(nn.Module):
             )
         all_stats = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
         if cache is not None:
-            names = ("perception", "localist")[: len(written)]
-            cache = dataclasses.replace(cache, **dict(zip(names, written, strict=True)))
+            cache = dataclasses.replace(cache, **dict(zip(STACKS[: len(written)], written, strict=True)))
         return Output(
             logits=logits,
             blocks=ids,
@@ -182,8 +193,28 @@ class Transformer(nn.Module):
             cache=cache,
         )
 
-    def _stack(self, name: str, localist: bool, stats: Stats):
-        """Scanned layers: one compiled body, parameters stacked on a leading `layers` axis."""
+    def _stack(self, name: str, localist: bool, stats: Stats, opening: bool):
+        """Layers one after the other: scanned, or each with parameters and code of its own."""
+        if self.unrolled:
+            return partial(self._one_by_one, name, localist, stats, opening)
+        return self._scanned(name, localist, stats, opening)
+
+    def _one_by_one(self, name: str, localist: bool, stats: Stats, opening: bool, x, inputs, at: Placement):
+        beta, caches, *others = inputs
+        read, written = [], []
+        for nth, cache in enumerate(caches or [None] * len(beta)):
+            layer = Layer(self.config, localist, stats, self.mesh, opening, name=f"{name}_{nth}")
+            rules, turned = jax.tree.map(operator.itemgetter(nth), others)
+            x, (figures, cache) = layer(x, (beta[nth], cache, rules, turned), at)
+            read.append(figures)
+            written.append(cache)
+        return x, (
+            jax.tree.map(lambda *each: jnp.stack(each), *read),
+            None if caches is None else tuple(written),
+        )
+
+    def _scanned(self, name: str, localist: bool, stats: Stats, opening: bool):
+        """One compiled body; parameters are stacked on a leading `layers` axis."""
         c = self.config
         layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
         scanned = nn.scan(
@@ -194,7 +225,7 @@ class Transformer(nn.Module):
             length=c.layers - c.router_layer if localist else c.router_layer,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(c, localist, stats, self.mesh, name=name)
+        return scanned(c, localist, stats, self.mesh, opening, name=name)
 
     def _inputs(self, beta_LBN, cache, rules: Steering | None, localist):
         first = self.config.router_layer
@@ -213,12 +244,31 @@ def forward(
     return cast(Output, model.apply({"params": params}, tokens, dial, blocks, **options))
 
 
-def _in_perception(positions, segments, cache: Cache | None, sink: int) -> tuple[Placement, Cache | None]:
+def unrolled(params: PyTree) -> PyTree:
+    """Return parameters for a model that is `unrolled`: those of each layer as arrays of their own.
+
+    A scan over stacked layers copies the weights of each layer before it multiplies with them. For one token that is
+    as much work again as the product itself.
+    """
+    layers = {name: params[name] for name in STACKS if name in params}
+    split = {
+        f"{name}_{nth}": jax.tree.map(operator.itemgetter(nth), stack)
+        for name, stack in layers.items()
+        for nth in range(len(jax.tree.leaves(stack)[0]))
+    }
+    return {name: leaf for name, leaf in params.items() if name not in layers} | split
+
+
+def _in_perception(
+    positions, segments, cache: Cache | None, sink: int, opening: bool
+) -> tuple[Placement, Cache | None]:
     """Where queries and keys of the perception layers stand: block 0 is the sink, block 1 the rest."""
     block = jnp.where(positions < sink, 0, 1)
     if cache is None:
         return _among_themselves(block, positions, segments), None
     cache, slot = cache.at_positions(positions, segments)
+    if opening:
+        return dataclasses.replace(_among_themselves(block, positions, segments), slot=slot), cache
     slots = jnp.broadcast_to(jnp.arange(cache.capacity), cache.seen.shape)
     at = Placement(
         block=block, positions=positions, segments=segments, slot=slot,
@@ -238,17 +288,21 @@ def _filed(ids, routed, sink, positions, segments, cache: Cache | None, filings:
     return jnp.stack([ids, jnp.where(sink, 0, before)], 1), cache
 
 
-def _in_blocks(filed, positions, segments, cache: Cache | None) -> tuple[Placement, Cache | None]:
+def _in_blocks(
+    filed, positions, segments, cache: Cache | None, opening: bool
+) -> tuple[Placement, Cache | None]:
     """Where queries and keys of the localist layers stand: the keys are all that the cache's pages hold."""
-    block = filed[:, 0]
-    if cache is None:
-        at = _among_themselves(block, positions, segments)
-        if filed.shape[1] == 1:
-            return at, None
+    block, alone = filed[:, 0], filed.shape[1] == 1
+    slot = None
+    if cache is not None:
+        cache, slot = cache.in_pages(block if alone else filed, positions, segments)
+    if cache is None or opening:
+        at = dataclasses.replace(_among_themselves(block, positions, segments), slot=slot)
+        if alone:
+            return at, cache
         k_positions, k_segments = (jnp.broadcast_to(x[:, None], filed.shape) for x in (positions, segments))
         keys = dict(k_block=filed, k_positions=k_positions, k_segments=k_segments)
-        return dataclasses.replace(at, **keys), None
-    cache, slot = cache.in_pages(block if filed.shape[1] == 1 else filed, positions, segments)
+        return dataclasses.replace(at, **keys), cache
     at = Placement(
         block=block, positions=positions, segments=segments, slot=slot,
         k_block=cache.block, k_positions=cache.position, k_segments=cache.segment,

@@ -165,3 +165,13 @@ def test_bad_requests_are_refused_in_one_line(run, change, words):
     with pytest.raises(ValueError, match=words) as error:
         run(call.pop("prompts"), call.pop("dial"), **call)
     assert "\n" not in str(error.value)
+
+
+def test_prompts_of_many_lengths_need_few_programs(model, params, blocks):
+    def programs(*lengths):
+        before = read_tokens._cache_size()
+        for length in lengths:
+            generate(model, params, blocks, [[5] * length], Dial(0.0), context=128, max_new=1)
+        return read_tokens._cache_size() - before
+
+    assert programs(3, 63, 70, 100, 127) == 2  # of 64 and 128 tokens
