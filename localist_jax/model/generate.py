@@ -7,6 +7,7 @@ each step is one compiled function whose dial is traced.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -127,7 +128,7 @@ def generate(
         rules = guide.steering(written)
         if step == 1 and _pays_unrolled(model):
             alone = dataclasses.replace(model, unrolled=True)
-            read = partial(read_tokens, alone, unrolled(params), blocks, stats=stats)
+            read = partial(read_tokens, alone, _unrolled_once(params), blocks, stats=stats)
             cache = cache.unrolled()
         if step == 1 and rules is not None:
             _run_once(read, cache, tokens, positions, segments, at, dial, None)
@@ -167,6 +168,28 @@ def _pays_unrolled(model: Transformer) -> bool:
     On CPU a step takes a third of the time (SmolLM2-135M), for a second copy of the weights while it generates.
     """
     return jax.default_backend() == "cpu" and (model.mesh is None or model.mesh.size == 1)
+
+
+_split: tuple[list[weakref.ref], PyTree] | None = None
+
+
+def _unrolled_once(params: PyTree) -> PyTree:
+    """Return `unrolled(params)`; it is kept for the next request, and let go with any of the parameters."""
+    global _split
+    leaves = jax.tree.leaves(params)
+    if not all(isinstance(leaf, jax.Array) for leaf in leaves):
+        return unrolled(params)
+    known = [] if _split is None else [ref() for ref in _split[0]]
+    if len(known) != len(leaves) or any(x is not y for x, y in zip(known, leaves, strict=True)):
+        _split = None  # before the next copy takes memory
+        _split = [weakref.ref(leaf, _let_go) for leaf in leaves], jax.jit(unrolled)(params)
+    return _split[1]  # type: ignore[index]
+
+
+def _let_go(gone: weakref.ref) -> None:
+    global _split
+    if _split is not None and gone in _split[0]:
+        _split = None
 
 
 _ran: set[Any] = set()
