@@ -25,9 +25,8 @@ from localist_jax.model.constraint import Constraint, Function
 from localist_jax.model.transformer import Transformer, forward, unrolled
 from localist_jax.types import Numeric, PyTree
 
-SHORTEST = (
-    64  # prompts are padded to this length or twice, four times … as much, so that few are ever compiled
-)
+# Prompts and caches have this length or twice, four times … as much, so that few are ever compiled.
+SHORTEST = 64
 PAD, BOS = 0, 1  # of our own tokenizer; never sampled
 # Why a request ends before a token that cannot be drawn, by the code that `_sample` gives.
 NO_TOKEN = ("", "nothing allowed", "logits not finite")
@@ -121,7 +120,7 @@ def generate(
     written = [generation.tokens for generation in done]
     open_ended = np.ones(B, bool)
     tokens, positions, segments = _pad(opened, context)
-    cache = Cache.create(model.config, B, context)
+    cache = Cache.create(model.config, B, _length(int(lengths.max()) + max_new, context))
     at = lengths - 1
     read = partial(read_tokens, model, params, blocks, stats=stats)
     for step in range(max_new):
@@ -237,10 +236,14 @@ def _check(prompts, context, max_new, temperature, top_p, seed, opening) -> None
         raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p}")
 
 
+def _length(positions: int, context: int) -> int:
+    """Return the length of prompt or cache that so many positions get."""
+    return min(context, SHORTEST << ((positions - 1) // SHORTEST).bit_length())
+
+
 def _pad(prompts, context):
     """The prompt of every request, padded to a common length: tokens, positions, segments [B, T]."""
-    longest = max(len(prompt) for prompt in prompts)
-    width = min(context, SHORTEST << max(0, (longest - 1) // SHORTEST).bit_length())
+    width = _length(max(len(prompt) for prompt in prompts), context)
     tokens = np.full((len(prompts), width), PAD, np.int32)
     segments = np.zeros_like(tokens)
     for row, prompt in enumerate(prompts):
