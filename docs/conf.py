@@ -1,5 +1,6 @@
 """Settings of the documentation site; `make docs` builds it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,12 @@ nitpick_ignore_regex = [("py:.*", ".*")]
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist", "dollarmath"]
 suppress_warnings = ["myst.header", "ref.python"]  # two classes may share a name, such as `Dial`
+
+# The notebook compiles much and computes little: compile fast.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 # The tour runs in every build, without anything to download; an error in it is an error of the build.
 nb_execution_mode = "force"

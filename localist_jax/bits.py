@@ -1,7 +1,7 @@
 """The one currency: every number in bits comes from here.
 
 Entropies and divergences of attention are *attention bits*; losses and description lengths are
-*code-length bits*. They are different accounts (THEORY, preamble): never add them up.
+*code-length bits*. They are different accounts (docs/theory.md): never add them up.
 """
 
 from __future__ import annotations
