@@ -1,7 +1,7 @@
 """Pages that are made from the code: the API reference and the configuration reference.
 
-Sphinx loads this file as an extension and calls `setup`. The pages go to `docs/generated/`, which git ignores. The build
-stops if a public symbol has no docstring.
+Sphinx loads this file as an extension and calls `setup`. The pages go to `docs/generated/`, which git ignores. The
+build stops if a public symbol has no docstring.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ API = """The reference is made from docstrings. Most programs need only :mod:`lo
 :mod:`localist_jax.adopt`, :mod:`localist_jax.rules` and :class:`localist_jax.training.run.Run`.
 Axis letters are those of :mod:`localist_jax.types`.
 """
-CONFIGURATION = """This page is made from `localist_jax/config.py`, where every setting is declared once. Change a setting in a
-configuration file (`c.train.steps = 500`), with `localist train --set train.steps=500`, or with
+CONFIGURATION = """This page is made from `localist_jax/config.py`, where every setting is declared once.
+
+Change a setting in a configuration file (`c.train.steps = 500`), with `localist train --set train.steps=500`, or with
 `python -m experiments.launch --config.train.steps=500`. A value outside the allowed range is refused with a message
 that names the setting, and an unknown name is answered with the nearest known one.
 """
@@ -87,7 +88,11 @@ def api_pages() -> dict[str, str]:
         for module in members:
             if module.__name__ != title:
                 body.append(_heading(module.__name__.removeprefix("localist_jax."), "-"))
-            body += [f".. automodule:: {module.__name__}", "   :members:" * (not hasattr(module, "__all__")), ""]
+            body += [
+                f".. automodule:: {module.__name__}",
+                "   :members:" * (not hasattr(module, "__all__")),
+                "",
+            ]
         written[f"{package}.rst"] = "\n".join(body)
     return written
 
