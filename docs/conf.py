@@ -17,6 +17,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generate"
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "localist_jax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
@@ -45,6 +47,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has the types already
 default_role = "code"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88

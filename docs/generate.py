@@ -79,8 +79,11 @@ def api_pages() -> dict[str, str]:
         inside = module.__name__.split(".")[1]
         package = inside if hasattr(sys.modules[f"localist_jax.{inside}"], "__path__") else "package"
         pages.setdefault(package, []).append(module)
-    index = [_heading("API reference", "="), API, ".. toctree::", "   :maxdepth: 2", ""]
-    index += [f"   {name}" for name in sorted(pages)]
+    order = sorted(pages, key=lambda package: (package != "package", package))
+    index = [_heading("API reference", "="), API]
+    for package in order:
+        index += [f"* :mod:`{module.__name__}`: {_summary(module)}" for module in pages[package]]
+    index += ["", ".. toctree::", "   :hidden:", "", *(f"   {package}" for package in order)]
     written = {"api.rst": "\n".join(index) + "\n"}
     for package, members in pages.items():
         title = "localist_jax" if package == "package" else f"localist_jax.{package}"
@@ -95,6 +98,10 @@ def api_pages() -> dict[str, str]:
             ]
         written[f"{package}.rst"] = "\n".join(body)
     return written
+
+
+def _summary(module: ModuleType) -> str:
+    return _inline(" ".join((module.__doc__ or "").split("\n\n")[0].split()))
 
 
 def _heading(text: str, underline: str) -> str:
@@ -118,7 +125,8 @@ def _section(path: str, section: Any) -> list[str]:
         if range_.choices or range_.is_number:
             allowed = str(range_)
         cells = (f"`{path}.{name}`", f"`{value!r}`", allowed, range_.about)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        escaped = (cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells)
+        lines.append(f"| {' | '.join(escaped)} |")
     lines.append("")
     for field in dataclasses.fields(section):
         if dataclasses.is_dataclass(getattr(section, field.name)):
