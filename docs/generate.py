@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -184,8 +185,26 @@ def _inline(line: str) -> str:
     return "`".join(parts)
 
 
+def _unbroken(text: str) -> str:
+    """Keep a figure and its spread on one line."""
+    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+
+
+def shortened(signature: str | None) -> str | None:
+    """Return a signature without the objects that Python cannot write, and with short names of arrays.
+
+    >>> shortened("(x: jaxlib._jax.Array, report=<function <lambda>>)")
+    '(x: Array, report=...)'
+    """
+    if signature is None:
+        return None
+    return re.sub(r"<[^<>]*(<[^<>]*>)?[^<>]*>", "...", signature.replace("jaxlib._jax.", ""))
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Write the pages before Sphinx looks for files."""
     app.connect("builder-inited", lambda _: write())
     app.connect("autodoc-process-docstring", lambda *arguments: to_rst(arguments[-1]), priority=400)
+    app.connect("autodoc-process-signature", lambda *arguments: tuple(map(shortened, arguments[-2:])))
+    app.connect("source-read", lambda _, page, source: source.append(_unbroken(source.pop())))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

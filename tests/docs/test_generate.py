@@ -43,6 +43,14 @@ def documented(): "Return nothing."
     assert generate.undocumented() == ["some_module.Shape", "some_module.Shape.side"]
 
 
+def test_folders_of_modules_are_packages():
+    """A folder without `__init__.py` would be missing from the reference, and from an installation too."""
+    package = Path(config.__file__).parent
+    folders = {path.parent for path in package.rglob("*.py")}
+    assert len(folders) > 10
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
 def test_the_api_reference_has_a_section_for_every_module(generate):
     pages = generate.api_pages()
     text = "\n".join(pages.values())
