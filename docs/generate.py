@@ -164,7 +164,7 @@ def to_rst(lines: list[str]) -> None:
     >>> lines
     ['Write \\|`s`\\ \\|:', '', '::', '', '    a | b']
     """
-    text, in_code, outdented = list[str](), False, True
+    text, in_code, outdented, section = list[str](), False, True, ""
     for line in lines:
         indented = line.startswith("    ")
         if indented and text and not text[-1].strip() and outdented and not in_code:
@@ -172,6 +172,10 @@ def to_rst(lines: list[str]) -> None:
             text += ["::", ""]
         if line.strip() and not indented:
             in_code, outdented = False, not line.startswith(" ")
+        if outdented:
+            section = line.strip() or section
+        if section == "Attributes:" and (names := re.match(r"  (\w+, )+\w+:", line)):
+            line = names[0].replace(", ", ",") + line[names.end() :]  # Sphinx takes one word for the name
         text.append(line if in_code else _inline(line))
     lines[:] = text
 
