@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 # Huge pages for large arrays: a quarter faster on CPU with glibc, ignored elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-all lint format clean tpu-check
+.PHONY: quickstart test test-all lint format docs clean tpu-check
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)            ## make a pretrained LLM localist, measure the dial, report; prints the report's path last
@@ -34,10 +34,15 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(READY)                  ## the documentation site; warnings are errors; prints where its first page is
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 $(READY): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) runs build docs/_build docs/generated *.egg-info .pytest_cache .ruff_cache .mypy_cache

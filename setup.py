@@ -49,6 +49,7 @@ setup(
         "files": ["pyarrow>=17.0", "zstandard>=0.23"],  # parquet and zstd as a corpus
         "benchmarks": ["torch>=2.5"],  # PyTorch is a peer to compare with, never a dependency
         "parity": ["torch>=2.13", "transformers>=5.24"],  # what adopted models are compared with, in tests
+        "docs": ["sphinx>=9.0", "myst-nb>=1.4", "furo>=2025.12"],  # `make docs`
         "dev": [
             "pytest>=8.3",
             "hypothesis>=6.170",

@@ -1,7 +1,7 @@
-"""The one currency: every number in bits comes from here.
+"""Information measures: every number in bits is computed here.
 
-Entropies and divergences of attention are *attention bits*; losses and description lengths are
-*code-length bits*. They are different accounts (THEORY, preamble): never add them up.
+Entropies and divergences of attention are *attention bits*; losses and description lengths are *code-length bits*.
+They measure different things and must not be added up.
 """
 
 from __future__ import annotations

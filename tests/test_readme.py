@@ -14,7 +14,7 @@ from localist_jax import config
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 }
 README, TEXT = PAGES["README.md"], "\n".join(PAGES.values())
 MOST_WORDS = 1300  # of README, the tables that programs write included
@@ -115,10 +115,22 @@ def test_files_named_exist():
     assert not [path for path in named if not (ROOT / path).exists()]
 
 
+def test_contributing_names_files_and_what_is_in_them():
+    text = " ".join(PAGES["CONTRIBUTING.md"].split())
+    paths = set(
+        re.findall(r"`((?:localist_jax|experiments|benchmarks|proofs_check|tests|docs)/[\w./]*)`", text)
+    )
+    assert len(paths) > 15
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    symbols = re.findall(r"`(\w+)(?:\(\))?` (?:in|of|\() ?`([\w/]+\.py)`", text)
+    assert len(symbols) > 5
+    assert not [pair for pair in symbols if not re.search(rf"\b{pair[0]}\b", (ROOT / pair[1]).read_text())]
+
+
 def test_every_theorem_module_is_in_the_map():
     modules = [path.name for path in (ROOT / "proofs_check").glob("t[0-9]*.py")]
     assert modules
-    assert not [name for name in modules if f"`{name}`" not in PAGES["docs/theorems.md"]]
+    assert not [name for name in modules if f"`{name}`" not in PAGES["docs/theory.md"]]
 
 
 PYTHON = [

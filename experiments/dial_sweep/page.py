@@ -85,7 +85,7 @@ def resolution(table: Table) -> float:
 
 
 def figures_of(results: dict[str, Any]) -> dict[str, Any]:
-    """The figures that other pages and the roadmap quote by name; lists have one value per seed."""
+    """The figures that other pages quote by name; lists have one value per seed."""
     named: dict[str, Any] = {}
     for task, by_condition in results.items():
         table = Table(by_condition)
