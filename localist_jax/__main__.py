@@ -165,11 +165,13 @@ def _dial(text: str) -> float | str:
 
 
 def _open(arguments: argparse.Namespace, text: str = ""):
-    """The run in that folder; of an ensemble, the member that the text is routed to."""
+    """Open the run in that folder (of an ensemble, the member that the text is routed to); keep what is compiled."""
     from localist_jax.hierarchy import command
     from localist_jax.hierarchy.shipping import House
+    from localist_jax.parallel.compilation import keep_programs
     from localist_jax.training.run import Run
 
+    keep_programs()
     if text and command.is_ensemble(arguments.workdir):
         return command.member_for(House.open(arguments.workdir), text)[0]
     return Run.open(arguments.workdir, arguments.step)
@@ -330,10 +332,8 @@ def _adopt(arguments: argparse.Namespace) -> None:
 def _localise(arguments: argparse.Namespace) -> None:
     from localist_jax import config
     from localist_jax.adopt import localise
-    from localist_jax.parallel.compilation import keep_programs
     from localist_jax.report.job import measure
 
-    keep_programs()
     run = _open(arguments)
     raw = localise.settings_of(
         run, corpus=arguments.corpus, blocks=arguments.blocks, open_share=arguments.open_share,

@@ -311,3 +311,17 @@ def test_help_is_there():
     said = run("-m", "localist_jax", "--help")
     for name in ("train", "eval", "generate", "inspect", "report"):
         assert name in said
+
+
+def test_help_loads_neither_jax_nor_the_solver_nor_the_grammar_engine():
+    """These take seconds to load; a list of commands needs none of them."""
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = ['localist', '--help']\n"
+        "try:\n    runpy.run_module('localist_jax', run_name='__main__')\n"
+        "except SystemExit as done:\n    assert not done.code\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"jax", "jaxlib", "numpy", "flax", "z3", "llguidance"}

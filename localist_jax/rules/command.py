@@ -6,11 +6,10 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from localist_jax.rules.language import RuleError, RuleSet, in_words
-from localist_jax.rules.reading import read
-from localist_jax.rules.verification import verify
+if TYPE_CHECKING:
+    from localist_jax.rules.language import RuleSet
 
 
 def add_to(commands: Any) -> None:
@@ -41,6 +40,8 @@ def add_to(commands: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from localist_jax.rules import RuleError, read, verify
+
     rules = read(arguments.file)
     findings = verify(rules)
     for finding in findings.all:
@@ -54,6 +55,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    from localist_jax.rules import read
+    from localist_jax.rules.language import in_words
+
     rules = read(arguments.file)
     print(f"version {rules.version}")
     for concept in rules.concepts.values():
@@ -102,7 +106,7 @@ def _print_coverage(rules: RuleSet, workdir: Path) -> None:
 
 
 def _inject(arguments: argparse.Namespace) -> None:
-    from localist_jax.rules import attending, versions
+    from localist_jax.rules import RuleSet, attending, read, versions
     from localist_jax.training.run import RULES, Run
 
     attending.check_scope(read(arguments.file), Run.open(arguments.workdir).settings.model)
@@ -113,7 +117,7 @@ def _inject(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
-    from localist_jax.rules import versions
+    from localist_jax.rules import read, versions
 
     _print_difference(versions.difference(read(arguments.old), read(arguments.new)))
 
@@ -134,7 +138,7 @@ def enforced(run, arguments: argparse.Namespace):
 
     With --watch the file is followed while tokens are written.
     """
-    from localist_jax.rules import versions
+    from localist_jax.rules import read, versions
     from localist_jax.rules.enforcement import Enforcer
     from localist_jax.training.run import RULES
 
