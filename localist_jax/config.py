@@ -142,7 +142,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dial:
+class DialTraining:
     """How λ is set in training."""
 
     mode: str = choice(
@@ -212,7 +212,7 @@ class Gates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Router:
+class RouterTraining:
     """What the router itself is trained on, beside the model's loss."""
 
     noise: float = number(
@@ -379,9 +379,9 @@ class Config:
 
     data: Data = Data()
     model: Model = Model()
-    dial: Dial = Dial()
+    dial: DialTraining = DialTraining()
     gates: Gates = Gates()
-    router: Router = Router()
+    router: RouterTraining = RouterTraining()
     optimizer: Optimizer = Optimizer()
     recruitment: Recruitment = Recruitment()
     hierarchy: Hierarchy = Hierarchy()

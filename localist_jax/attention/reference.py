@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from localist_jax.attention.api import AttentionStats
+from localist_jax.attention.stats import AttentionStats
 from localist_jax.locality import measures
 from localist_jax.types import widened
 
@@ -32,10 +32,10 @@ def reference(
     window,
     stats,
 ):
-    """See `attend`."""
+    """Compute `attend` by materialising every logit."""
     group = q_BTNH.shape[2] // k_BSGH.shape[2]
     k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) if group > 1 else x for x in (k_BSGH, v_BSGH))
-    if k_block.shape[1] > 1:  # filings → query heads
+    if k_block.shape[1] > 1:  # from filings to query heads
         k_block, k_pos, k_seg = (x[:, jnp.repeat(filing, group)] for x in (k_block, k_pos, k_seg))
     gap_BNTS = q_pos[:, None, :, None] - k_pos[:, :, None]
     visible_BNTS = (q_seg[:, None, :, None] == k_seg[:, :, None]) & (k_seg > 0)[:, :, None] & (gap_BNTS >= 0)
@@ -76,7 +76,7 @@ def reference(
 
 
 def _looked_up(table_BNkl, q_block, k_block):
-    """table[c_i, c_j]."""
+    """Return table[c_i, c_j] for every query and key, [B, N, T, S]."""
     rows, heads = (jnp.arange(size) for size in table_BNkl.shape[:2])
     index = (
         rows[:, None, None, None],
@@ -88,9 +88,9 @@ def _looked_up(table_BNkl, q_block, k_block):
 
 
 def _pairwise(odds_BNkl, q_block, k_block, route_BTK):
-    """ω[c_i, c_j]; with a `route` as a bilinear form in one-hot rows and columns, so that it gets its gradient.
+    """Return ω[c_i, c_j]; with a `route` as a bilinear form in one-hot rows and columns, so that it gets its gradient.
 
-    Exact: products with 0 and 1. Highest precision keeps accelerators from rounding the odds.
+    Products with 0 and 1 are exact; the highest precision keeps accelerators from rounding the odds.
     """
     if route_BTK is None:
         return _looked_up(odds_BNkl, q_block, k_block)
@@ -101,7 +101,7 @@ def _pairwise(odds_BNkl, q_block, k_block, route_BTK):
 
 
 def _softmax(z, mask):
-    """Softmax over the masked-in entries and its log-sum-exp: zeros and −∞ where there are none."""
+    """Return the softmax over the unmasked entries and its log-sum-exp: zeros and −∞ where all are masked."""
     top = jnp.max(jnp.where(mask, z, -jnp.inf), -1, keepdims=True)
     top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
     weight = jnp.where(mask, jnp.exp(jnp.where(mask, z - top, 0.0)), 0.0)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from localist_jax import config
 from localist_jax.attention.tiles import most_tiles
-from localist_jax.parallel.rules import mesh_axes, on_each
+from localist_jax.parallel.sharding import mesh_axes, on_each
 from localist_jax.types import struct
 
 LONG = 2048  # contexts from here on have pages of 64 positions, shorter ones of 16

@@ -1,6 +1,6 @@
 """Layers of the transformer: norm, rotary positions, dialled attention, feed-forward, localist units.
 
-Every parameter carries logical axis names; `parallel.rules` maps them to mesh axes, and growth widens
+Every parameter carries logical axis names; `parallel.sharding` maps them to mesh axes, and growth widens
 the block axes by name.
 """
 
@@ -25,7 +25,7 @@ from localist_jax.locality import lineage, steering
 from localist_jax.locality.steering import LayerSteering
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache
-from localist_jax.parallel.rules import mesh_axes, on_each, placed
+from localist_jax.parallel.sharding import mesh_axes, on_each, placed
 from localist_jax.types import struct, widened
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from localist_jax.parallel.rules import mesh_axes, on_each
+from localist_jax.parallel.sharding import mesh_axes, on_each
 from localist_jax.types import Numeric, struct
 
 

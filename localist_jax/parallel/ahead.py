@@ -68,7 +68,7 @@ class Compiled:
     over: float
     arguments: float
     temporaries: float
-    program: hlo.Program | None
+    program: hlo.HloProgram | None
     seconds: float
 
     @property

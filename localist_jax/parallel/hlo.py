@@ -61,7 +61,7 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class HloProgram:
     """What one device does in one call.
 
     Attributes:
@@ -83,7 +83,7 @@ class _Line:
     root: bool
 
 
-def read(text: str) -> Program:
+def read(text: str) -> HloProgram:
     """The program whose text `compiled.as_text()` gave."""
     computations, entry = _computations(text)
     times: dict[str, int] = {}
@@ -102,7 +102,7 @@ def read(text: str) -> Program:
                     found[key] = one
             if name not in inner:
                 moved += runs * _moved(line, types, computations)
-    return Program(tuple(found.values()), moved)
+    return HloProgram(tuple(found.values()), moved)
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from localist_jax.errors import StoppedRun, message
-from localist_jax.parallel import rules
+from localist_jax.parallel import sharding
 from localist_jax.types import PyTree
 
 Decision = TypeVar("Decision")
@@ -140,13 +140,13 @@ def share(rows: NamedSharding, batch: int) -> tuple[int, int]:
     Processes whose devices hold the same rows read the same part.
 
     Args:
-      rows: of a batch, as `rules.batch_sharding` gives it.
+      rows: of a batch, as `sharding.batch_sharding` gives it.
       batch: rows over all processes.
 
     Raises:
       ValueError: a batch that does not divide, or rows of a process that are no such part.
     """
-    parts = rules.shards("batch", rows.mesh)
+    parts = sharding.shards("batch", rows.mesh)
     if batch % parts:
         raise ValueError(
             f"config.data.batch: expected a multiple of {parts}, the shards of a batch by config.mesh, got {batch}"

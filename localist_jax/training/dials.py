@@ -10,7 +10,7 @@ from localist_jax.locality import Dial
 from localist_jax.types import Key, Numeric
 
 
-def training_dial(key: Key, settings: config.Dial, progress: Numeric, layers: int) -> Dial:
+def training_dial(key: Key, settings: config.DialTraining, progress: Numeric, layers: int) -> Dial:
     """The dial of one step, traced; one setting per layer.
 
     `any` draws λ=0 and λ=1 with their configured shares and β uniformly in between, so that one model

@@ -66,7 +66,7 @@ class Records:
             self._file.close()
 
 
-class Board:
+class TensorBoardWriter:
     """TensorBoard's file of events, written by whoever adds one.
 
     `tensorboardX.SummaryWriter` writes in a thread of its own; where that thread meets a full disk it ends, and the run
@@ -123,7 +123,7 @@ class Journal:
     def __init__(self, workdir: str | Path, resume_step: int = 0):
         workdir = Path(workdir)
         self._records = Records(workdir / "metrics.jsonl", resume_step)
-        self._board = Board(workdir / "tensorboard", resume_step + 1, hosts.is_first())
+        self._board = TensorBoardWriter(workdir / "tensorboard", resume_step + 1, hosts.is_first())
 
     def __enter__(self) -> Journal:
         return self

@@ -21,7 +21,7 @@ from localist_jax import config
 from localist_jax.data import Batch, Prepared, Tokenizer, prepare, train_batches
 from localist_jax.errors import StoppedRun
 from localist_jax.model import Transformer
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.parallel import mesh as meshes
 from localist_jax.parallel.preemption import Preemption
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -116,10 +116,10 @@ def train(
             f"config.mesh.specialist: this run trains one LLM, got {mesh.shape['specialist']} places for specialists; "
             "set it to 1"
         )
-    model = Transformer(settings.model, prepared.tokenizer.vocab_size, rules.shards("batch", mesh), mesh)
+    model = Transformer(settings.model, prepared.tokenizer.vocab_size, sharding.shards("batch", mesh), mesh)
     batches = train_batches(
         prepared.train, settings.data.batch, settings.train.seed, shuffle=settings.data.shuffle,
-        shard=hosts.share(rules.batch_sharding(mesh), settings.data.batch),
+        shard=hosts.share(sharding.batch_sharding(mesh), settings.data.batch),
     )  # fmt: skip
     with Checkpoints(workdir / "checkpoints", keep=settings.train.keep) as checkpoints:
         start = checkpoints.latest() or 0
@@ -142,7 +142,7 @@ def train(
                 for (hook, _), memory in zip(kept, memories, strict=True):
                     hook.remember(memory)
             with Preemption() as preemption:
-                _Loop(run, batches, checkpoints, journal, hooks, preemption).go(start)
+                _TrainingLoop(run, batches, checkpoints, journal, hooks, preemption).go(start)
     return run
 
 
@@ -201,7 +201,7 @@ def _remembering(hooks: Sequence[Hook]) -> list[tuple[Hook, PyTree]]:
 
 
 @dataclasses.dataclass
-class _Loop:
+class _TrainingLoop:
     """One pass over the remaining steps, with what it has to look after."""
 
     run: Run

@@ -23,7 +23,7 @@ from localist_jax import config
 from localist_jax.data import Batch, Prepared, Tokenizer, prepare, valid_batches
 from localist_jax.locality import Dial
 from localist_jax.model import Generation, Transformer, generate
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.parallel import mesh as meshes
 from localist_jax.training import state as states
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -210,12 +210,12 @@ class Run:
     def valid(self) -> list[Batch]:
         """The validation batches: the rows of each that this process reads."""
         data = self.settings.data
-        share = hosts.share(rules.batch_sharding(self.mesh), data.batch)
+        share = hosts.share(sharding.batch_sharding(self.mesh), data.batch)
         return valid_batches(self.data.valid, data.batch, data.valid_rows, shard=share)
 
     def place(self, batch: Batch) -> Batch:
         """A batch, of which this process read its share, on the run's devices."""
-        return hosts.place(batch, rules.batch_sharding(self.mesh), self.settings.data.batch)
+        return hosts.place(batch, sharding.batch_sharding(self.mesh), self.settings.data.batch)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -308,7 +308,7 @@ def abstract_state(model: Transformer, settings: config.Config, mesh: jax.shardi
       ValueError: a dimension that does not divide over its mesh axis.
     """
     boxed = boxed_state(model, settings)
-    shardings = rules.state_shardings(boxed, mesh)
+    shardings = sharding.state_shardings(boxed, mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         nn.unbox(boxed),

@@ -50,10 +50,10 @@ def filed(call, groups):
 
 def plans(call, qkv):
     q, k, _ = arrays(qkv)
-    how, keys = sparse.How(window=call["window"]), tiles.Filed(*filed(call, k.shape[2]))
+    spec, keys = sparse.CallSpec(window=call["window"]), tiles.Filed(*filed(call, k.shape[2]))
     return {
-        way: plan(how, q, k, jnp.asarray(call["odds"]), marks(call, "q"), keys)
-        for way, plan in sparse.PLANS.items()
+        way: plan(spec, q, k, jnp.asarray(call["odds"]), marks(call, "q"), keys)
+        for way, plan in sparse.PLANNERS.items()
     }
 
 
@@ -70,7 +70,7 @@ def open_pairs(call, pairs, groups=1):
     return {"near": near, "far": far, "all": near | far}[pairs]
 
 
-@pytest.mark.parametrize("way", list(sparse.PLANS))
+@pytest.mark.parametrize("way", list(sparse.PLANNERS))
 @pytest.mark.parametrize("dial", ["zero", "one"])
 @pytest.mark.parametrize("sizes", [{}, {"N": 4, "G": 2, "filings": 2}], ids=["one filing", "two filings"])
 def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(way, dial, sizes):
@@ -81,7 +81,7 @@ def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(w
         wanted = open_pairs(call, section.pairs, case.G)
         work, (B, I, _) = section.listed(), section.q_layout.index.shape
         at_q, filled_q = (np.asarray(x) for x in (section.q_layout.index, section.q_layout.filled))
-        block_q, block_k = (np.asarray(at.block)[..., 0] for at in (section.q_at, section.k_at))
+        block_q, block_k = (np.asarray(at.block)[..., 0] for at in (section.q_marks, section.k_marks))
         for row, (b, n, i) in enumerate(np.ndindex(B, section.heads, I)):
             g = n // (case.N // case.G)
             at_k, filled_k = (

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from localist_jax import config
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.parallel.mesh import make_mesh
 
 
@@ -40,5 +40,5 @@ def test_where_there_is_no_cluster_it_wants_a_name():
 def test_one_process_speaks_and_reads_all_of_a_batch():
     hosts.start("")
     assert hosts.is_first()
-    rows = rules.batch_sharding(make_mesh(config.Mesh(), jax.devices()[:1]))
+    rows = sharding.batch_sharding(make_mesh(config.Mesh(), jax.devices()[:1]))
     assert hosts.share(rows, 6) == (0, 1)

@@ -15,7 +15,7 @@ import pytest
 from localist_jax import config
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
-from localist_jax.parallel.rules import LOGICAL_AXIS_RULES, state_shardings
+from localist_jax.parallel.sharding import LOGICAL_AXIS_RULES, state_shardings
 from localist_jax.training.run import abstract_state
 
 # Sums are taken in another order on another mesh: float32 rounding, amplified by five optimizer steps.
