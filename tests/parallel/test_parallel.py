@@ -15,7 +15,7 @@ import pytest
 from localist_jax import config
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
-from localist_jax.parallel.sharding import LOGICAL_AXIS_RULES, state_shardings
+from localist_jax.parallel.sharding import AXIS_SHARDING, state_shardings
 from localist_jax.training.run import abstract_state
 
 # Sums are taken in another order on another mesh: float32 rounding, amplified by five optimizer steps.
@@ -101,5 +101,5 @@ def test_an_axis_without_a_rule_is_named():
 
 
 def test_no_axis_is_mapped_twice():
-    names = [name for name, _ in LOGICAL_AXIS_RULES]
+    names = [name for name, _ in AXIS_SHARDING]
     assert len(set(names)) == len(names)
