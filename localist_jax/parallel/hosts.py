@@ -158,7 +158,8 @@ def share(rows: NamedSharding, batch: int) -> tuple[int, int]:
     if last - first != size or first % size or batch % size:
         raise ValueError(
             f"config.mesh: process {jax.process_index()} would need the rows {sorted(mine)} of each batch, which "
-            "are not one equal part of it; give the axes that split batches (slice, data, fsdp) sizes that fill whole processes"
+            "are not one equal part of it; give the axes that split batches (slice, data, fsdp) sizes that fill whole "
+            "processes"
         )
     return first // size, batch // size
 

@@ -62,8 +62,8 @@ def _slices(devices: Sequence[jax.Device], wanted: int) -> list[list[jax.Device]
     if len(present) > 1:
         if wanted != len(present):
             raise ValueError(
-                f"config.mesh.slice: expected {len(present)}, the number of slices present, got {wanted}; only rows of a "
-                "batch may be split over slices"
+                f"config.mesh.slice: expected {len(present)}, the number of slices present, got {wanted}; only rows of "
+                "a batch may be split over slices"
             )
         return [[d for d, n in zip(devices, numbers, strict=True) if n == number] for number in present]
     size = len(devices) // wanted

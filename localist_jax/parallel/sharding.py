@@ -64,7 +64,7 @@ def state_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
       mesh: the mesh to shard over.
 
     Raises:
-      ValueError: if an axis is not in the table, or a dimension does not divide over its mesh axis; names the leaf path.
+      ValueError: if an axis is not in the table, or a dimension does not divide over its mesh axis; names the leaf.
     """
     table = {name: mesh_axes(name, mesh) or None for name, _ in AXIS_SHARDING}
     for path, leaf in _boxes(boxed):
@@ -162,6 +162,6 @@ def _check_divisible(boxed: PyTree, mesh: Mesh) -> None:
             if size % parts:
                 axis = "×".join(mesh_axes(name, mesh))
                 raise ValueError(
-                    f"sharding: axis {name!r} of {path} has size {size}, which the {parts} shards of mesh axis {axis!r} "
+                    f"sharding: axis {name!r} of {path} has size {size}, which {parts} shards of mesh axis {axis!r} "
                     f"do not divide; change that size or config.mesh.{axis}"
                 )

@@ -34,7 +34,7 @@ def test_where_there_is_no_cluster_it_wants_a_name():
         env=environment | {"TPU_SKIP_MDS_QUERY": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "--hosts=auto: no cluster was found here" in done.stderr.splitlines()[-1]
+    assert "--hosts=auto: JAX found no cluster" in done.stderr.splitlines()[-1]
 
 
 def test_one_process_speaks_and_reads_all_of_a_batch():

@@ -96,7 +96,7 @@ def test_a_size_that_does_not_divide_is_named(small):
 
 def test_an_axis_without_a_rule_is_named():
     box = {"w": nn.LogicallyPartitioned(jnp.zeros((2, 2)), ("embed", "colour"))}
-    with pytest.raises(ValueError, match="w has the axis 'colour', which no rule names"):
+    with pytest.raises(ValueError, match="w has the axis 'colour', which is not in"):
         state_shardings(box, make_mesh(config.Mesh(), jax.devices()[:1]))
 
 
