@@ -108,7 +108,7 @@ def test_missing_ones_are_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with (
         Checkpoints(tmp_path / "empty") as checkpoints,
-        pytest.raises(CheckpointError, match="no whole checkpoint here"),
+        pytest.raises(CheckpointError, match="no complete checkpoint here"),
     ):
         checkpoints.manifest()
 
@@ -119,7 +119,7 @@ def test_damage_is_reported_with_a_remedy(folder):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(CheckpointError, match=r"6 .* is damaged .*delete it to go on from 4"),
+        pytest.raises(CheckpointError, match=r"6 .* is damaged .*delete it to continue from 4"),
     ):
         checkpoints.restore(abstract(state()), 6)
     with Checkpoints(folder) as checkpoints:
@@ -147,7 +147,7 @@ def test_arrays_that_read_well_but_are_others_are_noticed(folder):
     shutil.copytree(folder / "4" / "state", folder / "6" / "state")
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(
-            CheckpointError, match=r"6 .* is damaged \(state/\w+ is not what was saved\); .* from 4"
+            CheckpointError, match=r"6 .* is damaged \(state/\w+ differs from what was saved\); .* from 4"
         ):
             checkpoints.restore(abstract(state()), 6)
         checkpoints.restore(abstract(state()), 4)
@@ -203,7 +203,7 @@ def test_a_save_that_meets_a_full_disk_is_one_line_with_a_remedy(tmp_path, monke
         "wait_until_finished": checkpoints.wait,
         "close": checkpoints.close,
     }
-    words = r"could not be written \(No space left on device\); earlier ones are whole"
+    words = r"could not be written \(No space left on device\); earlier ones are complete"
     with pytest.raises(CheckpointError, match=words) as error:
         calls[method]()
     assert "\n" not in str(error.value)

@@ -16,7 +16,7 @@ from localist_jax.training.checkpoint import CheckpointError
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
 
-TOLD = "is not what this run was trained on; it is read as new data, with the run's own tokenizer"
+TOLD = "has changed since this run was trained on it; it is used as new data, with the run's own tokenizer"
 
 
 @pytest.fixture(scope="module")

@@ -221,7 +221,7 @@ def test_muon_learns_a_repeated_batch(train, small):
 
 def test_every_parameter_needs_a_rule():
     with pytest.raises(
-        ValueError, match=r"no rule covers parameter a/mystery; add it to training\.state\.RULES"
+        ValueError, match=r"parameter a/mystery has no group; add it to training\.state\.OPTIMIZER_GROUPS"
     ):
         states.rule_of({"a": {"mystery": jnp.zeros(1)}})
 
