@@ -84,7 +84,7 @@ def of(run: Run, as_saved: bool = False) -> RuleSet | None:
       as_saved: the checkpoint's, whatever is active now.
     """
     active = None if as_saved else stored(run.workdir)
-    return active or (parse(run.saved_rules, f"{run.workdir}: checkpoint") if run.rules else None)
+    return active or (parse(run.saved_rules, f"{run.workdir}: checkpoint") if run.saved_rules else None)
 
 
 class Watch:

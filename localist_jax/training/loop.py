@@ -113,7 +113,7 @@ def train(
     mesh = meshes.make_mesh(settings.mesh)
     if mesh.shape["specialist"] > 1:
         raise ValueError(
-            f"config.mesh.specialist: expected 1, since a run trains one LLM, got {mesh.shape['specialist']}; set it to 1"
+            f"config.mesh.specialist: a run trains one LLM, got {mesh.shape['specialist']}; set it to 1"
         )
     model = Transformer(settings.model, prepared.tokenizer.vocab_size, sharding.shards("batch", mesh), mesh)
     batches = train_batches(

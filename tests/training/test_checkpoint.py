@@ -158,7 +158,7 @@ def test_a_manifest_that_was_edited_is_noticed(folder):
     path.write_text(path.read_text().replace('"a": 1', '"a": 2'))
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(CheckpointError, match="manifest is not as it was"),
+        pytest.raises(CheckpointError, match="manifest differs from what was"),
     ):
         checkpoints.manifest(6)
 
