@@ -128,7 +128,7 @@ def _turned(work: WorkList, R: int, S: int):
     """Transpose a work list.
 
     Returns:
-      The list of query tiles of each key tile, numbered within those that share its keys; the first of these; how many.
+      For each key tile, query tiles numbered within those that share its keys; the first of these; their number.
     """
     J = work.lists.shape[1]
     each = R * J // S  # query tiles per row of key tiles; the heads of a group follow each other
