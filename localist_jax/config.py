@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from localist_jax.ranges import Relation, Section, build, choice, flag, number, share, text
+from localist_jax.ranges import ConfigSection, Relation, build, choice, flag, number, share, text
 
 COSTS = ("prequential", "bic", "fixed")
 MODES = ("any", "fixed", "schedule")
@@ -21,7 +21,7 @@ PATTERNS = ("learned", "closed", "own")
 
 
 @dataclasses.dataclass(frozen=True)
-class Data(Section, path="data"):
+class Data(ConfigSection, path="data"):
     """The corpus, and how it is cut into tokens and batches."""
 
     corpus: str = text("python-docs", "a name that data.corpora knows, or a file or folder")
@@ -44,7 +44,7 @@ class Data(Section, path="data"):
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling(Section, path="model.rope_scaling"):
+class RopeScaling(ConfigSection, path="model.rope_scaling"):
     """The scaling of rotary frequencies for contexts longer than the original one."""
 
     kind: str = choice(
@@ -63,7 +63,7 @@ class RopeScaling(Section, path="model.rope_scaling"):
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(Section, path="model"):
+class Model(ConfigSection, path="model"):
     """The shape of the transformer; letters as in `types`."""
 
     layers: int = number(
@@ -141,7 +141,7 @@ class Model(Section, path="model"):
 
 
 @dataclasses.dataclass(frozen=True)
-class DialTraining(Section, path="dial"):
+class DialTraining(ConfigSection, path="dial"):
     """The dial λ in training."""
 
     mode: str = choice(
@@ -164,7 +164,7 @@ class DialTraining(Section, path="dial"):
 
 
 @dataclasses.dataclass(frozen=True)
-class Gates(Section, path="gates"):
+class Gates(ConfigSection, path="gates"):
     """The price of attention gates. One of the two targets sets it; the other is 0."""
 
     pattern: str = choice(
@@ -204,7 +204,7 @@ class Gates(Section, path="gates"):
 
 
 @dataclasses.dataclass(frozen=True)
-class RouterTraining(Section, path="router"):
+class RouterTraining(ConfigSection, path="router"):
     """The router's terms of the training loss."""
 
     noise: float = number(
@@ -226,7 +226,7 @@ class RouterTraining(Section, path="router"):
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer(Section, path="optimizer"):
+class Optimizer(ConfigSection, path="optimizer"):
     """The optimizer of everything but the gates, with warm-up and cosine decay."""
 
     kind: str = choice(
@@ -250,7 +250,7 @@ class Optimizer(Section, path="optimizer"):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recruitment(Section, path="recruitment"):
+class Recruitment(ConfigSection, path="recruitment"):
     """The recruitment of blocks: when it is tried, and the evidence that it needs."""
 
     every: int = number(0, "steps between the end of a trial and the next survey; 0: no recruitment", least=0)
@@ -287,7 +287,7 @@ def _cost_relation(section: Recruitment | Hierarchy) -> Relation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hierarchy(Section, path="hierarchy"):
+class Hierarchy(ConfigSection, path="hierarchy"):
     """The recruitment of whole LLMs into an ensemble; batches are those of the stream, a document per row."""
 
     base: str = text("", "folder of a run whose model and tokenizer to begin with; empty: a fresh LLM")
@@ -330,7 +330,7 @@ class Hierarchy(Section, path="hierarchy"):
 
 
 @dataclasses.dataclass(frozen=True)
-class Train(Section, path="train"):
+class Train(ConfigSection, path="train"):
     """The length of a run, and what it writes."""
 
     steps: int = number(1000, "number of training steps", least=1)
@@ -344,7 +344,7 @@ class Train(Section, path="train"):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh(Section, path="mesh"):
+class Mesh(ConfigSection, path="mesh"):
     """The sizes of the mesh axes, slowest network first; −1 takes the devices that are left."""
 
     slice: int = number(
@@ -365,7 +365,7 @@ class Mesh(Section, path="mesh"):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Section):
+class Config(ConfigSection):
     """Everything that defines a run."""
 
     data: Data = Data()

@@ -142,7 +142,7 @@ def shown(value: object) -> str:
     return written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}…"
 
 
-class Section:
+class ConfigSection:
     """Base of the sections of the configuration, frozen dataclasses that check themselves when they are made.
 
     Raises:
