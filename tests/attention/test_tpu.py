@@ -21,7 +21,7 @@ RUN = tpu.tpu
 
 @partial(jax.jit, static_argnames=("settings", "window", "stats"))
 def compiled(*qkv, settings, **call):
-    """Faster than one operation at a time; settings of the modules are an argument, lest an old one be taken."""
+    """Compile `attend`; module settings are arguments, so that no program with old settings is reused."""
     return RUN(*qkv, **call)
 
 
@@ -30,7 +30,7 @@ def run(*qkv, **call):
 
 
 class Interpreted(AttendSuite):
-    """With tiles so small that there are several of them; the kernels themselves ask for no size."""
+    """Tiles so small that there are several of them."""
 
     implementation = "tpu"
     pure_cost = 3.0
@@ -42,7 +42,7 @@ class Interpreted(AttendSuite):
         monkeypatch.setattr(tpu, "ENGINE", dataclasses.replace(tpu.ENGINE, **sizes))
         monkeypatch.setattr(tpu, "tpu", run)
 
-    # Too slow here: a gradient more, decoding and queries' rows (the kernel sees only other numbers).
+    # Too slow under interpretation, and the kernel runs the same code: another gradient, decoding, query rows.
     test_statistics_do_not_change_the_values = None
     test_the_derivative_at_closed_odds_is_exactly_zero = None
     test_cached_keys_and_a_request_per_row = None
@@ -51,7 +51,7 @@ class Interpreted(AttendSuite):
 
 
 class TestInOrder(Interpreted):
-    """Tiles of mixed blocks."""
+    """The kernels on tiles of mixed blocks."""
 
     @pytest.mark.parametrize(
         "name", ["mixed dials per request and head", "one position", "wide values", "large logits", "long"]
@@ -89,7 +89,7 @@ class TestInOrder(Interpreted):
 
 
 class TestByBlock(Interpreted):
-    """Pure tiles, and a band for the window."""
+    """The kernels on pure tiles, with a band for the window."""
 
     pure_cost = 0.0
 
@@ -105,7 +105,7 @@ class TestByBlock(Interpreted):
     def test_gradients_are_those_of_the_definition(self, name):
         super().test_gradients_are_those_of_the_definition(name)
 
-    # Mapping knows nothing of tiles.
+    # `vmap` does not depend on tiles.
     test_batches_may_be_mapped = None
 
 

@@ -1,4 +1,4 @@
-"""A child process with eight simulated devices: trains on several meshes and prints what it saw as JSON.
+"""A child process with eight simulated devices: trains on several meshes and prints measurements as JSON.
 
 python on_eight_devices.py WORKDIR SETTINGS_JSON
 """

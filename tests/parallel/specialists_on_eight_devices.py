@@ -1,4 +1,4 @@
-"""Run by test_specialists.py in a process of its own: two specialists on four devices each, in one program."""
+"""A child process of test_specialists.py: two specialists on four devices each, in one program."""
 
 import json
 import os
@@ -50,12 +50,14 @@ def main(settings: config.Config):
     print(
         json.dumps(
             {
-                "figures": figures, "between": len(between), "losses": [losses, others],
+                "figures": figures,
+                "between": len(between),
+                "losses": [losses, others],
                 "first is the same": bool(np.array_equal(one[0], other[0])),
                 "second is the same": bool(np.array_equal(one[1], other[1])),
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from localist_jax.parallel.mesh import make_mesh
 from localist_jax.parallel.sharding import AXIS_SHARDING, state_shardings
 from localist_jax.training.run import abstract_state
 
-# Sums are taken in another order on another mesh: float32 rounding, amplified by five optimizer steps.
+# Another mesh sums in another order; five optimizer steps amplify the rounding of float32.
 TOLERANCE = 2e-4  # relative, bits per token
 
 

@@ -1,4 +1,4 @@
-"""Which dial a step runs at."""
+"""The dial of a training step."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""A run owns the tokenizer that it was made with, whatever becomes of the corpus, the folder or the settings."""
+"""A run keeps its tokenizer, even if the corpus, the folder or the settings change."""
 
 import dataclasses
 import shutil
@@ -21,7 +21,7 @@ TOLD = "has changed since this run was trained on it; it is used as new data, wi
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings, tmp_path_factory):
-    """Of a run on a folder of prose."""
+    """Return the settings of a run on a folder of prose."""
     corpus = tmp_path_factory.mktemp("texts") / "one"
     corpus.mkdir()
     for i in range(6):
@@ -33,7 +33,7 @@ def settings(tiny_settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(settings, tmp_path_factory):
-    """That run, and what the loop measured at λ=0."""
+    """Return that run, and the code length that the loop measured at λ=0."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     run = train(settings, workdir)
     return workdir, run.watch((0.0,))["bits_per_token@0"]
@@ -41,7 +41,7 @@ def trained(settings, tmp_path_factory):
 
 @pytest.fixture
 def other(settings, trained, tmp_path):
-    """A copy of the run, whose corpus has grown since."""
+    """Return a copy of the run, whose corpus has grown since."""
     corpus = tmp_path / "one"
     shutil.copytree(settings.data.corpus, corpus)
     workdir = tmp_path / "run"
@@ -70,7 +70,9 @@ def test_text_that_changed_is_new_data_in_the_old_tokens_and_that_is_said(other,
     assert err.count(TOLD) == 1
     assert longer.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert (workdir / "tokenizer.json").read_bytes() == before
-    assert journal.read(workdir / "metrics.jsonl")[-1]["bits_per_token"] < last + 1.0  # it was + 3.8
+    assert (
+        journal.read(workdir / "metrics.jsonl")[-1]["bits_per_token"] < last + 1.0
+    )  # it was + 3.8 with a new tokenizer
     train(settings.replace(train={"steps": 7}), workdir)
     assert TOLD not in capsys.readouterr().err, "by now it is the text that the run was trained on"
 
@@ -122,7 +124,7 @@ def test_settings_that_ask_for_another_are_refused(trained, settings, tmp_path):
         train(settings.replace(data={"tokenizer": str(tmp_path / "odd.json")}), workdir)
     with pytest.raises(ValueError, match="the data: expected the tokenizer that the run was made with"):
         train(settings, workdir, prepared=prepare(settings.data, tmp_path / "cache", odd))
-    spaced = own.to_json().replace(",", ", ", 1)  # the same one, written in another way
+    spaced = own.to_json().replace(",", ", ", 1)  # the same tokenizer, formatted differently
     (tmp_path / "same.json").write_text(spaced, encoding="utf-8")
     again = train(settings.replace(data={"tokenizer": str(tmp_path / "same.json")}), workdir)
     assert again.tokenizer.fingerprint == own.fingerprint
