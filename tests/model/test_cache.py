@@ -31,13 +31,8 @@ def test_pages_are_pure_and_nothing_is_lost(sizes):
     cache = Cache.create(sizes, batch, capacity)
     block = rng.choice(5, (batch, capacity), p=[0.05, 0.5, 0.3, 0.1, 0.05])
     slots = []
-    for start, end in (
-        (0, 40),
-        (40, 41),
-        (41, 42),
-        (42, 75),
-        (75, 100),
-    ):  # a prompt, single steps, several tokens at once
+    # A prompt, single steps, several tokens at once.
+    for start, end in ((0, 40), (40, 41), (41, 42), (42, 75), (75, 100)):
         positions = np.tile(np.arange(start, end), (batch, 1))
         cache, booked = book(cache, block[:, start:end], positions, np.ones_like(positions))
         slots.append(booked)

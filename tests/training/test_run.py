@@ -70,9 +70,8 @@ def test_text_that_changed_is_new_data_in_the_old_tokens_and_that_is_said(other,
     assert err.count(TOLD) == 1
     assert longer.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert (workdir / "tokenizer.json").read_bytes() == before
-    assert (
-        journal.read(workdir / "metrics.jsonl")[-1]["bits_per_token"] < last + 1.0
-    )  # it was + 3.8 with a new tokenizer
+    # With a new tokenizer it was + 3.8.
+    assert journal.read(workdir / "metrics.jsonl")[-1]["bits_per_token"] < last + 1.0
     train(settings.replace(train={"steps": 7}), workdir)
     assert TOLD not in capsys.readouterr().err, "by now it is the text that the run was trained on"
 
@@ -115,7 +114,7 @@ def test_another_tokenizer_in_the_folder_is_refused(trained, settings, tmp_path)
 
 def test_settings_that_ask_for_another_are_refused(trained, settings, tmp_path):
     workdir = shutil.copytree(trained[0], tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"config\.data\.vocab_size: the run .* made with 320, got 400"):
+    with pytest.raises(CheckpointError, match=r"config\.data\.vocab_size: the run in .* has 320, got 400"):
         train(settings.replace(data={"vocab_size": 400}), workdir)
     own = Tokenizer.load(workdir / "tokenizer.json")
     odd = Tokenizer.train(["other words altogether " * 30], 300)

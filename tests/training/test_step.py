@@ -228,11 +228,11 @@ def test_muon_learns_a_repeated_batch(train, small):
     assert history[-1]["bits_per_token"] < 0.6 * history[0]["bits_per_token"]
 
 
-def test_every_parameter_needs_a_rule():
+def test_every_parameter_needs_an_optimizer_group():
     with pytest.raises(
         ValueError, match=r"parameter a/mystery has no group; add it to training\.state\.OPTIMIZER_GROUPS"
     ):
-        states.rule_of({"a": {"mystery": jnp.zeros(1)}})
+        states.optimizer_groups({"a": {"mystery": jnp.zeros(1)}})
 
 
 def test_the_learning_rate_warms_up_and_decays(small):
