@@ -23,15 +23,10 @@ from typing import Any, dataclass_transform
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
 Key = jax.Array  # a typed key from `jax.random.key`
 Numeric = float | int | jax.Array
-
-Tokens = Int[Array, "B T"]
-BlockIds = Int[Array, "B T"]
-Gates = Float[Array, "N K K"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -43,19 +38,3 @@ def struct(cls):
 def widened(x: jax.Array) -> jax.Array:
     """Return x in the precision of norms, logits and sums: float64 if x has it, else float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-__all__ = [
-    "Array",
-    "BlockIds",
-    "Bool",
-    "Float",
-    "Gates",
-    "Int",
-    "Key",
-    "Numeric",
-    "PyTree",
-    "Tokens",
-    "struct",
-    "widened",
-]

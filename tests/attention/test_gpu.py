@@ -102,7 +102,7 @@ def test_tiles_reach_the_rows_that_list_them(rows, programs, monkeypatch):
 
     order = np.arange(rows, dtype=np.int32)
     lists = hopper.Lists(*map(jnp.asarray, (order, counts, order, entries)), bias=None)
-    call = program.Call(
+    call = program.GpuKernel(
         "sum",
         Settings("far", 1, 1.0, False, False, False, emulated=False),
         lambda s, r: jnp.zeros((hopper.ROWS, CHANNELS), jnp.float32),

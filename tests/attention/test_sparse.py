@@ -33,7 +33,7 @@ class TestByBlock(AttendSuite):
 
     @pytest.fixture(autouse=True)
     def _only_by_block(self, monkeypatch):
-        monkeypatch.setattr(sparse, "SMALLEST", 0)
+        monkeypatch.setattr(sparse, "MIN_PAIRS_BY_BLOCK", 0)
         monkeypatch.setattr(sparse, "CPU", where_blocks_cost(0.0, size=(32, 16, 4)))
 
 
@@ -145,7 +145,7 @@ def test_the_way_with_less_to_do_is_taken():
 
 def test_a_step_of_decoding_takes_few_open_pages_one_by_one_and_many_together(monkeypatch):
     """Check results with a ninth of the pages open, and with all."""
-    monkeypatch.setattr(sparse, "MANY", 512)
+    monkeypatch.setattr(sparse, "MIN_KEYS_FOR_WIDE_PAGES", 512)
     T, K = 600, 9
     qkv, call = Case(B=2, T=T, K=K, dial="one", window=4).make()
     of_key = np.minimum(np.arange(T) // 64, K - 1)  # each page holds one block

@@ -26,7 +26,7 @@ def compiled(*qkv, settings, **call):
 
 
 def run(*qkv, **call):
-    return compiled(*qkv, **call, settings=(tpu.ENGINE, tpu.LISTED, tiles_of.SMALLEST))
+    return compiled(*qkv, **call, settings=(tpu.ENGINE, tpu.MAX_LIST_ENTRIES, tiles_of.MIN_PAIRS_BY_BLOCK))
 
 
 class Interpreted(AttendSuite):
@@ -37,7 +37,7 @@ class Interpreted(AttendSuite):
 
     @pytest.fixture(autouse=True)
     def _small_tiles(self, monkeypatch):
-        pure = (tiles_of.Pure((8, 8, 1), self.pure_cost),)
+        pure = (tiles_of.PureTiles((8, 8, 1), self.pure_cost),)
         sizes = dict(wide=(16, 32, 1), small=(8, 8, 1), band=(8, 16), pure=pure)
         monkeypatch.setattr(tpu, "ENGINE", dataclasses.replace(tpu.ENGINE, **sizes))
         monkeypatch.setattr(tpu, "tpu", run)
@@ -75,7 +75,7 @@ class TestInOrder(Interpreted):
 
         whole = both(*arrays(qkv))
         assert "scan" not in str(jax.make_jaxpr(lambda *qkv: both(*qkv))(*arrays(qkv)))
-        monkeypatch.setattr(tpu, "LISTED", 30)
+        monkeypatch.setattr(tpu, "MAX_LIST_ENTRIES", 30)
         assert "scan" in str(jax.make_jaxpr(lambda *qkv: both(*qkv))(*arrays(qkv)))
         for a, b in zip(*(jax.tree.leaves(x) for x in (whole, both(*arrays(qkv)))), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -95,7 +95,7 @@ class TestByBlock(Interpreted):
 
     @pytest.fixture(autouse=True)
     def _only_by_block(self, monkeypatch):
-        monkeypatch.setattr(tiles_of, "SMALLEST", 0)
+        monkeypatch.setattr(tiles_of, "MIN_PAIRS_BY_BLOCK", 0)
 
     @pytest.mark.parametrize("name", ["mixed dials per request and head", "long"])
     def test_values_and_statistics_are_those_of_the_definition(self, name):

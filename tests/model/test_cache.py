@@ -11,7 +11,7 @@ import pytest
 from localist_jax import config
 from localist_jax.locality import Dial
 from localist_jax.model import Cache, Transformer, forward, generate
-from localist_jax.model.cache import LONG, page_size
+from localist_jax.model.cache import LONG_CONTEXT, page_size
 from localist_jax.training.state import GATES, at_path, with_leaf
 
 
@@ -67,7 +67,7 @@ def test_a_step_at_lambda_1_reads_open_pages_only(small, params, blocks):
         1  # each block attends to itself
     )
     params = with_leaf(params, GATES, jnp.asarray(gates))
-    capacity, tokens = LONG, jnp.asarray(np.random.default_rng(1).integers(2, 60, (1, 40)), jnp.int32)
+    capacity, tokens = LONG_CONTEXT, jnp.asarray(np.random.default_rng(1).integers(2, 60, (1, 40)), jnp.int32)
 
     @functools.partial(jax.jit, static_argnums=2)
     def read(cache, tokens, start):
