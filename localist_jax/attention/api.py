@@ -78,20 +78,9 @@ def attend(
     if filing is None:  # a single filing, used by all heads
         k_block, k_pos, k_seg = (x[:, None] for x in (k_block, k_pos, k_seg))
         filing = jnp.zeros(k.shape[2], jnp.int32)
-    call: dict[str, Any] = dict(
-        q_block=q_block,
-        k_block=k_block,
-        q_pos=q_pos,
-        k_pos=k_pos,
-        q_seg=q_seg,
-        k_seg=k_seg,
-        odds=odds,
-        relevant=relevant,
-        filing=filing,
-        route=route,
-        window=window,
-        stats=stats,
-    )
+    call: dict[str, Any] = dict(odds=odds, relevant=relevant, filing=filing, route=route)
+    call |= dict(q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg)
+    call |= dict(window=window, stats=stats)
     chosen = _implementation(implementation, q, k, v, odds, platform(mesh))
     if mesh is None or mesh.size == 1:
         return chosen(q, k, v, **call)

@@ -92,17 +92,8 @@ def _forward(p: Pass, q, k, v):
         results["zsum"] = ()
     if K:
         results["mass"] = keys["e"].shape[-1:]
-    kernel = GpuKernel(
-        "attend",
-        s,
-        steps.forward_begin,
-        steps.forward_step,
-        steps.forward_end,
-        {"out": "q"},
-        results,
-        *sides,
-        turns=True,
-    )
+    stages = (steps.forward_begin, steps.forward_step, steps.forward_end)
+    kernel = GpuKernel("attend", s, *stages, {"out": "q"}, results, *sides, turns=True)
     made = kernel(Lists.of_queries(p), queries, keys)
     lse = made["lse"]
     entropy = jnp.where(jnp.isfinite(lse), lse - made["zsum"], 0.0) if p.measured else None
@@ -138,30 +129,13 @@ def _backward(p: Pass, q, k, v, lse, c, dout, keyed: bool):
     lists = Lists.of_queries(p)
 
     sums = {"sums": by_key["e"].shape[-1:]} if blocked else {}
-    kernel = GpuKernel(
-        "attend_dq",
-        Settings.of(p, by_block=blocked),
-        steps.dq_begin,
-        steps.dq_step,
-        steps.identity,
-        {"dq": "q"},
-        sums,
-        queries_side,
-        keys_side,
-    )
+    settings, stages = Settings.of(p, by_block=blocked), (steps.dq_begin, steps.dq_step, steps.identity)
+    kernel = GpuKernel("attend_dq", settings, *stages, {"dq": "q"}, sums, queries_side, keys_side)
     dq = kernel(lists, queries, keys | by_key)
     sums = {"by_query": by_query["own"].shape[-1:]} if keyed else {}
-    kernel = GpuKernel(
-        "attend_dk",
-        Settings.of(p, by_block=keyed),
-        steps.dk_begin,
-        steps.dk_step,
-        steps.identity,
-        {"dk": "k", "dv": "v"},
-        sums,
-        keys_side,
-        queries_side,
-    )
+    settings, stages = Settings.of(p, by_block=keyed), (steps.dk_begin, steps.dk_step, steps.identity)
+    results = {"dk": "k", "dv": "v"}
+    kernel = GpuKernel("attend_dk", settings, *stages, results, sums, keys_side, queries_side)
     dk = kernel(lists.of_keys(p), keys | (by_key if is_mixed(p) else {}), queries | by_query)
 
     def sum_over_group(x):
