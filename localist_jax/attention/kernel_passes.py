@@ -171,8 +171,7 @@ def backward(
     keyed = wanted == "route"
     p = prepare(s, terms, k.shape[2], keyed)
     rows: dict[str, Any] = {name: None if x is None else _cut(ql, x) for name, x in given.items()}
-    if rows["dmass"] is not None:
-        assert terms.traits is not None
+    if terms.traits is not None and rows["dmass"] is not None:
         kinds = jnp.moveaxis(terms.traits, -1, 0)
         each = zip(jnp.moveaxis(rows["dmass"], -1, 0), kinds, strict=True)
         rows["dmass"] = sum(x[..., None] * _of_blocks(trait, s.q_marks.block) for x, trait in each)

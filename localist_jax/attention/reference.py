@@ -14,11 +14,32 @@ from localist_jax.locality import measures
 from localist_jax.types import widened
 
 
-def reference(
+def reference(q_BTNH, k_BSGH, v_BSGH, **call):
+    """Compute `attend` by materialising every logit."""
+    groups = k_BSGH.shape[2]
+    return in_one_piece(q_BTNH, k_BSGH, v_BSGH, groups=groups, scores=_scores, mixed=_mixed, **call)
+
+
+def _scores(q_BTNH, k_BSGH):
+    """Return ⟨q_i, k_j⟩ of every head, [B, N, T, S], summed in at least float32."""
+    k_BSNH = jnp.repeat(k_BSGH, q_BTNH.shape[2] // k_BSGH.shape[2], 2)
+    return jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=widened(q_BTNH).dtype)
+
+
+def _mixed(alpha_BNTS, v_BSGH):
+    """Return Σ_j α_ij v_j of every head, [B, T, N, H]."""
+    v_BSNH = jnp.repeat(v_BSGH, alpha_BNTS.shape[1] // v_BSGH.shape[2], 2)
+    return jnp.einsum("BNTS,BSNH->BTNH", alpha_BNTS.astype(v_BSNH.dtype), v_BSNH)
+
+
+def in_one_piece(
     q_BTNH,
-    k_BSGH,
-    v_BSGH,
+    keys,
+    values,
     *,
+    groups,
+    scores,
+    mixed,
     q_block,
     k_block,
     q_pos,
@@ -28,23 +49,21 @@ def reference(
     odds,
     relevant,
     filing,
-    route,
+    route=None,
     window,
     stats,
 ):
-    """Compute `attend` by materialising every logit."""
-    group = q_BTNH.shape[2] // k_BSGH.shape[2]
-    k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) if group > 1 else x for x in (k_BSGH, v_BSGH))
+    """Attend with all logits in one array; `scores` and `mixed` are the two products, with keys and with values."""
     if k_block.shape[1] > 1:  # from filings to query heads
-        k_block, k_pos, k_seg = (x[:, jnp.repeat(filing, group)] for x in (k_block, k_pos, k_seg))
+        by_head = jnp.repeat(filing, q_BTNH.shape[2] // groups)
+        k_block, k_pos, k_seg = (x[:, by_head] for x in (k_block, k_pos, k_seg))
     gap_BNTS = q_pos[:, None, :, None] - k_pos[:, :, None]
     visible_BNTS = (q_seg[:, None, :, None] == k_seg[:, :, None]) & (k_seg > 0)[:, :, None] & (gap_BNTS >= 0)
     near_BNTS = visible_BNTS & (gap_BNTS < window)
 
     with jax.named_scope("logits"):
         wide = widened(q_BTNH).dtype
-        s_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=wide)
-        s_BNTS = s_BNTS * q_BTNH.shape[-1] ** -0.5
+        s_BNTS = scores(q_BTNH, keys) * q_BTNH.shape[-1] ** -0.5
     with jax.named_scope("odds"):
         omega_BNTS = _pairwise(odds.astype(wide), q_block, k_block, route)
         omega_BNTS = jnp.where(near_BNTS, 1.0, jnp.where(visible_BNTS, omega_BNTS, 0.0))
@@ -52,7 +71,7 @@ def reference(
         z_BNTS = s_BNTS + jnp.log(jnp.where(open_BNTS, omega_BNTS, 1.0))
     with jax.named_scope("softmax"):
         alpha_BNTS, lse_BNT = _softmax(z_BNTS, open_BNTS)
-        out_BTNH = jnp.einsum("BNTS,BSNH->BTNH", alpha_BNTS.astype(v_BSNH.dtype), v_BSNH)
+        out_BTNH = mixed(alpha_BNTS, values)
     if stats in ("none", "lse"):
         return out_BTNH, None if stats == "none" else AttentionStats(lse=lse_BNT)
 

@@ -65,7 +65,7 @@ class ReadingAlong:
         for nth, (state, dial) in enumerate(self._readers):
             read, _, _, self._caches[nth] = read_tokens(
                 self._model, state.params, state.blocks, self._caches[nth], tokens, positions, segments, at, dial,
-                rules, stats="none",
+                rules, stats="none", opening=self._known is None,
             )  # fmt: skip
             each.append(read)
         self._known, mixture = _mixture(self._weights, jnp.stack(each, 1))

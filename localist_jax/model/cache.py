@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -71,11 +73,54 @@ class LayerCache:
 
 
 @struct
+class RowsCache:
+    """Keys and values of one layer for `attention.single`: a matrix [S, G·H] for each request."""
+
+    k: tuple[chex.Array, ...]
+    v: tuple[chex.Array, ...]
+
+    @classmethod
+    def of(cls, k: Float[Array, "B S G H"], v: Float[Array, "B S G H"]) -> RowsCache:
+        """Return the cache with these keys and values."""
+        return cls(k=tuple(k.reshape(*k.shape[:2], -1)), v=tuple(v.reshape(*v.shape[:2], -1)))
+
+    def write(
+        self,
+        k: Float[Array, "B 1 G H"],
+        v: Float[Array, "B 1 G H"],
+        slot: Int[Array, "B 1"] | Int[Array, "B 1 G"],
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> RowsCache:
+        """Return a cache that also holds these keys and values; slots past its end are dropped."""
+        del mesh
+        return RowsCache(k=self._written(self.k, k, slot), v=self._written(self.v, v, slot))
+
+    @staticmethod
+    def _written(rows, new, slot):
+        """Write slice by slice, which works in place, where a scatter would copy."""
+        G, H = new.shape[2:]
+        parts = 1 if slot.ndim == 2 else G  # heads with separate slots
+        slot = slot.reshape(len(new), parts)
+        new = new.astype(rows[0].dtype).reshape(len(new), parts, 1, G // parts * H)
+
+        def one(row, new, slot):
+            for part in range(parts):
+                begin = slot[part], part * new.shape[-1]
+                here = lax.dynamic_slice(row, begin, new[part].shape)
+                kept = jnp.where(slot[part] < len(row), new[part], here)
+                row = lax.dynamic_update_slice(row, kept, begin)
+            return row
+
+        return tuple(one(*each) for each in zip(rows, new, slot, strict=True))
+
+
+@struct
 class Cache:
     """The cache of a batch of requests, of capacity S positions in Z ≥ S slots.
 
     Attributes:
-      perception: keys and values of the perception layers, [L, B, S, G, H]; slots are positions.
+      perception: keys and values of the perception layers, [L, B, S, G, H]; slots are positions. A tuple of the
+        `RowsCache` of each layer if the cache is `unrolled`.
       localist: keys and values of the localist layers, [L, B, Z, G, H], in pages.
       seen: int32 [B, S], segment of each position; 0 where nothing was read yet.
       routed: int32 [B, S], the block that the router assigned to each position.
@@ -87,8 +132,8 @@ class Cache:
     Where heads file keys in F > 1 ways, the fields from `block` on are kept for each filing: [B, F, …].
     """
 
-    perception: LayerCache
-    localist: LayerCache
+    perception: Any
+    localist: Any
     seen: chex.Array
     routed: chex.Array
     block: chex.Array
@@ -121,6 +166,14 @@ class Cache:
             page=ints(*filings, K),
             pages=ints(*filings),
         )
+
+    def unrolled(self) -> Cache:
+        """Return the cache with the keys and values of each layer and request in separate arrays."""
+
+        def split(layers: LayerCache) -> tuple[RowsCache, ...]:
+            return tuple(RowsCache.of(k, v) for k, v in zip(layers.k, layers.v, strict=True))
+
+        return dataclasses.replace(self, perception=split(self.perception), localist=split(self.localist))
 
     @property
     def capacity(self) -> int:

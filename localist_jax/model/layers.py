@@ -7,6 +7,7 @@ axes by name.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, cast
 
 import chex
@@ -19,12 +20,13 @@ from jaxtyping import Array, Float, Int
 
 from localist_jax import config
 from localist_jax.attention import AttentionStats, attend
+from localist_jax.attention.single import attend_single
 from localist_jax.attention.stats import Stats
 from localist_jax.locality import gates as gating
 from localist_jax.locality import lineage, steering
 from localist_jax.locality.steering import LayerSteering
 from localist_jax.model import units
-from localist_jax.model.cache import LayerCache
+from localist_jax.model.cache import LayerCache, RowsCache
 from localist_jax.parallel.sharding import mesh_axes, on_each, placed
 from localist_jax.types import struct, widened
 
@@ -204,6 +206,7 @@ class Attention(nn.Module):
     localist: bool
     stats: Stats = "none"
     mesh: jax.sharding.Mesh | None = None
+    opening: bool = False
 
     @nn.compact
     def __call__(
@@ -244,7 +247,8 @@ class Attention(nn.Module):
         if cache is not None and placement.slot is not None:
             slot = placement.slot if filing is None else placement.slot[:, filing].swapaxes(1, 2)
             cache = cache.write(k, v, slot, self.mesh)
-            k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
+            if not self.opening:
+                k, v = jax.tree.map(lambda leaf: leaf.astype(x.dtype), (cache.k, cache.v))
 
         odds, relevant, window = self._odds(beta)
         q_block, K = placement.block, odds.shape[-1]
@@ -266,11 +270,13 @@ class Attention(nn.Module):
             window=window,
             mesh=self.mesh,
         )
+        rows = isinstance(cache, RowsCache)
+        attended = partial(attend_single, groups=G) if rows else partial(attend, route=placement.route)
         if self.localist:
-            out, stats = attend(q, k, v, **call, route=placement.route, stats=self.stats)
+            out, stats = attended(q, k, v, **call, stats=self.stats)
         else:
             wanted: Stats = "open" if self.stats == "dense" and not c.perception_dialled else self.stats
-            out, stats = attend(q, k, v, **call, stats=wanted)
+            out, stats = attended(q, k, v, **call, stats=wanted)
             if self.stats == "dense" and stats is not None and not c.perception_dialled:
                 stats = dataclasses.replace(stats, price_bits=jnp.zeros_like(stats.lse))
         if self.is_mutable_collection("intermediates"):
@@ -285,9 +291,10 @@ class Attention(nn.Module):
         ):  # for reports: at this dial, over all open keys
             read = attend(q, k, self._block_values(call, G).astype(q.dtype), **call)[0]
             self.sow("block_mass", "all", self._by_block(read.astype(jnp.float32), q_block)[0])
-        y = jnp.einsum("BTNH,NHD->BTD", out, wo.astype(x.dtype))
+        flat = out.reshape(*out.shape[:2], N * H)
+        # Contracting two axes at once would transpose the weights first.
+        y = flat @ wo.astype(x.dtype).reshape(N * H, D)
         if deltas:
-            flat = out.reshape(*out.shape[:2], N * H)
             y = y + Delta(c.delta_rank, (D,), ("embed",), "heads_and_head", name="out_delta")(flat, beta)
         return y, stats, cache
 
@@ -400,6 +407,7 @@ class Layer(nn.Module):
     localist: bool
     stats: Stats = "none"
     mesh: jax.sharding.Mesh | None = None
+    opening: bool = False
 
     @nn.compact
     def __call__(self, x, per_layer: tuple[Any, ...], placement: Placement):
@@ -407,7 +415,9 @@ class Layer(nn.Module):
         beta, cache, rules, turned = per_layer
         eps = self.config.norm_eps
         with jax.named_scope("attention"):
-            attention = Attention(self.config, self.localist, self.stats, self.mesh, name="attention")
+            attention = Attention(
+                self.config, self.localist, self.stats, self.mesh, self.opening, name="attention"
+            )
             y, stats, cache = attention(
                 Norm(eps, name="attention_norm")(x), beta, placement, cache, rules, turned
             )

@@ -8,6 +8,8 @@ to localist. It is used functionally: `init` returns a parameter pytree, `apply`
 from __future__ import annotations
 
 import dataclasses
+import operator
+from functools import partial
 from typing import Any, cast
 
 import chex
@@ -27,6 +29,7 @@ from localist_jax.model.cache import Cache
 from localist_jax.model.layers import Layer, Norm, Placement, looked_up, parameter, weight, with_units
 from localist_jax.types import struct, widened
 
+STACKS = ("perception", "localist")  # names of the two stacks of layers
 FIRST_CONFIDENCE = (
     3.0  # standard deviation of the router's initial logits, large enough for stable random blocks
 )
@@ -83,12 +86,14 @@ class Transformer(nn.Module):
       vocab_size: V.
       data_shards: shards of the batch axis; localist units process them separately.
       mesh: mesh to split attention over; None leaves that to the compiler.
+      unrolled: whether parameters and cache are split by layer, by `unrolled`, instead of stacked.
     """
 
     config: config.Model
     vocab_size: int
     data_shards: int = 1
     mesh: jax.sharding.Mesh | None = None
+    unrolled: bool = False
 
     @nn.compact
     def __call__(
@@ -104,6 +109,7 @@ class Transformer(nn.Module):
         noise: float = 0.0,
         rules: Steering | None = None,
         read_at: Int[Array, "B P"] | None = None,
+        opening: bool = False,
     ) -> Output:
         """Return next-token logits, blocks and statistics.
 
@@ -117,6 +123,8 @@ class Transformer(nn.Module):
           noise: scale of the router's Gumbel noise (training; needs the rng stream "router").
           rules: traced; steering of the localist layers by attention rules (inference).
           read_at: indices of the positions whose logits are wanted; None: all.
+          opening: whether the cache is empty. The tokens then attend to each other in order, where causality skips half
+            of the tiles, and not to the pages that they are written to.
 
         Raises:
           ValueError: if activations are float64 and JAX has float64 disabled.
@@ -136,8 +144,8 @@ class Transformer(nn.Module):
         with jax.named_scope("embed"):
             x = looked_up(embedding, tokens, c.dtype, self.mesh)
 
-        placement, cache = _perception_placement(positions, segments, cache, c.sink)
-        x, seen = self._stack("perception", False, stats)(
+        placement, cache = _perception_placement(positions, segments, cache, c.sink, opening)
+        x, seen = self._stack("perception", False, stats, opening)(
             x, self._inputs(beta_LBN, cache, None, False), placement
         )
 
@@ -153,7 +161,7 @@ class Transformer(nn.Module):
 
         shards = self.data_shards if B % self.data_shards == 0 else 1
         filed, cache = _filed(ids, routed, sink, positions, segments, cache, c.filings)
-        placement, cache = _localist_placement(filed, positions, segments, cache)
+        placement, cache = _localist_placement(filed, positions, segments, cache, opening)
         placement = dataclasses.replace(placement, route=route if noise else None)
         if c.block_units:
             placement = with_units(placement, blocks.parent, c.generations, shards)
@@ -161,7 +169,7 @@ class Transformer(nn.Module):
             placement = _under_rules(placement, rules, c.block_capacity)
         read, written = [seen[0]], [seen[1]]
         if c.layers > c.router_layer:
-            x, more = self._stack("localist", True, stats)(
+            x, more = self._stack("localist", True, stats, opening)(
                 x, self._inputs(beta_LBN, cache, rules, True), placement
             )
             read.append(more[0])
@@ -176,8 +184,7 @@ class Transformer(nn.Module):
             )
         all_stats = jax.tree.map(lambda *parts: jnp.concatenate(parts), *read)
         if cache is not None:
-            names = ("perception", "localist")[: len(written)]
-            cache = dataclasses.replace(cache, **dict(zip(names, written, strict=True)))
+            cache = dataclasses.replace(cache, **dict(zip(STACKS[: len(written)], written, strict=True)))
         return Output(
             logits=logits,
             blocks=ids,
@@ -188,7 +195,29 @@ class Transformer(nn.Module):
             cache=cache,
         )
 
-    def _stack(self, name: str, localist: bool, stats: Stats):
+    def _stack(self, name: str, localist: bool, stats: Stats, opening: bool):
+        """Return the layers of a stack as one function: scanned, or unrolled with separate parameters."""
+        if self.unrolled:
+            return partial(self._one_by_one, name, localist, stats, opening)
+        return self._scanned(name, localist, stats, opening)
+
+    def _one_by_one(
+        self, name: str, localist: bool, stats: Stats, opening: bool, x, inputs, placement: Placement
+    ):
+        beta, caches, *others = inputs
+        read, written = [], []
+        for nth, cache in enumerate(caches or [None] * len(beta)):
+            layer = Layer(self.config, localist, stats, self.mesh, opening, name=f"{name}_{nth}")
+            rules, turned = jax.tree.map(operator.itemgetter(nth), others)
+            x, (figures, cache) = layer(x, (beta[nth], cache, rules, turned), placement)
+            read.append(figures)
+            written.append(cache)
+        return x, (
+            jax.tree.map(lambda *each: jnp.stack(each), *read),
+            None if caches is None else tuple(written),
+        )
+
+    def _scanned(self, name: str, localist: bool, stats: Stats, opening: bool):
         """Return scanned layers: one compiled body, with parameters stacked on a leading `layers` axis."""
         c = self.config
         layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
@@ -200,7 +229,7 @@ class Transformer(nn.Module):
             length=c.layers - c.router_layer if localist else c.router_layer,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(c, localist, stats, self.mesh, name=name)
+        return scanned(c, localist, stats, self.mesh, opening, name=name)
 
     def _inputs(self, beta_LBN, cache, rules: Steering | None, localist):
         first = self.config.router_layer
@@ -219,14 +248,31 @@ def forward(
     return cast(Output, model.apply({"params": params}, tokens, dial, blocks, **options))
 
 
+def unrolled(params: PyTree) -> PyTree:
+    """Return parameters for a model that is `unrolled`: those of each layer as separate arrays.
+
+    A scan over stacked layers copies the weights of each layer before it multiplies with them. For one token that
+    takes as long as the product itself.
+    """
+    layers = {name: params[name] for name in STACKS if name in params}
+    split = {
+        f"{name}_{nth}": jax.tree.map(operator.itemgetter(nth), stack)
+        for name, stack in layers.items()
+        for nth in range(len(jax.tree.leaves(stack)[0]))
+    }
+    return {name: leaf for name, leaf in params.items() if name not in layers} | split
+
+
 def _perception_placement(
-    positions, segments, cache: Cache | None, sink: int
+    positions, segments, cache: Cache | None, sink: int, opening: bool
 ) -> tuple[Placement, Cache | None]:
     """Return the placement in the perception layers: block 0 is the sink, block 1 the rest."""
     block = jnp.where(positions < sink, 0, 1)
     if cache is None:
         return _without_cache(block, positions, segments), None
     cache, slot = cache.at_positions(positions, segments)
+    if opening:
+        return dataclasses.replace(_without_cache(block, positions, segments), slot=slot), cache
     slots = jnp.broadcast_to(jnp.arange(cache.capacity), cache.seen.shape)
     placement = Placement(
         block=block,
@@ -251,17 +297,21 @@ def _filed(ids, routed, sink, positions, segments, cache: Cache | None, filings:
     return jnp.stack([ids, jnp.where(sink, 0, before)], 1), cache
 
 
-def _localist_placement(filed, positions, segments, cache: Cache | None) -> tuple[Placement, Cache | None]:
+def _localist_placement(
+    filed, positions, segments, cache: Cache | None, opening: bool
+) -> tuple[Placement, Cache | None]:
     """Return the placement in the localist layers; with a cache the keys are the slots of its pages."""
-    block = filed[:, 0]
-    if cache is None:
-        placement = _without_cache(block, positions, segments)
-        if filed.shape[1] == 1:
-            return placement, None
+    block, alone = filed[:, 0], filed.shape[1] == 1
+    slot = None
+    if cache is not None:
+        cache, slot = cache.in_pages(block if alone else filed, positions, segments)
+    if cache is None or opening:
+        placement = dataclasses.replace(_without_cache(block, positions, segments), slot=slot)
+        if alone:
+            return placement, cache
         k_positions, k_segments = (jnp.broadcast_to(x[:, None], filed.shape) for x in (positions, segments))
         keys = dict(k_block=filed, k_positions=k_positions, k_segments=k_segments)
-        return dataclasses.replace(placement, **keys), None
-    cache, slot = cache.in_pages(block if filed.shape[1] == 1 else filed, positions, segments)
+        return dataclasses.replace(placement, **keys), cache
     placement = Placement(
         block=block,
         positions=positions,

@@ -12,6 +12,7 @@ from localist_jax import config
 from localist_jax.locality import Dial
 from localist_jax.model import Cache, Transformer, forward, generate
 from localist_jax.model.cache import LONG_CONTEXT, page_size
+from localist_jax.model.transformer import unrolled
 from localist_jax.training.state import GATES, at_path, with_leaf
 
 
@@ -91,6 +92,45 @@ def test_a_step_at_lambda_1_reads_open_pages_only(small, params, blocks):
         localist=jax.tree.map(lambda x: jnp.where(poison, jnp.nan, x), before.localist),
     )
     np.testing.assert_array_equal(read(spoiled, next_token, 40).logits, wanted.logits)
+
+
+@pytest.mark.parametrize("filings", [1, 2])
+def test_single_tokens_read_layer_by_layer_give_what_the_scan_gives(small, params, tokens, blocks, filings):
+    """Also for a request that has ended (segment 0), whose cache must stay as it is."""
+    sizes, (B, T) = dataclasses.replace(small, filings=filings), tokens.shape
+    if filings > 1:
+        by_head = jnp.arange(small.kv_heads, dtype=jnp.float32) % 2
+        attention = params["localist"]["attention"]
+        by_layer = jnp.broadcast_to(by_head, (len(attention["gates"]), small.kv_heads))
+        params = {
+            **params,
+            "localist": {**params["localist"], "attention": {**attention, "filing": by_layer}},
+        }
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="opening")
+    def read(model, params, cache, tokens, positions, segments, opening=False):
+        places = dict(positions=positions, segments=segments)
+        return forward(
+            model, params, tokens, Dial(0.9), blocks, **places, cache=cache, stats="dense", opening=opening
+        )
+
+    def three_more(model, params, cache):
+        for step, running in enumerate((1, 0, 0)):
+            position, segment = jnp.full((B, 1), T + step), jnp.array([[1], [running]])
+            out = read(model, params, cache, tokens[:, step : step + 1], position, segment)
+            cache = out.cache
+            of = slice(None) if running else slice(0, 1)
+            yield out.logits[of], jax.tree.map(lambda x, of=of: x[:, of], out.stats), cache.segment
+
+    model, whole = Transformer(sizes, 60), jnp.broadcast_to(jnp.arange(T), (B, T))
+    opened = read(
+        model, params, Cache.create(sizes, B, 16), tokens, whole, jnp.ones_like(whole), opening=True
+    )
+    stacked = list(three_more(model, params, opened.cache))
+    alone = list(
+        three_more(dataclasses.replace(model, unrolled=True), unrolled(params), opened.cache.unrolled())
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stacked, alone)
 
 
 def test_what_is_measured_while_generating_is_a_choice(model, params, blocks):

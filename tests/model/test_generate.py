@@ -1,5 +1,8 @@
 """Generation: the cache against full passes, dials per request, sampling, errors."""
 
+import gc
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from localist_jax.model.generate import read_tokens
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [30], [20, 21, 22]]
 DIALS = [0.0, 0.9, 1.0]
 CONTEXT = 24
+generating = importlib.import_module("localist_jax.model.generate")  # the function has the module's name
 full_pass = jax.jit(forward, static_argnums=0)
 
 
@@ -165,3 +169,27 @@ def test_bad_requests_are_refused_in_one_line(run, change, words):
     with pytest.raises(ValueError, match=words) as error:
         run(call.pop("prompts"), call.pop("dial"), **call)
     assert "\n" not in str(error.value)
+
+
+def test_prompts_of_many_lengths_need_few_programs(model, params, blocks):
+    def programs(*lengths):
+        before = read_tokens._cache_size()
+        for length in lengths:
+            generate(model, params, blocks, [[5] * length], Dial(0.0), context=128, max_new=1)
+        return read_tokens._cache_size() - before
+
+    assert programs(3, 63, 70, 100, 127) == 2  # of 64 and 128 tokens
+
+
+def test_the_copy_of_the_weights_is_made_once_and_let_go_with_them(model, params, blocks):
+    own = jax.tree.map(jnp.copy, params)
+    generate(model, own, blocks, [[5]], Dial(0.0), context=16, max_new=2)
+    split = generating._split[1]
+    generate(model, own, blocks, [[6, 7]], Dial(0.5), context=16, max_new=2)
+    assert generating._split[1] is split
+    other = {**own, "embedding": own["embedding"] + 1}
+    generate(model, other, blocks, [[5]], Dial(0.0), context=16, max_new=2)
+    assert generating._split[1] is not split
+    del own, other, split
+    gc.collect()
+    assert generating._split is None
