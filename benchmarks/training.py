@@ -34,7 +34,7 @@ from localist_jax.data import Batch
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer, forward
 from localist_jax.parallel import mesh as meshes
-from localist_jax.parallel import rules
+from localist_jax.parallel import sharding
 from localist_jax.recruitment.recruiter import hooks
 from localist_jax.report import study
 from localist_jax.training.checkpoint import Checkpoints
@@ -61,7 +61,7 @@ def settings_for(sizes: plain.Sizes, dial: str) -> config.Config:
             layers=s.layers, width=s.width, heads=s.heads, kv_heads=s.heads, head_size=s.width // s.heads,
             feed_forward=s.hidden, perception_window=0, qk_norm=False, dtype=s.dtype,
         ),
-        dial=config.Dial(mode=mode, locality=locality),
+        dial=config.DialTraining(mode=mode, locality=locality),
         optimizer=config.Optimizer(kind="adamw", learning_rate=plain.PEAK),
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ class Ours:
         tokens, targets = drawn(sizes)
         places = np.broadcast_to(np.arange(sizes.context, dtype=np.int32), tokens.shape)
         batch = Batch(tokens, targets, np.ones_like(tokens), places)
-        self.batch = jax.device_put(batch, rules.batch_sharding(self.mesh))
+        self.batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
 
     def __call__(self) -> None:
         """One step, to its end."""

@@ -19,23 +19,23 @@ RISSANEN_LOG_C = math.log2(2.865064)  # makes the universal integer code satisfy
 
 
 def from_nats(nats):
-    """Nats → bits (divides by ln 2); works on numbers and arrays."""
+    """Convert nats to bits (divide by ln 2); works on numbers and arrays."""
     return nats / LN2
 
 
 def to_nats(bits):
-    """Bits → nats (multiplies by ln 2); works on numbers and arrays."""
+    """Convert bits to nats (multiply by ln 2); works on numbers and arrays."""
     return bits * LN2
 
 
 def plogp(p: Float[Array, "..."]) -> Float[Array, "..."]:
-    """p·log₂ p with 0·log 0 = 0, and a finite derivative there."""
+    """Return p·log₂ p with 0·log 0 = 0, and a finite derivative there."""
     positive = p > 0
     return jnp.where(positive, p * jnp.log2(jnp.where(positive, p, 1.0)), 0.0)
 
 
 def entropy(p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """Shannon entropy −Σ p log₂ p in bits of distributions on the last axis.
+    """Return the Shannon entropy −Σ p log₂ p in bits of distributions on the last axis.
 
     >>> float(entropy(jnp.array([0.25, 0.25, 0.5])))
     1.5
@@ -44,24 +44,24 @@ def entropy(p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
 
 
 def binary_entropy(p: Float[Array, "..."]) -> Float[Array, "..."]:
-    """h(p) in bits."""
+    """Return the binary entropy h(p) in bits."""
     return -plogp(p) - plogp(1 - p)
 
 
 def kl(q: Float[Array, "*batch n"], p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """KL(q‖p) in bits on the last axis; +∞ where q puts mass that p does not."""
+    """Return KL(q‖p) in bits on the last axis; +∞ if q has mass where p has none."""
     mass = q > 0
     ratio = jnp.where(mass, q, 1.0) / jnp.where(mass, p, 1.0)
     return jnp.where(mass, q * jnp.log2(ratio), 0.0).sum(-1)
 
 
 def binary_kl(q: Float[Array, "..."], p: Float[Array, "..."]) -> Float[Array, "..."]:
-    """d(q‖p) in bits between two coins."""
+    """Return the binary divergence d(q‖p) in bits."""
     return kl(jnp.stack([q, 1 - q], -1), jnp.stack([p, 1 - p], -1))
 
 
 def mutual_information(joint: Float[Array, "*batch x y"]) -> Float[Array, "*batch"]:
-    """I(X; Y) in bits of a joint distribution (or of counts, normalised here).
+    """Return I(X; Y) in bits of a joint distribution (or of counts, which are normalised).
 
     >>> float(mutual_information(jnp.array([[2.0, 0.0], [0.0, 2.0]])))
     1.0
@@ -73,17 +73,17 @@ def mutual_information(joint: Float[Array, "*batch x y"]) -> Float[Array, "*batc
 
 
 def code_length(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Bits needed to code each target under softmax(logits); at least float32 whatever the dtype."""
+    """Return the bits needed to code each target under softmax(logits), in at least float32."""
     logits = widened(logits)
     return from_nats(jax.nn.logsumexp(logits, -1) - _chosen(logits, targets))
 
 
 def _chosen(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """logits[…, targets].
+    """Return logits[…, targets].
 
-    Where a mesh splits the vocabulary the compiler makes a gather a masked look-up and one small sum; but where other
-    axes of the mesh are mapped by hand (specialists, side by side) its partitioner aborts on it (jaxlib 0.10.2), so
-    that is spelled out there.
+    Where a mesh splits the vocabulary, the compiler turns a gather into a masked look-up and a small sum. Where other
+    axes of the mesh are mapped by hand (specialists side by side), its partitioner aborts on the gather (jaxlib
+    0.10.2), so the masked sum is written out here.
     """
     if jax.sharding.get_abstract_mesh().manual_axes:
         return jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0).sum(-1)
@@ -91,12 +91,12 @@ def _chosen(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def integer_code_length(n: int) -> float:
-    """Rissanen's universal code for n ≥ 1 in bits: log₂ 2.865 + log₂ n + log₂ log₂ n + … (positive terms).
+    """Return the length of Rissanen's universal code for n ≥ 1: log₂ 2.865 + log₂ n + log₂ log₂ n + … (positive terms).
 
-    Σ_n 2^−length ≤ 1 (Kraft), so it may price a trial's number or a block count without a prior.
+    Σ_n 2^−length ≤ 1 (Kraft), so it prices a trial's number or a block count without a prior.
 
     Raises:
-      ValueError: n < 1.
+      ValueError: if n < 1.
 
     >>> round(integer_code_length(1), 3)
     1.519

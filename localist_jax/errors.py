@@ -1,4 +1,4 @@
-"""Errors as a user should meet them: one line on standard error that says what to do."""
+"""Error messages for users: one line on standard error that says what was wrong and what to do."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ import os
 import sys
 from collections.abc import Iterator
 
-# What the system refuses, and what mends it.
+# Advice for each operating-system error.
 REMEDIES = {
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        "free some space and start it again: a run goes on from its last whole checkpoint",
+        "free some space and start it again: a run continues from its last complete checkpoint",
     ),
     **dict.fromkeys(
         (errno.EROFS, errno.EACCES, errno.EPERM), "choose another folder, or change its permissions"
     ),
     **dict.fromkeys(
-        (errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is wanted; choose another folder"
+        (errno.ENOTDIR, errno.EEXIST), "a file is where a folder is needed; choose another folder"
     ),
-    errno.EISDIR: "a folder stands where a file is wanted",
+    errno.EISDIR: "a folder is where a file is needed; choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
 class StoppedRun(RuntimeError):
-    """A run that stopped for a reason its user must know; `status` is the command's exit status."""
+    """A run that stopped for a reason its user has to know; `status` is the command's exit status."""
 
     status = 1
 
 
 @contextlib.contextmanager
 def one_line(*more: type[BaseException]) -> Iterator[None]:
-    """Turns what a user can mend into one line and the error's exit status, or 1.
+    """Print errors that a user can fix as one line, and exit with the error's status, or 1.
 
-    That is a ValueError, what the system refuses (OSError), a number or nesting beyond all bounds, a `StoppedRun`, or
-    one of `more`. Set the environment variable LOCALIST_TRACEBACK=1 to see where it came from.
+    These are ValueError, OSError, OverflowError, RecursionError, `StoppedRun`, and the types in `more`. Set the
+    environment variable LOCALIST_TRACEBACK=1 to see the traceback instead.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def one_line(*more: type[BaseException]) -> Iterator[None]:
 
 
 def message(error: BaseException) -> str:
-    """An error in one line.
+    """Return an error as one line.
 
     >>> message(OSError(errno.ENAMETOOLONG, "File name too long", "a"))
     'a: File name too long; choose a shorter name'

@@ -1,35 +1,37 @@
 """Fields of the configuration: default, range and meaning of each in one declaration.
 
-A field is declared by `number`, `choice`, `text` or `flag`; the declaration stays with it as metadata, from which it
-is checked, and from which help and reference pages can be made (`described`).
+A field is declared by `number`, `share`, `choice`, `text` or `flag`. The declaration is stored as the field's metadata,
+from which values are checked, and help and reference pages are made (`described`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
-MOST = 2**31 - 1  # of an integer that says nothing else: what an int32 holds
-KEY = "range"
-LARGE = 10**300  # no float holds much more
-LONGEST = 80  # characters of a value in a message
+LARGEST_INT = 2**31 - 1  # default upper bound of integers: the largest int32
+KEY = "range"  # key of the declaration in a field's metadata
+LARGEST_FLOAT = 10**300  # integers from here on are not converted to float
+LONGEST_VALUE = 80  # characters of a value in a message
+Relation = tuple[bool, str, object, object]
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a field may be.
+    """The declaration of a field: its meaning, and the values that it may have.
 
     Attributes:
-      about: what the field is, in one line.
-      least, above: the smallest value, or what it must lie above; None: no such bound.
-      most, below: the largest value, or what it must lie below.
-      besides: a value outside of these that has a meaning of its own.
-      choices: the values of a field that is no number.
-      noun: what the value is called in messages.
+      about: meaning of the field, in one line.
+      least, above: inclusive or exclusive lower bound; None: no such bound.
+      most, below: inclusive or exclusive upper bound.
+      besides: a value outside of the bounds that has a special meaning.
+      choices: the values of a field that is not a number.
+      noun: the word for the value in messages.
     """
 
     about: str = ""
@@ -47,7 +49,7 @@ class Range:
         return self.least is not None or self.above is not None
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies in the range; NaN lies in none."""
+        """Return whether a value is in the range; NaN is in none."""
         if self.choices:
             return value in self.choices
         if not self.is_number or (self.besides is not None and value == self.besides):
@@ -57,7 +59,7 @@ class Range:
         return bool(low and high)
 
     def __str__(self) -> str:
-        """The range in words.
+        """Return the range in words.
 
         >>> print(Range(least=0, below=1, noun="a share"), "|", Range(least=1, most=64), "|", Range(choices=("a", "b")))
         a share in [0, 1) | at least 1 and at most 64 | a or b
@@ -86,31 +88,31 @@ def number(
     besides: float | None = None,
     noun: str = "",
 ) -> Any:
-    """A field that is a number; arguments as of `Range`. An integer without an upper bound must fit an int32."""
+    """Declare a field that is a number; arguments as in `Range`. An unbounded integer must fit an int32."""
     if most is None and below is None:
         assert isinstance(default, int), "a float needs an upper bound"
-        most = MOST
+        most = LARGEST_INT
     return _field(default, Range(about, least, above, most, below, besides, (), noun))
 
 
 def share(default: float, about: str, *, above: float | None = None, below: float | None = None) -> Any:
-    """A field that is a number from 0 to 1; `above` and `below` leave an end out."""
+    """Declare a field that is a number from 0 to 1; `above` and `below` exclude an end."""
     least, most = (0 if above is None else None), (1 if below is None else None)
     return number(default, about, least=least, above=above, most=most, below=below, noun="a share")
 
 
 def choice(default: str, about: str, *choices: str) -> Any:
-    """A field that is one of a few words."""
+    """Declare a field that is one of a few words."""
     return _field(default, Range(about, choices=choices))
 
 
 def text(default: str, about: str) -> Any:
-    """A field that is any text."""
+    """Declare a field that is any text."""
     return _field(default, Range(about))
 
 
 def flag(default: bool, about: str) -> Any:
-    """A field that is on or off."""
+    """Declare a field that is on or off."""
     return _field(default, Range(about))
 
 
@@ -118,65 +120,73 @@ def _field(default: Any, range_: Range) -> Any:
     return dataclasses.field(default=default, metadata={KEY: range_})
 
 
-def require(ok: bool, field: str, expected: str, got: object) -> None:
-    """Raises a ValueError that names a field of the configuration, unless all is well.
+def require(ok: bool, field: str, expected: object, got: object) -> None:
+    """Raise a ValueError that names a field of the configuration, unless `ok`.
 
     Raises:
-      ValueError: what was expected of the field, and what was got.
+      ValueError: with what was expected of the field, and what was got.
     """
     if not ok:
         raise ValueError(f"config.{field}: expected {expected}, got {shown(got)}")
 
 
 def shown(value: object) -> str:
-    """A value as it stands in a message of one line.
+    """Return a value as it is shown in a message of one line.
 
     >>> shown(10**5000), shown("ab")
     ('a number of 5000 digits or so', "'ab'")
     """
-    if isinstance(value, int) and abs(value) >= LARGE:
+    if isinstance(value, int) and abs(value) >= LARGEST_FLOAT:
         return f"a number of {math.floor(value.bit_length() * math.log10(2))} digits or so"
     written = repr(value)
-    return written if len(written) <= LONGEST else f"{written[:LONGEST]}…"
+    return written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}…"
 
 
-def check(section: Any, path: str) -> None:
-    """Checks every field of a section of the configuration against its range.
-
-    Args:
-      section: a dataclass.
-      path: of the section, such as "model".
+class ConfigSection:
+    """Base of the sections of the configuration, frozen dataclasses that check themselves when they are made.
 
     Raises:
-      ValueError: the first field that lies outside of its range.
+      ValueError: with the first field outside of its range, or the first relation that does not hold.
     """
-    for name, range_ in described(section):
-        value = getattr(section, name)
-        if not range_.holds(value):
-            require(False, f"{path}.{name}", str(range_), value)
+
+    _path: ClassVar[str] = ""
+
+    def __init_subclass__(cls, path: str = "") -> None:
+        cls._path = path
+
+    def __post_init__(self) -> None:
+        ranges = ((name, range_, getattr(self, name)) for name, range_ in described(self))
+        checks = ((range_.holds(value), name, range_, value) for name, range_, value in ranges)
+        for ok, field, expected, got in itertools.chain(checks, self._relations()):
+            require(ok, ".".join(filter(None, (self._path, field))), expected, got)
+
+    def _relations(self) -> Iterator[Relation]:
+        """Yield the conditions on more than one field: whether it holds, its field, what is expected, what was got."""
+        return iter(())
 
 
 def described(section: Any) -> Iterator[tuple[str, Range]]:
-    """Name and range of every field of a section (a dataclass, or one of its instances) that was declared here."""
+    """Yield name and range of every declared field of a section (a dataclass, or an instance of one)."""
     for field in dataclasses.fields(section):
         if KEY in field.metadata:
             yield field.name, field.metadata[KEY]
 
 
 def build(cls: type, mapping: Any, path: str) -> Any:
-    """Makes a dataclass, and those inside it, of a nested mapping.
+    """Build a dataclass, and those inside it, from a nested mapping.
 
     Args:
       cls: the dataclass.
-      mapping: values by name; those that are left out take their defaults.
-      path: of the section, for messages.
+      mapping: values by name; missing ones take their defaults.
+      path: path of the section, for messages.
 
     Raises:
-      ValueError: unknown key (with the nearest known one), wrong type, or value out of range.
+      ValueError: for an unknown key (names the nearest known one), a wrong type, or a value out of range.
     """
     if not isinstance(mapping, dict):
         raise ValueError(f"{path}: expected a section with keys, got {shown(mapping)}")
-    hints = typing.get_type_hints(cls)
+    types = typing.get_type_hints(cls)
+    hints = {field.name: types[field.name] for field in dataclasses.fields(cls)}
     for key in mapping:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
@@ -188,7 +198,7 @@ def build(cls: type, mapping: Any, path: str) -> Any:
 def _convert(wanted: type, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(wanted):
         return build(wanted, value, path)
-    if wanted is float and type(value) is int and abs(value) < LARGE:
+    if wanted is float and type(value) is int and abs(value) < LARGEST_FLOAT:
         return float(value)
     if type(value) is not wanted:
         raise ValueError(f"{path}: expected {wanted.__name__}, got {shown(value)}")

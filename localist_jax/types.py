@@ -23,39 +23,18 @@ from typing import Any, dataclass_transform
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
 Key = jax.Array  # a typed key from `jax.random.key`
 Numeric = float | int | jax.Array
 
-Tokens = Int[Array, "B T"]
-BlockIds = Int[Array, "B T"]
-Gates = Float[Array, "N K K"]
-
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def struct(cls):
-    """A frozen dataclass that is a pytree: `chex.dataclass`, in a form that type checkers understand."""
+    """Make a class a frozen dataclass and a pytree: `chex.dataclass`, in a form that type checkers understand."""
     return chex.dataclass(frozen=True, mappable_dataclass=False)(cls)
 
 
 def widened(x: jax.Array) -> jax.Array:
-    """x in the precision of norms, logits and sums: float32, or float64 where x has it already."""
+    """Return x in the precision of norms, logits and sums: float64 if x has it, else float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-__all__ = [
-    "Array",
-    "BlockIds",
-    "Bool",
-    "Float",
-    "Gates",
-    "Int",
-    "Key",
-    "Numeric",
-    "PyTree",
-    "Tokens",
-    "struct",
-    "widened",
-]

@@ -1,4 +1,4 @@
-"""The house rules that a program can check: arrows between packages, sizes, first lines, examples."""
+"""House rules that a program can check: imports between packages and files, sizes, class names, examples."""
 
 import ast
 import doctest
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "localist_jax").rglob("*.py"))
 LONGEST = 450  # lines
 
-# What each part may import from the house; a part may always import itself. Lower rooms know no upper ones.
+# The parts of the project that each part may import, besides itself. Lower parts never import upper ones.
 FOUNDATION = {"types", "bits", "config", "errors", "ranges"}
 ARROWS = {
     "types": set(),
@@ -59,6 +59,71 @@ def test_arrows_point_down(path):
     part = part_of(path)
     beyond = set(imported(path)) - ARROWS[part] - {part}
     assert not beyond, f"{part} must not know {', '.join(sorted(beyond))}"
+
+
+def module_of(path):
+    """Return the dotted name of a source file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_files(path, modules):
+    """Return the modules among `modules` that a file imports, at its top or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inner = (f"{node.module}.{alias.name}" for alias in node.names)
+            names |= {name if name in modules else node.module for name in inner}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names & modules
+
+
+def circle(graph):
+    """Return a circle of a graph (node → nodes) as a list that ends where it begins; None if there is none."""
+    done = set()
+
+    def search(node, path):
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return None
+        circles = (search(after, [*path, node]) for after in sorted(graph[node]))
+        first = next((one for one in circles if one), None)
+        done.add(node)
+        return first
+
+    return next((one for one in (search(node, []) for node in sorted(graph)) if one), None)
+
+
+def test_files_import_each_other_in_no_circle():
+    files = {module_of(path): path for path in SOURCES}
+    graph = {name: imported_files(path, set(files)) - {name} for name, path in files.items()}
+    assert graph["localist_jax.attention.api"] >= {"localist_jax.attention.stats"}
+    assert circle(graph) is None
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+CORE = {"attention", "locality", "model", "training", "parallel", "config", "ranges"}
+
+
+def test_a_class_name_of_the_core_names_one_class():
+    places = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path)
+    assert "Dial" in places
+    twice = [
+        name
+        for name, paths in places.items()
+        if len(paths) > 1 and any(part_of(path) in CORE for path in paths)
+    ]
+    assert not twice
 
 
 TOPS = ("experiments", "benchmarks", "proofs_check")

@@ -73,7 +73,7 @@ def test_gradients_are_finite_at_zero_probability():
 
 
 def test_code_lengths_are_the_same_where_specialists_are_mapped_by_hand():
-    """There the chosen logit is added up, elsewhere gathered."""
+    """Check that the chosen logit is summed beside manual axes, and gathered elsewhere."""
     logits = jax.random.normal(jax.random.key(0), (1, 5, 9))
     targets = jnp.arange(5)[None]
     mesh = jax.make_mesh(

@@ -250,11 +250,11 @@ def test_report_measures_again(tiny_run):
         ),
         (
             ["train", "--workdir", "{tmp}/file", *SHORT],
-            "file/cache: Not a directory; a file stands where a folder",
+            "file/cache: Not a directory; a file is where a folder",
         ),
         (
             ["train", "--workdir", "{tmp}/file/x", *SHORT],
-            "Not a directory; a file stands where a folder is wanted",
+            "Not a directory; a file is where a folder is needed",
         ),
         (["generate", "{run}", "a\udcff\udcfe"], "text: not UTF-8 at character 1; give the text in UTF-8"),
         (["inspect", "{run}", "\udcff"], "text: not UTF-8 at character 0"),

@@ -1,4 +1,4 @@
-"""Configuration: one place for defaults, unknown keys and values out of range named in one line."""
+"""Configuration: defaults in one place; errors name unknown keys and values out of range in one line."""
 
 import dataclasses
 import math
@@ -77,7 +77,7 @@ NUMBERS = [
     for name, value in vars(part).items()
     if type(value) in (int, float)
 ]
-# Where 0 is a value like any other, without a word about it.
+# Fields for which 0 is an ordinary value, which their description does not mention.
 PLAIN = {
     "dial.locality", "dial.share_distributed", "dial.share_localist", "gates.open_at_least",
     "train.seed",
@@ -99,7 +99,7 @@ def raw_of(section, name, value):
 
 
 def refusal(raw):
-    """The message with which a configuration is refused; "" if it is not."""
+    """Return the error message of a configuration; "" if it is valid."""
     try:
         resolve(raw)
     except ValueError as error:
@@ -109,7 +109,7 @@ def refusal(raw):
 
 @pytest.mark.parametrize(("section", "name"), NUMBERS, ids=lambda x: str(x))
 def test_every_number_has_a_range(section, name):
-    """What −1, 0, NaN, ∞ and a huge value are: refused in one line that names the field, or of a known meaning."""
+    """Check that −1, 0, NaN, ∞ and huge values are refused in one line that names the field, or have a meaning."""
     about = dict(ranges.described(SECTIONS[section]))[name]
     values = (-1, 0, math.nan, math.inf, -math.inf, 10**30, 1e300, 10**5000)
     refused = {value: refusal(raw_of(section, name, value)) for value in values}
@@ -153,7 +153,7 @@ def test_costs_and_phases_are_checked_wherever_they_stand():
 
 
 def test_every_field_is_explained_or_plain():
-    """Every default stands in `config` and nowhere else: the sections cover each other's names once."""
+    """Check the list of sections."""
     assert [f.name for f in dataclasses.fields(config.Config)] == [
         "data", "model", "dial", "gates", "router", "optimizer", "recruitment", "hierarchy", "train",
         "mesh",

@@ -18,7 +18,7 @@ from localist_jax.locality import Dial
 from localist_jax.model import Transformer
 from localist_jax.model.cache import Cache
 from localist_jax.model.generate import read_tokens
-from localist_jax.parallel import rules
+from localist_jax.parallel import sharding
 from localist_jax.parallel.flops import matrix_flops
 from localist_jax.recruitment import growth
 from localist_jax.training.run import abstract_state, boxed_state
@@ -58,7 +58,7 @@ class Shapes:
     @classmethod
     def of(cls, settings: config.Config, mesh: Mesh) -> Shapes:
         """Raises ValueError where a size does not divide."""
-        rows, parts = settings.data.batch, rules.shards("batch", mesh)
+        rows, parts = settings.data.batch, sharding.shards("batch", mesh)
         if rows % parts:
             raise ValueError(
                 f"config.data.batch: {rows} rows do not divide over the {parts} shards of config.mesh"
@@ -73,12 +73,12 @@ class Shapes:
 
     def trace(self, function: Callable[..., Any], *trees: Any, donate: tuple[int, ...] = ()):
         """`function` of one specialist's trees, traced for all specialists."""
-        every = jax.jit(rules.for_each_specialist(function, self.mesh), donate_argnums=donate)
-        return every.trace(*rules.stacked(trees, self.mesh))
+        every = jax.jit(sharding.for_each_specialist(function, self.mesh), donate_argnums=donate)
+        return every.trace(*sharding.stacked(trees, self.mesh))
 
     def array(self, shape: tuple[int, ...], *names: str | None, dtype: Any = jnp.int32):
         """An array split by logical axes."""
-        spec = PartitionSpec(*(name and (rules.mesh_axes(name, self.mesh) or None) for name in names))
+        spec = PartitionSpec(*(name and (sharding.mesh_axes(name, self.mesh) or None) for name in names))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
 
     @property
@@ -174,13 +174,14 @@ def grow(s: Shapes) -> Lowered:
     birth = jax.tree.map(
         lambda x: s.array(x.shape, dtype=x.dtype), jax.eval_shape(partial(growth.Birth.blank, wide))
     )
-    after = rules.stacked(
+    after = sharding.stacked(
         abstract_state(dataclasses.replace(s.model, config=wide.model), wide, s.mesh), s.mesh
     )
     every = jax.jit(
-        rules.for_each_specialist(born, s.mesh), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, after)
+        sharding.for_each_specialist(born, s.mesh),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, after),
     )
-    return Lowered(every.trace(*rules.stacked((s.state, birth), s.mesh)).lower(), 0, 0.0, 0.0)
+    return Lowered(every.trace(*sharding.stacked((s.state, birth), s.mesh)).lower(), 0, 0.0, 0.0)
 
 
 PROGRAMS: dict[str, Callable[[Shapes], Lowered]] = {"train": train, "generate": generate, "grow": grow}

@@ -1,44 +1,25 @@
-"""The signature of dialled attention, its statistics, and the choice of an implementation."""
+"""The signature of dialled attention, and the choice of an implementation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from localist_jax.attention.reference import reference
+from localist_jax.attention.sharded import attend_on_mesh
+from localist_jax.attention.sparse import sparse
+from localist_jax.attention.stats import AttentionStats, Stats
 from localist_jax.parallel.mesh import platform
-from localist_jax.types import struct
 
-Stats = Literal["none", "lse", "open", "dense"]
-# Queries × keys of a row, and keys: with fewer of both, a call is compiled and run faster in one piece (seen on CPU).
+# Below these numbers of query-key pairs and of keys per row, `reference` compiles and runs faster (measured on CPU).
 FEW_PAIRS, FEW_KEYS = 1 << 14, 1 << 10
-# Logits of a call, B·N·T·S: a GPU pays a few kernel launches for every turn of a loop over tiles, and takes fewer in
-# one piece while such float32 arrays are modest, here 256 MiB each (by reasoning, not measured).
+# Logits of a call, B·N·T·S. A GPU launches several kernels for every iteration of a loop over tiles, so up to this many
+# logits (256 MiB in float32) it runs `reference` instead. An estimate, not measured.
 FEW_LOGITS_ON_GPU = 1 << 26
-
-
-@struct
-class AttentionStats:
-    """Statistics of each query's attention, float32 [B, N, T].
-
-    Attributes:
-      lse: log-sum-exp of the dialled logits s + ln ω, nats; −∞ where nothing is visible. With "lse" all that there is.
-      entropy_bits: H of the dialled attention (T4).
-      fidelity: mass on relevant keys, self and window included (T3).
-      gated_mass: mass on relevant keys that a gate opened: without self, window and block 0.
-      price_bits: KL(dialled ‖ dense attention), the price of locality (T2); None unless asked for,
-        since it needs the closed keys too.
-    """
-
-    lse: chex.Array
-    entropy_bits: Any = None
-    fidelity: Any = None
-    gated_mass: Any = None
-    price_bits: chex.Array | None = None
 
 
 def attend(
@@ -64,61 +45,55 @@ def attend(
     """Causal attention whose weights are multiplied by odds between semantic blocks.
 
     α_ij = e^{s_ij} ω_ij / Σ_j' e^{s_ij'} ω_ij' with s = ⟨q_i, k_j⟩/√H and ω_ij = odds[c_i, c_j], over the
-    keys j that i sees: same segment, k_pos ≤ q_pos. Keys nearer than `window` positions have ω = 1.
+    keys j that are visible to i: same segment, k_pos ≤ q_pos. Keys nearer than `window` positions have ω = 1.
     Query head n reads key/value head n // (N/G).
 
-    Keys may be filed in F ways, each of which puts every key under a block (its own, or that of the position before
-    it). A key/value head goes by one of them, and so do the query heads that read it.
+    Keys may be filed in F ways. Each filing assigns a block to every key: its own, or that of the position before it.
+    A key/value head uses one filing, and so do the query heads that read it.
 
     Args:
       q, k, v: inputs; logits and sums are float32 (float64 for float64 inputs) whatever their dtype.
       q_block, k_block: block of each position; q_block names one of Kq rows of the odds.
       q_pos, k_pos: position within the segment.
-      q_seg, k_seg: segment; 0 marks padding, which sees nothing and is seen by nothing.
-        Block, position and segment of the keys are [B, S], or [B, F, S] with a `filing`: slot s of key/value head g
-        holds what its filing says (in a paged cache the same slot holds other positions under another filing).
-      filing: number in 0 … F−1 of the filing that each key/value head goes by; traced.
-      odds: ω ≥ 0 with the dial already in it, above 1 only where rules ask for it; exactly 0 closes a pair.
-      relevant: what counts as R in the statistics.
+      q_seg, k_seg: segment; 0 marks padding, which attends to nothing and which nothing attends to.
+        Block, position and segment of the keys are [B, S], or [B, F, S] with a `filing`: the filing of head g gives the
+        contents of its slots (in a paged cache a slot holds different positions under different filings).
+      filing: index in 0 … F−1 of the filing that each key/value head uses; traced.
+      odds: ω ≥ 0 with the dial already applied, above 1 only where rules raise it; exactly 0 closes a pair.
+      relevant: pairs of blocks that the statistics count as relevant (the set R).
       route: straight-through one-hot of the blocks (T = S, Kq = K, no `filing`); carries the gradient to the router.
       window: 1 is the position itself.
-      stats: "none"; "lse" that alone; "open" all but the price; "dense" also the price.
+      stats: "none"; "lse" for it alone; "open" for all but the price; "dense" for all.
       implementation: a name from `implementations()`; None picks the fastest for the sizes.
-      mesh: splits batch and key/value heads over its devices, as `parallel.rules` say, with no communication.
+      mesh: batch and key/value heads are split over its devices as `parallel.sharding` says, without communication.
 
     Returns:
-      The attended values (0 where a query sees nothing) and the statistics.
+      The attended values (0 where nothing is visible) and the statistics.
       The gradient with respect to odds of exactly 0 is defined as 0.
 
     Raises:
-      ValueError: sizes that do not fit, or an unknown or unsuitable implementation.
+      ValueError: if sizes do not match, or the implementation is unknown or does not support the inputs.
     """
     _check(q, k, odds, route, window, stats, k_block, filing)
-    if filing is None:  # one filing, which all heads go by
+    if filing is None:  # a single filing, used by all heads
         k_block, k_pos, k_seg = (x[:, None] for x in (k_block, k_pos, k_seg))
         filing = jnp.zeros(k.shape[2], jnp.int32)
-    call: dict[str, Any] = dict(
-        q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg,
-        odds=odds, relevant=relevant, filing=filing, route=route, window=window, stats=stats,
-    )  # fmt: skip
+    call: dict[str, Any] = dict(odds=odds, relevant=relevant, filing=filing, route=route)
+    call |= dict(q_block=q_block, k_block=k_block, q_pos=q_pos, k_pos=k_pos, q_seg=q_seg, k_seg=k_seg)
+    call |= dict(window=window, stats=stats)
     chosen = _implementation(implementation, q, k, v, odds, platform(mesh))
     if mesh is None or mesh.size == 1:
         return chosen(q, k, v, **call)
-    from localist_jax.attention.sharded import over
-
-    return over(mesh, chosen, q, k, v, call)
+    return attend_on_mesh(mesh, chosen, q, k, v, call)
 
 
 def implementations() -> dict[str, Callable]:
-    """Implementations by name."""
-    from localist_jax.attention.reference import reference
-    from localist_jax.attention.sparse import sparse
-
+    """Return the implementations by name."""
     return {"sparse": sparse, "reference": reference, "tpu": _tpu, "gpu": _gpu}
 
 
 def _tpu(q, k, v, **call):
-    from localist_jax.attention.tpu import tpu  # here, since Pallas takes a while to import
+    from localist_jax.attention.tpu import tpu  # imported late, since importing Pallas is slow
 
     return tpu(q, k, v, **call)
 
@@ -130,7 +105,7 @@ def _gpu(q, k, v, **call):
 
 
 def _implementation(name: str | None, q, k, v, odds, platform: str) -> Callable:
-    """The one of this name, or the fastest for these inputs."""
+    """Return the implementation of this name, or the fastest for these inputs."""
     known = implementations()
     if name is None:
         (B, queries, N, _), keys = q.shape, k.shape[1]
@@ -163,6 +138,8 @@ def _check(q, k, odds, route, window, stats, k_block, filing) -> None:
     if route is not None and (q.shape[1] != k.shape[1] or route.shape[-1] != odds.shape[-2]):
         raise ValueError("attend: route needs one query per key and as many blocks as the odds have rows")
     if (k_block.ndim == 3) != (filing is not None):
-        raise ValueError("attend: places of keys are [B, F, S] with a filing, and [B, S] without one")
+        raise ValueError(
+            "attend: k_block, k_pos and k_seg must be [B, F, S] with a filing, and [B, S] without one"
+        )
     if route is not None and filing is not None:
-        raise ValueError("attend: route carries the gradient of one filing only; leave `filing` out")
+        raise ValueError("attend: route and filing exclude each other; leave `filing` out")

@@ -9,25 +9,25 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from localist_jax.attention.api import AttentionStats
+from localist_jax.attention.stats import AttentionStats
 from localist_jax.locality import measures
 from localist_jax.types import widened
 
 
 def reference(q_BTNH, k_BSGH, v_BSGH, **call):
-    """See `attend`."""
+    """Compute `attend` by materialising every logit."""
     groups = k_BSGH.shape[2]
     return in_one_piece(q_BTNH, k_BSGH, v_BSGH, groups=groups, scores=_scores, mixed=_mixed, **call)
 
 
 def _scores(q_BTNH, k_BSGH):
-    """⟨q_i, k_j⟩ of every head, [B, N, T, S], summed in at least float32."""
+    """Return ⟨q_i, k_j⟩ of every head, [B, N, T, S], summed in at least float32."""
     k_BSNH = jnp.repeat(k_BSGH, q_BTNH.shape[2] // k_BSGH.shape[2], 2)
     return jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=widened(q_BTNH).dtype)
 
 
 def _mixed(alpha_BNTS, v_BSGH):
-    """Σ_j α_ij v_j of every head, [B, T, N, H]."""
+    """Return Σ_j α_ij v_j of every head, [B, T, N, H]."""
     v_BSNH = jnp.repeat(v_BSGH, alpha_BNTS.shape[1] // v_BSGH.shape[2], 2)
     return jnp.einsum("BNTS,BSNH->BTNH", alpha_BNTS.astype(v_BSNH.dtype), v_BSNH)
 
@@ -54,7 +54,7 @@ def in_one_piece(
     stats,
 ):
     """Attend with all logits in one array; `scores` and `mixed` are the two products, with keys and with values."""
-    if k_block.shape[1] > 1:  # filings → query heads
+    if k_block.shape[1] > 1:  # from filings to query heads
         by_head = jnp.repeat(filing, q_BTNH.shape[2] // groups)
         k_block, k_pos, k_seg = (x[:, by_head] for x in (k_block, k_pos, k_seg))
     gap_BNTS = q_pos[:, None, :, None] - k_pos[:, :, None]
@@ -95,7 +95,7 @@ def in_one_piece(
 
 
 def _looked_up(table_BNkl, q_block, k_block):
-    """table[c_i, c_j]."""
+    """Return table[c_i, c_j] for every query and key, [B, N, T, S]."""
     rows, heads = (jnp.arange(size) for size in table_BNkl.shape[:2])
     index = (
         rows[:, None, None, None],
@@ -107,9 +107,9 @@ def _looked_up(table_BNkl, q_block, k_block):
 
 
 def _pairwise(odds_BNkl, q_block, k_block, route_BTK):
-    """ω[c_i, c_j]; with a `route` as a bilinear form in one-hot rows and columns, so that it gets its gradient.
+    """Return ω[c_i, c_j]; with a `route` as a bilinear form in one-hot rows and columns, so that it gets its gradient.
 
-    Exact: products with 0 and 1. Highest precision keeps accelerators from rounding the odds.
+    Products with 0 and 1 are exact; the highest precision keeps accelerators from rounding the odds.
     """
     if route_BTK is None:
         return _looked_up(odds_BNkl, q_block, k_block)
@@ -120,7 +120,7 @@ def _pairwise(odds_BNkl, q_block, k_block, route_BTK):
 
 
 def _softmax(z, mask):
-    """Softmax over the masked-in entries and its log-sum-exp: zeros and −∞ where there are none."""
+    """Return the softmax over the unmasked entries and its log-sum-exp: zeros and −∞ where all are masked."""
     top = jnp.max(jnp.where(mask, z, -jnp.inf), -1, keepdims=True)
     top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
     weight = jnp.where(mask, jnp.exp(jnp.where(mask, z - top, 0.0)), 0.0)

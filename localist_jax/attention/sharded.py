@@ -1,4 +1,4 @@
-"""Attention on a mesh: each device attends for its own requests and heads, with nothing to tell the others."""
+"""Attention on a mesh: each device computes its own requests and heads, without communication."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from localist_jax.attention.api import AttentionStats
-from localist_jax.parallel.rules import mesh_axes, on_each
+from localist_jax.attention.stats import AttentionStats
+from localist_jax.parallel.sharding import mesh_axes, on_each
 
-OPEN = ("entropy_bits", "fidelity", "gated_mass")  # statistics of open pairs
+OPEN_STATISTICS = ("entropy_bits", "fidelity", "gated_mass")
 
 
-def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
-    """Runs an implementation of `attend` with batch and key/value heads split over a mesh.
+def attend_on_mesh(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
+    """Run an implementation of `attend` with batch and key/value heads split over a mesh.
 
-    Left to itself the compiler gathers keys and values for the loops over tiles. An axis that a size does not
-    divide over is not split: every device then does that part for itself.
+    Without this the compiler would gather keys and values for the loops over tiles. A dimension that its mesh axis
+    does not divide is not split: every device then computes all of it.
     """
     batch = mesh_axes("batch", mesh, q.shape[0]) or None
     heads = mesh_axes("kv_heads", mesh, k.shape[2]) or None
@@ -30,13 +30,15 @@ def over(mesh: Mesh, implementation: Callable, q, k, v, call: dict[str, Any]):
     specs["filing"] = PartitionSpec(heads)
     for name in ("odds", "relevant"):
         specs[name] = by_head if arrays[name].shape[0] > 1 else PartitionSpec(None, heads)
-    figures = None
+    stats_specs = None
     if settings["stats"] != "none":
-        more = {} if settings["stats"] == "lse" else dict.fromkeys(OPEN, by_head)
+        more = {} if settings["stats"] == "lse" else dict.fromkeys(OPEN_STATISTICS, by_head)
         price = by_head if settings["stats"] == "dense" else None
-        figures = AttentionStats(lse=by_head, **more, price_bits=price)
+        stats_specs = AttentionStats(lse=by_head, **more, price_bits=price)
     run = on_each(
         lambda q, k, v, arrays: partial(implementation, **settings)(q, k, v, **arrays),
-        mesh, (rows, rows, rows, specs), (rows, figures),
-    )  # fmt: skip
+        mesh,
+        (rows, rows, rows, specs),
+        (rows, stats_specs),
+    )
     return run(q, k, v, arrays)

@@ -1,9 +1,9 @@
-"""Attention of single queries to cached keys, on CPU: the products read the cache where it lies.
+"""Attention of single queries to cached keys on CPU, which reads the cache in place.
 
-A product for each head would first bring the keys of that head together, and XLA copies a cache of more than two axes
-whenever it is written and read in one program. So each request has its keys as one matrix [S, G·H], the heads of a
-position side by side, and a query meets them with zeros for the heads that it does not read. That is G times the
-arithmetic in one product; the time of a single query goes into reading the cache once.
+A product for each head would first gather the keys of that head, and XLA copies a cache of more than two axes whenever
+it is written and read in one program. So each request has its keys as one matrix [S, G·H], with the heads of a position
+side by side, and a query has zeros for the heads that it does not read. That is G times the arithmetic in one product;
+the time of a single query is spent on reading the cache once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from localist_jax.attention.api import AttentionStats
 from localist_jax.attention.reference import in_one_piece
+from localist_jax.attention.stats import AttentionStats
 from localist_jax.types import widened
 
 
@@ -34,10 +34,10 @@ def attend_single(
 
     Args:
       q: one query of each request.
-      k, v: of each request, the key/value heads of a position side by side.
-      groups: G, key/value heads.
-      filing, call: as `attend` has them.
-      mesh: of one device, or None.
+      k, v: a matrix for each request, with the key/value heads of a position side by side.
+      groups: G, number of key/value heads.
+      filing, call: as in `attend`.
+      mesh: a mesh of one device, or None.
     """
     del mesh
     if filing is None:
@@ -46,7 +46,7 @@ def attend_single(
     own_NG = jnp.arange(q.shape[2])[:, None] // (q.shape[2] // groups) == jnp.arange(groups)
 
     def scores(q_BTNH, keys):
-        """⟨q_i, k_j⟩ of every head, [B, N, 1, S]."""
+        """Return ⟨q_i, k_j⟩ of every head, [B, N, 1, S]."""
         spread = jnp.where(own_NG[..., None], q_BTNH[:, 0, :, None], 0).reshape(
             len(keys), own_NG.shape[0], -1
         )
@@ -58,7 +58,7 @@ def attend_single(
         return jnp.stack(each)[:, :, None]
 
     def mixed(alpha_BNTS, values):
-        """Σ_j α_ij v_j of every head, [B, 1, N, Hv]."""
+        """Return Σ_j α_ij v_j of every head, [B, 1, N, Hv]."""
         each = [x[:, 0].astype(y.dtype) @ y for x, y in zip(alpha_BNTS, values, strict=True)]
         every = jnp.stack(each).reshape(len(values), *own_NG.shape, -1)
         return jnp.where(own_NG[..., None], every, 0).sum(2)[:, None]

@@ -1,9 +1,9 @@
-"""Attention cut into tiles: which positions share a tile, and which key tiles each query tile has to visit.
+"""Tiles of attention: which positions share a tile, and which key tiles each query tile has to visit.
 
-Relevance depends only on (head, query block, key block). Two layouts use that. *In order*: positions stay
-where they are, and causality skips half of the tiles. *By block*: positions are gathered block by block, each
-block padded to whole tiles, so that a tile is pure in its block and a closed pair of blocks is never
-visited. A tile is visited if some pair in it may be seen and is open; what is not visited is never read.
+Whether a pair is open depends only on (head, query block, key block). There are two layouts. *In order*: positions
+stay where they are, and causality skips half of the tiles. *By block*: positions are gathered block by block, and
+each block is padded to whole tiles, so that a tile is pure (holds one block) and closed pairs of blocks are skipped.
+A tile is visited if it holds a visible, open pair; tiles that are not visited are never read.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from jaxtyping import Array, Bool, Int
 
 from localist_jax.types import struct
 
-Pairs = Literal["all", "far", "near"]  # those a pass attends to: every pair, beyond the window, or inside it
+Pairs = Literal[
+    "all", "far", "near"
+]  # a pass attends to every pair, those beyond the window, or those inside it
 FAR = 1 << 30  # more than any position
 
 
 @struct
 class Marks:
-    """What is known of positions [B, T], or of those in tiles [B, M, C]: block, position, segment (0: empty); int32.
+    """Block, position and segment (0: empty) of positions [B, T], or of positions in tiles [B, M, C]; int32.
 
-    Marks of keys have one more axis after the batch: of filings, or in tiles of heads (1 where all heads are alike).
+    Marks of keys have one more axis after the batch: filings, or in tiles heads (1 where all heads are alike).
     """
 
     block: chex.Array
@@ -34,14 +36,14 @@ class Marks:
     seg: chex.Array
 
     def blocks_present(self, count: int) -> Bool[Array, "*tiles K"]:
-        """Whether each tile holds each block."""
+        """Return whether each tile holds each block."""
         present = (self.block[..., None] == jnp.arange(count)) & (self.seg > 0)[..., None]
         return present.any(-2)
 
 
 @struct
 class Filed:
-    """Where keys stand under each filing, and the filing that each key/value head goes by.
+    """The marks of keys under each filing, and the filing that each key/value head uses.
 
     Attributes:
       marks: int32 [B, F, S].
@@ -53,15 +55,15 @@ class Filed:
 
     @property
     def ways(self) -> int:
-        """F."""
+        """The number of filings, F."""
         return self.marks.pos.shape[1]
 
     def each(self) -> Marks:
-        """The marks as rows of their own, [B·F, S]."""
+        """Return the marks with filings as separate rows, [B·F, S]."""
         return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), self.marks)
 
     def by_head(self, x: jax.Array) -> jax.Array:
-        """What belongs to each row of `each`, [B·F, …], as [B, G, …]; [B, 1, …] where there is one filing."""
+        """Select from rows of filings [B·F, …] those of each head: [B, G, …]; [B, 1, …] if there is one filing."""
         x = x.reshape(-1, self.ways, *x.shape[1:])
         return x if self.ways == 1 else x[:, self.filing]
 
@@ -71,13 +73,13 @@ class Layout:
     """Positions of each row cut into M tiles of C slots.
 
     Attributes:
-      index: int32 [B, M, C], the position in each slot; in an empty one some position of the row. [B, G, M, C] where
-        every head of what is cut has tiles of its own.
-      filled: bool [B, M, C], whether there is one.
-      length: T, of positions.
+      index: int32 [B, M, C], the position in each slot; an empty slot has any position of the row. [B, G, M, C] where
+        each head has its own tiles.
+      filled: bool [B, M, C], whether a slot holds a position.
+      length: T, the number of positions.
       pure: whether all positions of a tile have the same block; else tiles hold neighbours.
-      slot: int32 [B, T] or [B, G, T], the slot (in 0 … M·C−1) of each position; of pure tiles only.
-      overlap: of neighbours, how many slots at a tile's beginning hold positions of tiles before it.
+      slot: int32 [B, T] or [B, G, T], the slot (in 0 … M·C−1) of each position; None unless tiles are pure.
+      overlap: how many slots at the beginning of a tile repeat positions of the tiles before it; 0 in pure tiles.
     """
 
     index: jax.Array
@@ -89,26 +91,26 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """M."""
+        """The number of tiles, M."""
         return self.index.shape[-2]
 
     @property
     def size(self) -> int:
-        """C."""
+        """The number of slots in a tile, C."""
         return self.index.shape[-1]
 
     def for_heads(self, filed: Filed) -> Layout:
-        """The layout of keys [B, S, G, …], from that of the rows `filed.each()`."""
+        """Return the layout of keys [B, S, G, …], where this one is of the rows `filed.each()`."""
         if filed.ways == 1:
             return self
         index, filled = (x.reshape(-1, filed.ways, *x.shape[1:]) for x in (self.index, self.filled))
-        if not self.pure:  # tiles of neighbours lie alike under every filing
+        if not self.pure:  # tiles of neighbours are the same under every filing
             return dataclasses.replace(self, index=index[:, 0], filled=filled[:, 0])
         index, filled, slot = (filed.by_head(x) for x in (self.index, self.filled, self.slot))
         return dataclasses.replace(self, index=index, filled=filled, slot=slot)
 
     def cut(self, x: jax.Array) -> jax.Array:
-        """[B, T, …] → tiles [B, M, C, …]; what empty slots hold has no meaning, but is finite where x is."""
+        """Cut [B, T, …] into tiles [B, M, C, …]; contents of empty slots have no meaning, but are finite where x is."""
         if self.index.ndim == 4:
             return jax.vmap(lambda row, index: jax.vmap(_picked, (1, 0), 2)(row, index))(x, self.index)
         if self.pure:
@@ -121,13 +123,13 @@ class Layout:
         ]
         return jnp.concatenate([*before, apart], 2)[:, :, -C:]
 
-    def mark(self, at: Marks) -> Marks:
-        """Marks in tiles; empty slots have segment 0."""
-        block, pos, seg = (self.cut(x) for x in (at.block, at.pos, at.seg))
+    def mark(self, marks: Marks) -> Marks:
+        """Cut marks into tiles; empty slots get segment 0."""
+        block, pos, seg = (self.cut(x) for x in (marks.block, marks.pos, marks.seg))
         return Marks(block=block, pos=pos, seg=jnp.where(self.filled, seg, 0))
 
     def join(self, tiles: jax.Array) -> jax.Array:
-        """[B, M, C, …] → [B, T, …]: undoes `cut`; where tiles overlap, the sum of what a position's slots hold."""
+        """Undo `cut`: [B, M, C, …] to [B, T, …]; where tiles overlap, a position gets the sum of its slots."""
         B, M, C, *rest = tiles.shape
         if self.index.ndim == 4:
             flat = tiles.reshape(B, M * C, *rest)
@@ -149,12 +151,12 @@ def _picked(row: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _padded(x: jax.Array, before: int, after: int) -> jax.Array:
-    """With zeros along axis 1."""
+    """Pad axis 1 with zeros."""
     return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2))
 
 
 def in_order(batch: int, length: int, size: int, overlap: int = 0) -> Layout:
-    """Tiles of `size` neighbouring positions; before them, in each, the `overlap` positions that they follow."""
+    """Return tiles of `size` neighbouring positions, each preceded by the `overlap` positions before them."""
     count = -(-length // size)
     index = jnp.arange(count, dtype=jnp.int32)[:, None] * size + jnp.arange(-overlap, size, dtype=jnp.int32)
     index = jnp.broadcast_to(index, (batch, *index.shape))
@@ -163,14 +165,14 @@ def in_order(batch: int, length: int, size: int, overlap: int = 0) -> Layout:
 
 
 def by_block(block: Int[Array, "B T"], blocks: int, size: int) -> Layout:
-    """Tiles of positions of the same block, in their order; a counting sort, no comparison sort.
+    """Return tiles of positions of the same block, in order, by a counting sort.
 
-    A block's first tile is the one that is filled in part: causality leaves it the fewest keys to visit.
+    The first tile of a block is the partly filled one, since causality leaves it the fewest keys to visit.
 
     Args:
-      block: of each position, in 0 … blocks−1.
-      blocks: how many there may be.
-      size: of a tile; each block is padded to whole tiles.
+      block: block of each position, in 0 … blocks−1.
+      blocks: number of blocks.
+      size: slots of a tile; each block is padded to whole tiles.
     """
     T = block.shape[1]
     tiles = most_tiles(T, blocks, size)
@@ -192,29 +194,29 @@ def by_block(block: Int[Array, "B T"], blocks: int, size: int) -> Layout:
 
 
 def most_tiles(length: int, blocks: int, size: int) -> int:
-    """The most tiles that `length` positions in `blocks` blocks can fill."""
+    """Return the largest number of tiles that `length` positions in `blocks` blocks can fill."""
     return max(1, (length + min(blocks, length) * (size - 1)) // size)
 
 
 def visited(
     q: Marks, k: Marks, is_open: Bool[Array, "#B N Kq K"], window: int, pairs: Pairs
 ) -> Bool[Array, "B N I J"]:
-    """Which key tiles (J) each query tile (I) of each head has to read: a superset of the open pairs' tiles.
+    """Return which key tiles (J) each query tile (I) of each head has to read: a superset of the open pairs' tiles.
 
-    Places are compared as (segment, position): a query sees keys between the start of its segment and itself.
+    Places are compared as (segment, position): visible keys lie between the start of the query's segment and itself.
 
     Args:
       q: marks [B, I, C].
       k: marks [B, 1, J, C] or, where key/value heads differ, [B, G, J, C].
       is_open: which rows of queries may read which blocks of keys beyond the window.
       window: keys nearer than this are read whatever `is_open` says.
-      pairs: which pairs are asked for.
+      pairs: which pairs the pass attends to.
     """
     B, N = q.pos.shape[0], is_open.shape[1]
     last_key, first_key = _extreme(k, k.pos, last=True), _extreme(k, k.pos, last=False)
 
     def seen(nearest: int, farthest: int):
-        """Tiles with some pair whose distance is in nearest … farthest."""
+        """Return which tiles hold a pair whose distance is in nearest … farthest."""
         highest = _extreme(q, q.pos - nearest, last=True)
         lowest = _extreme(q, jnp.maximum(0, q.pos - farthest), last=False)
         starts = _not_after([x[:, :, None] for x in first_key], [x[:, None, :, None] for x in highest])
@@ -239,7 +241,7 @@ def visited(
 
 
 def _extreme(marks: Marks, pos: Int[Array, "B M C"], last: bool):
-    """The last (or first) place of each tile, as (segment, position); of an empty tile one that no tile reaches."""
+    """Return each tile's last (or first) place, as (segment, position); for empty tiles one that nothing reaches."""
     far = jnp.int32(-FAR if last else FAR)
     pick = jnp.max if last else jnp.min
     filled = marks.seg > 0
@@ -248,12 +250,12 @@ def _extreme(marks: Marks, pos: Int[Array, "B M C"], last: bool):
 
 
 def _not_after(a, b):
-    """Whether place a ≤ place b."""
+    """Return whether place a ≤ place b."""
     return (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] <= b[1]))
 
 
 def in_step(q: Marks, k: Marks) -> Bool[Array, ""]:
-    """Whether queries [B, T] and keys [B, F, T] have the same places, each later than the one before it."""
+    """Return whether queries [B, T] and keys [B, F, T] have the same places, each later than the one before it."""
     alike = ((q.pos[:, None] == k.pos) & (q.seg[:, None] == k.seg)).all()
     (seg, after), (pos, later) = ((x[..., :-1], x[..., 1:]) for x in (k.seg, k.pos))
     return alike & ((after == 0) | ((seg > 0) & ((seg < after) | ((seg == after) & (pos < later))))).all()
@@ -261,13 +263,13 @@ def in_step(q: Marks, k: Marks) -> Bool[Array, ""]:
 
 @dataclasses.dataclass(frozen=True)
 class WorkList:
-    """For each query tile, the key tiles to visit; query tiles of like length run side by side in P lanes.
+    """The key tiles that each query tile visits; query tiles with lists of similar length run side by side in P lanes.
 
     Attributes:
-      lists: int32 [R, J], key tiles of each query tile, those to visit first (R = B·N·I query tiles).
-      counts: int32 [R + P], how many of them; 0 for the padding.
-      order: int32 [groups, P], query tiles in the order in which they run; R and more: padding.
-      groups: how many of them have something to do.
+      lists: int32 [R, J], for each of R = B·N·I query tiles, first the key tiles to visit, then padding.
+      counts: int32 [R + P], length of each list; 0 for padding.
+      order: int32 [groups, P], query tiles in the order in which they run; R and above are padding.
+      groups: number of groups with anything to visit.
     """
 
     lists: jax.Array
@@ -277,7 +279,7 @@ class WorkList:
 
 
 def work_list(visit: Bool[Array, "B N I J"], lanes: int) -> WorkList:
-    """Compacts the map of visits into lists, and orders the query tiles by the length of theirs."""
+    """Compact a map of visits into lists, and sort query tiles by the length of their lists."""
     rows, J = visit.size // visit.shape[-1], visit.shape[-1]
     lanes = min(lanes, rows)
     flat = visit.reshape(rows, J)
@@ -291,8 +293,8 @@ def work_list(visit: Bool[Array, "B N I J"], lanes: int) -> WorkList:
     return WorkList(lists, counts, order, (counts[order] > 0).any(-1).sum())
 
 
-def each_its_own(batch: int, heads: int, count: int, lanes: int) -> WorkList:
-    """The list of as many tiles of queries and of keys, where each visits the one of its number."""
+def one_to_one(batch: int, heads: int, count: int, lanes: int) -> WorkList:
+    """Return the work list in which query tile i of every head visits key tile i alone."""
     rows = batch * heads * count
     lanes = min(lanes, rows)
     groups = -(-rows // lanes)
@@ -306,36 +308,40 @@ class Section:
     """One pass of a plan: which pairs, and in which tiles.
 
     Attributes:
-      pairs, q_layout, k_layout, q_at, k_at: what its name says; marks are in tiles, those of keys [B, 1 | G, J, C].
-      visit: bool [B, N, I, J], the key tiles of each query tile; None: each has its own.
-      heads, lanes: of queries; that run side by side.
-      whole: whether the tiles visited hold all pairs that there are; where not, the plan is not to be taken.
+      pairs: which pairs the pass attends to.
+      q_layout, k_layout: the tiles of queries and of keys.
+      q_marks, k_marks: marks in tiles, [B, I, C] and [B, 1 | G, J, C].
+      visit: bool [B, N, I, J], the key tiles that each query tile visits; None: query tile i visits key tile i.
+      heads, lanes: number of query heads, and of query tiles that run side by side.
+      whole: whether the visited tiles hold every pair; if not, the cost is infinite, so that the plan is not taken.
     """
 
     pairs: Pairs
     q_layout: Layout
     k_layout: Layout
-    q_at: Marks
-    k_at: Marks
+    q_marks: Marks
+    k_marks: Marks
     visit: Any
     heads: int
     lanes: int
     whole: Any = True
 
     def without_blocks(self) -> Section:
-        """The section with all positions in block 0."""
-        q_at, k_at = (dataclasses.replace(x, block=jnp.zeros_like(x.block)) for x in (self.q_at, self.k_at))
-        return dataclasses.replace(self, q_at=q_at, k_at=k_at)
+        """Return the section with all positions in block 0."""
+        q_marks, k_marks = (
+            dataclasses.replace(x, block=jnp.zeros_like(x.block)) for x in (self.q_marks, self.k_marks)
+        )
+        return dataclasses.replace(self, q_marks=q_marks, k_marks=k_marks)
 
     def listed(self) -> WorkList:
-        """What it visits."""
+        """Return the work list."""
         if self.visit is None:
-            return each_its_own(len(self.q_at.pos), self.heads, self.q_layout.count, self.lanes)
+            return one_to_one(len(self.q_marks.pos), self.heads, self.q_layout.count, self.lanes)
         return work_list(self.visit, self.lanes)
 
     @property
     def cost(self):
-        """Pairs in the tiles to visit."""
-        each_one = len(self.q_at.pos) * self.heads * self.q_layout.count
-        visits = each_one if self.visit is None else self.visit.sum(dtype=jnp.float32)
+        """The number of pairs in the tiles to visit."""
+        query_tiles = len(self.q_marks.pos) * self.heads * self.q_layout.count
+        visits = query_tiles if self.visit is None else self.visit.sum(dtype=jnp.float32)
         return jnp.where(self.whole, visits * self.q_layout.size * self.k_layout.size, jnp.inf)

@@ -18,7 +18,7 @@ from localist_jax import bits, config
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, Dial
 from localist_jax.model import Transformer, forward
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.training.run import abstract_state
 from localist_jax.training.state import TrainState
 from localist_jax.training.step import make_train_step
@@ -51,7 +51,7 @@ class Engine:
     def placed(self, batch: Batch) -> Batch:
         """A batch that every process has whole, where the network wants it."""
         mesh = self.model.mesh
-        return batch if mesh is None else hosts.spread(batch, rules.batch_sharding(mesh))
+        return batch if mesh is None else hosts.spread(batch, sharding.batch_sharding(mesh))
 
     def losses(self, state: TrainState, batch: Batch, dial: Dial) -> Float[np.ndarray, "B T"]:
         """Bits of every token at this dial; 0 where nothing is scored."""

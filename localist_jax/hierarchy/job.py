@@ -35,7 +35,7 @@ from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Journal
 from localist_jax.training.loop import Preempted, TrainingDiverged
 from localist_jax.training.progress import Progress
-from localist_jax.training.run import Run, compare_hosts, tell_new_text
+from localist_jax.training.run import Run, compare_hosts, report_new_text
 
 
 def run(
@@ -61,7 +61,7 @@ def run(
     hosts.compare(data={"text": corpus.digest}, ensemble_is_there=goes_on)
     mesh = make_mesh(settings.mesh) if jax.device_count() > 1 else None
     house = _opened(settings, workdir, mesh) if goes_on else _begun(settings, workdir, corpus, mesh)
-    tell_new_text(corpus.name, corpus.digest, house.seen)
+    report_new_text(corpus.name, corpus.digest, house.seen)
     house.seen = corpus.digest
     if hosts.is_first():
         print(f"data: {corpus.describe()}", file=sys.stderr, flush=True)

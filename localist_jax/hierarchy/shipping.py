@@ -24,7 +24,7 @@ from localist_jax.hierarchy.engine import Engine
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.run import (
@@ -217,7 +217,7 @@ def _arrays(ensemble: Ensemble) -> dict[str, Any]:
 
 
 def _model(settings: config.Config, tokenizer: Tokenizer, mesh: Mesh | None) -> Transformer:
-    shards = 1 if mesh is None else rules.shards("batch", mesh)
+    shards = 1 if mesh is None else sharding.shards("batch", mesh)
     return Transformer(settings.model, tokenizer.vocab_size, shards, mesh)
 
 

@@ -1,10 +1,10 @@
-"""Blocks at run time: which of the allocated blocks are in use, who descends from whom, and what anchors them.
+"""Blocks at run time: which of the allocated blocks are in use, their parents, and their anchors.
 
-Anchors pin a block to a concept: each is a token with log-odds (nats) added to the router's logit of
-that block where the token stands. All are traced inputs of the model, of fixed capacity, so that
-anchoring, recruiting and retiring a block recompile nothing.
+An anchor ties a block to a concept: it is a token whose occurrence adds log-odds (nats) to the router's logit of that
+block at its position. All are traced inputs of the model, of fixed capacity, so anchoring, recruiting and retiring a
+block recompile nothing.
 
-`telling` finds the anchors that a block has by itself: the tokens that tell most about it.
+`telling` finds the tokens that are most informative about a block, which can serve as its anchors.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from jaxtyping import Array, Float, Int
 from localist_jax import bits
 from localist_jax.types import Numeric, struct
 
-EMPTY = -1  # no anchor in this place
-TINY = 1e-300  # stands for a count of 0 under a logarithm
+EMPTY = -1  # token id of an unused anchor slot
+TINY = 1e-300  # replaces a count of 0 under a logarithm
 TIE = 1e-12  # nats, relative: log-odds this close count as equal, so that F0 = F(r) gives r and not r + 1
 
 
 @struct
 class Blocks:
-    """The blocks of one model. K is the capacity, A the anchor capacity of a block.
+    """The blocks of one model: K is the capacity, A the anchor capacity of a block.
 
     Attributes:
       active: bool [K]; block 0 (sink, background) is always active.
-      parent: int32 [K]; the block whose positions it was born to divide, its own number for a root.
-      born: int32 [K]; number of its birth, 0 for those there from the start.
-      anchor_tokens: int32 [K, A]; `EMPTY` where there is none.
+      parent: int32 [K]; the block whose positions it divides; a root is its own parent.
+      born: int32 [K]; birth number, 0 for blocks there from the start.
+      anchor_tokens: int32 [K, A]; `EMPTY` in unused slots.
       anchor_log_odds: float32 [K, A]; nats.
     """
 
@@ -45,7 +45,7 @@ class Blocks:
 
     @classmethod
     def create(cls, blocks: int, capacity: int, anchors: int) -> Blocks:
-        """The first `blocks` of `capacity` blocks in use, without anchors."""
+        """Return blocks of which the first `blocks` are active, without anchors."""
         return cls(
             active=jnp.arange(capacity) < blocks,
             parent=jnp.arange(capacity, dtype=jnp.int32),
@@ -55,7 +55,7 @@ class Blocks:
         )
 
     def with_child(self, child: Numeric, parent: Numeric, number: Numeric) -> Blocks:
-        """A copy in which `child` is in use, below `parent`, as birth `number`; without anchors. May be traced."""
+        """Return a copy in which `child` is active, with this parent and birth number and no anchors; may be traced."""
         return dataclasses.replace(
             self,
             active=self.active.at[child].set(True),
@@ -66,7 +66,7 @@ class Blocks:
         )
 
     def without(self, block: Numeric) -> Blocks:
-        """A copy in which `block`, which must have no children, is not in use; its parent takes its positions back."""
+        """Return a copy in which `block`, which must have no children, is inactive."""
         return dataclasses.replace(
             self,
             active=self.active.at[block].set(False),
@@ -75,10 +75,10 @@ class Blocks:
         )
 
     def anchored(self, block: int, tokens: Mapping[int, float]) -> Blocks:
-        """A copy in which `tokens` (token id → log-odds in nats) are the anchors of `block`.
+        """Return a copy in which `tokens` (token id → log-odds in nats) are the anchors of `block`.
 
         Raises:
-          ValueError: block 0 or a block that is not active, or more anchors than the capacity.
+          ValueError: for block 0, an inactive block, or more anchors than the capacity.
         """
         capacity = self.anchor_tokens.shape[1]
         if not 0 < block < self.active.size or not bool(self.active[block]):
@@ -95,20 +95,20 @@ class Blocks:
 
 
 def prior(blocks: Blocks, tokens: Int[Array, "B T"]) -> Float[Array, "B T K"]:
-    """Log-odds in nats that the token at each position adds to the router's logits."""
+    """Return the log-odds in nats that the token at each position adds to the router's logits."""
     hit = tokens[..., None, None] == blocks.anchor_tokens
     return jnp.where(hit, blocks.anchor_log_odds, 0.0).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Telling:
-    """Tokens that tell most about one block, the first that were chosen first (T9).
+    """The tokens that are most informative about one block, in the order in which they were chosen (T9).
 
     Attributes:
-      tokens: ids.
-      log_odds: nats, as `Blocks.anchored` takes them: ln((n + ½)/(m + ½)), n of the token's places being the block's.
-      gains_bits: what each adds to I(block; anchors), bits per position, its bias taken off.
-      entropy_bits: H(block), of whether a position is the block's.
+      tokens: token ids.
+      log_odds: ln((n + ½)/(m + ½)) in nats, where the token occurs n times inside the block and m times outside.
+      gains_bits: what each token adds to I(block; anchors), in bits per position, corrected for bias.
+      entropy_bits: H(block), the entropy of whether a position belongs to the block.
     """
 
     tokens: tuple[int, ...]
@@ -118,31 +118,31 @@ class Telling:
 
     @property
     def information_bits(self) -> float:
-        """I(block; anchors)."""
+        """The mutual information I(block; anchors)."""
         return sum(self.gains_bits)
 
     @property
     def left_bits(self) -> float:
-        """H(block | anchors)."""
+        """The conditional entropy H(block | anchors)."""
         return self.entropy_bits - self.information_bits
 
 
 def telling(counts: Float[np.ndarray, "K V"], block: int, most: int = 8, vocabulary: int = 0) -> Telling:
-    """Greedy choice of the tokens whose presence tells most about whether a position is the block's.
+    """Greedily choose the tokens that are most informative about whether a position belongs to a block.
 
-    The anchors, and "none of them", split the positions into cells of (n, m): the block's, and the others'. A cell is
-    coded in c(n, m) = −n log₂ n/(n+m) − m log₂ m/(n+m) bits, so a token that leaves the cell of none saves
-    c(none) − c(token) − c(none without it), of which 1/(2 ln 2) is noise (Miller–Madow). Only tokens where the
-    block is likelier than elsewhere are chosen, and only while one saves, over all positions, the log₂V bits that name
-    it. Host-side.
+    Each chosen token, and "none of them", is a cell of positions, n inside the block and m outside. A cell takes
+    c(n, m) = −n log₂ n/(n+m) − m log₂ m/(n+m) bits to code, so moving a token out of the cell "none" saves
+    c(none) − c(token) − c(none without it), of which 1/(2 ln 2) is bias (Miller–Madow). A token is eligible if the
+    block is likelier at it than elsewhere, and tokens are chosen while one saves, over all positions, the log₂V bits
+    that it takes to name it. Runs on the host.
 
-    A heuristic: tokens that tell only together are not found.
+    This is a heuristic: it misses tokens that are informative only together.
 
     Args:
-      counts: of positions, by block and by the token that stands there.
-      block: whose anchors are wanted.
-      most: how many at most.
-      vocabulary: tokens that there are, where columns of tokens that never occur were left out; 0: as many as columns.
+      counts: number of positions, by block and token.
+      block: the block whose anchors are wanted.
+      most: the largest number of tokens to choose.
+      vocabulary: V, if columns of tokens that never occur were left out; 0: the number of columns.
 
     >>> counts = np.array([[50.0, 1.0, 9.0], [0.0, 40.0, 11.0]])
     >>> telling(counts, 0).tokens, telling(counts, 1).tokens
@@ -169,27 +169,27 @@ def telling(counts: Float[np.ndarray, "K V"], block: int, most: int = 8, vocabul
 
 
 def _cell_bits(n, m):
-    """c(n, m): bits that tell which of n + m positions are the n; 0 where either is 0."""
+    """Return c(n, m), the bits that code which of n + m positions are the n; 0 if either is 0."""
     both = np.maximum(np.asarray(n, float) + m, TINY)
     return 0.0 - n * np.log2(np.maximum(n, TINY) / both) - m * np.log2(np.maximum(m, TINY) / both)
 
 
 def least_redundant(keys, margin, fidelity) -> np.ndarray:
-    """r_min: the fewest exchangeable anchors whose mass F(r) = r/(r + (n−r)·e^{−m}) is at least F0 (T9).
+    """Return the fewest exchangeable anchors r_min with mass F(r) = r/(r + (n−r)·e^{−m}) of at least F0 (T9).
 
-    r_min = max(1, ⌈n/(1 + e^m·(1−F0)/F0)⌉), in log space, then verified at r_min − 1 and r_min, to the rounding
-    of F0. Host-side.
+    r_min = max(1, ⌈n/(1 + e^m·(1−F0)/F0)⌉), computed in log space, then verified at r_min − 1 and r_min up to the
+    rounding of F0. Runs on the host.
 
     Args:
-      keys: n, how many keys the query sees, anchors included; up to 2⁵⁰.
-      margin: m, what an anchor's logit exceeds the others' by, nats; may be negative.
+      keys: n, the number of visible keys, anchors included; up to 2⁵⁰.
+      margin: m, by how many nats an anchor's logit exceeds the others'; may be negative.
       fidelity: F0 in (0, 1].
 
     Returns:
-      r_min, int64, of the arguments' common shape.
+      r_min, int64, in the arguments' broadcast shape.
 
     Raises:
-      ValueError: n < 1, m not finite, or F0 outside (0, 1].
+      ValueError: if n < 1, m is not finite, or F0 is outside (0, 1].
 
     >>> int(least_redundant(16, np.log(9.0), 0.75))
     4

@@ -1,27 +1,27 @@
 """Certificates: bounds on fidelity and entropy that hold for every input (T3, T4, T5).
 
-Host-side, float64, rounded outward: a bound is never better on paper than in the arithmetic that
-runs the model. `slack` is the share by which computed logits may exceed exact ones.
+They are computed on the host in float64 and rounded outward, so that they also hold in the arithmetic that runs the
+model.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Relative error of logits in the arithmetic used.
+# Share by which computed logits may exceed exact ones, by dtype.
 SLACK = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 2e-2}
 
 
 def logit_bound(q_gain: np.ndarray, k_gain: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """S with |s_ij| ≤ S for every input of a head with QK-norm and rotary positions (T5).
+    """Return S with |s_ij| ≤ S for every input of a head with QK-norm and rotary positions (T5).
 
     S = √H · max over rotary pairs of (max|γ_q| · max|γ_k| within the pair): RMS-normalised vectors have
     length at most √H, the gains scale them, a rotation mixes the two channels of a pair (or none), and logits carry
-    the factor 1/√H. Biases of queries and keys come before the norm, which takes their length away: S holds with them.
+    the factor 1/√H. Biases of queries and keys come before the norm, so S holds with them too.
 
     Args:
       q_gain, k_gain: gains γ_q, γ_k, [..., H]; channels h and h + H/2 form a rotary pair.
-      dtype: arithmetic of the logits, for the slack.
+      dtype: dtype of the logits, which sets the slack.
 
     Returns:
       S in nats, [...], rounded up.
@@ -33,10 +33,10 @@ def logit_bound(q_gain: np.ndarray, k_gain: np.ndarray, dtype: str = "float32") 
 
 
 def fidelity_bound(beta, margin, relevant, irrelevant) -> np.ndarray:
-    """F ≥ 1/(1 + (u/b)·e^{−β−δ}) for b relevant and u irrelevant keys with margin δ in nats (T3).
+    """Return the bound F ≥ 1/(1 + (u/b)·e^{−β−δ}) for b relevant and u irrelevant keys with margin δ in nats (T3).
 
-    Graded gates: b is the *sum* of the gates over the relevant keys, not their number. With δ = −2S this holds
-    for every input (T5). Rounded down; 1 where u = 0 or β = ∞.
+    With graded gates b is the *sum* of the gates over the relevant keys, not their number. With δ = −2S the bound
+    holds for every input (T5). It is rounded down, and is 1 where u = 0 or β = ∞.
     """
     beta, margin = np.asarray(beta, np.float64), np.asarray(margin, np.float64)
     leak = np.asarray(irrelevant, np.float64) / np.asarray(relevant, np.float64)
@@ -46,9 +46,9 @@ def fidelity_bound(beta, margin, relevant, irrelevant) -> np.ndarray:
 
 
 def entropy_bound(epsilon, relevant, irrelevant) -> np.ndarray:
-    """H ≤ h(ε) + (1−ε)·log b + ε·log u bits when at most ε ≤ u/(b+u) lies outside R (T4).
+    """Return the upper bound H ≤ h(ε) + (1−ε)·log b + ε·log u in bits, if at most ε of the mass lies outside R (T4).
 
-    Above u/(b+u) the bound is log₂(b+u), that of uniform attention. Rounded up.
+    For ε above u/(b+u) the bound is log₂(b+u), the entropy of uniform attention. It is rounded up.
     """
     eps, b, u = (np.asarray(x, np.float64) for x in (epsilon, relevant, irrelevant))
     eps = np.clip(np.where(u > 0, eps, 0.0), 0.0, u / (b + u))
@@ -60,12 +60,12 @@ def entropy_bound(epsilon, relevant, irrelevant) -> np.ndarray:
 
 
 def log_odds_for_fidelity(epsilon, bound, relevant, irrelevant) -> np.ndarray:
-    """β ≥ max(0, 2S + ln(u/b) + ln((1−ε)/ε)): guarantees F ≥ 1−ε for every input (T5). Rounded up.
+    """Return β = max(0, 2S + ln(u/b) + ln((1−ε)/ε)), which guarantees F ≥ 1−ε for every input (T5); rounded up.
 
-    Graded gates: b is the sum of the gates over the relevant keys, not their number.
+    With graded gates b is the sum of the gates over the relevant keys, not their number.
 
     Raises:
-      ValueError: ε outside (0, 1), b < 1 or u < 0.
+      ValueError: if ε is outside (0, 1), b < 1 or u < 0.
 
     >>> beta = log_odds_for_fidelity(0.01, 2.0, relevant=8, irrelevant=248)
     >>> bool(fidelity_bound(beta, -4.0, 8, 248) >= 0.99)
@@ -84,10 +84,10 @@ def log_odds_for_fidelity(epsilon, bound, relevant, irrelevant) -> np.ndarray:
 
 
 def target_fidelity_bound(gain, beta, bound, target, always_open, irrelevant) -> np.ndarray:
-    """F_T ≥ 1/(1 + (r/a)·e^{2S−γ} + (u/a)·e^{2S−γ−β}) for every input (T3 for a target set, with T5's |s| ≤ S).
+    """Return the bound F_T ≥ 1/(1 + (r/a)·e^{2S−γ} + (u/a)·e^{2S−γ−β}) for every input (T3 for a target set, T5).
 
     Args:
-      gain: γ, ln of the odds of the a keys of the target, nats.
+      gain: γ, log-odds of the a keys of the target, nats.
       beta: β of the dial that closes the u irrelevant keys.
       bound: S in nats.
       target, always_open, irrelevant: a ≥ 1, r and u, numbers of keys.
@@ -105,12 +105,12 @@ def target_fidelity_bound(gain, beta, bound, target, always_open, irrelevant) ->
 
 
 def gain_for_fidelity(fidelity, bound, target, others) -> np.ndarray:
-    """γ ≥ max(0, 2S + ln(m/a) + ln(F/(1−F))): guarantees F_T ≥ F for every input whatever the dial. Rounded up.
+    """Return γ = max(0, 2S + ln(m/a) + ln(F/(1−F))), which guarantees F_T ≥ F for every input and dial; rounded up.
 
     Args:
       fidelity: F in (0, 1).
       bound: S in nats.
-      target, others: a ≥ 1 keys of the target, and m other visible keys.
+      target, others: a ≥ 1 target keys, and m other visible keys.
 
     >>> gain = gain_for_fidelity(0.9, 2.0, target=3, others=61)
     >>> bool(target_fidelity_bound(gain, 0.0, 2.0, 3, 61, 0) >= 0.9)

@@ -1,8 +1,8 @@
-"""Spherical k-means: named blocks found in the states of a model that nobody trained for them.
+"""Spherical k-means, which finds blocks in the states of a model that was trained without them.
 
-States are standardised per channel and brought to unit length; a cluster is a direction c. The nearest direction is an
-argmax of a linear map with a bias, x ↦ ⟨c/σ, x⟩ − ⟨c, μ/σ⟩, since dividing a row of scores by its length moves no
-argmax: that map is a router.
+States are standardised per channel and scaled to unit length; a cluster is a direction c. The nearest direction is the
+argmax of the affine map x ↦ ⟨c/σ, x⟩ − ⟨c, μ/σ⟩, since scaling a row of scores does not move its argmax. So that map
+serves as a router.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from localist_jax.types import Key, struct
 
-SMALLEST_DEVIATION = 1e-3  # added to each channel's, so that a constant channel does not blow up
+SMALLEST_DEVIATION = 1e-3  # added to each channel's, so that a constant channel does not divide by 0
 ROUNDS = 20
 
 
@@ -48,10 +48,10 @@ def spherical_kmeans(
     """Divide unit vectors into clusters by their nearest centre.
 
     Args:
-      key: draws the first centres, and new ones for clusters that have lost all their vectors.
+      key: draws the first centres, and new ones for clusters that become empty.
       directions: unit vectors.
       clusters: C, at most P.
-      rounds: of assigning all vectors and moving all centres.
+      rounds: number of iterations, each of which assigns all vectors and moves all centres.
 
     Returns:
       The centres (unit vectors) and the cluster of each vector.

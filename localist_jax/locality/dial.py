@@ -1,9 +1,9 @@
 """The locality dial: from distributed (λ=0) to localist (λ=1) attention, without retraining.
 
-A `Dial` carries the log-odds β = −ln(1−λ) ∈ [0, ∞], not λ, so that settings next to 1 stay
-representable and dials compose by a sum: global, layer, head, request and rule dials add up before
-the odds ω = A + (1−A)·e^{−β} are made once (`gates.odds`). It is a pytree, hence a *traced* input of
-every compiled function: moving the dial recompiles nothing.
+A `Dial` stores the log-odds β = −ln(1−λ) ∈ [0, ∞] and not λ, so that settings next to 1 stay representable and dials
+compose by addition: global, layer, head, request and rule dials are summed before `gates.odds` computes the odds
+ω = A + (1−A)·e^{−β}. A dial is a pytree, hence a *traced* input of every compiled function: moving it recompiles
+nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REGIMES = {
     "audit": (1.0, 0.0),  # exact block-sparse attention in every localist layer
     "regulated": (0.99, 0.0),
     "balanced": (0.9, 3.0),  # progressive: early layers stay distributed
-    "distributed": (0.0, 0.0),  # ordinary attention, whatever the gates are
+    "distributed": (0.0, 0.0),  # ordinary attention, whatever the gates
 }
 
 
@@ -33,7 +33,7 @@ class Dial:
       locality: λ ∈ [0, 1]; a number, or an array with the three axes [B|1, L|1, N|1].
 
     Raises:
-      ValueError: λ outside [0, 1], or an array that does not have three axes.
+      ValueError: if λ is outside [0, 1], or an array does not have three axes.
 
     Dials compose by `+`: 1−λ = Π(1−λ_m).
 
@@ -57,7 +57,7 @@ class Dial:
 
     @classmethod
     def from_log_odds(cls, beta: float | np.ndarray | jax.Array) -> Dial:
-        """A dial from β ≥ 0 in nats; ∞ is λ=1."""
+        """Return a dial from β ≥ 0 in nats; ∞ is λ=1."""
         if not isinstance(beta, jax.core.Tracer) and not np.all(np.asarray(beta) >= 0):
             raise ValueError(f"dial: log-odds β must be at least 0, got {beta}")
         return cls._of(_three_axes(beta))
@@ -70,22 +70,22 @@ class Dial:
 
     @classmethod
     def per_layer(cls, localities: Sequence[float]) -> Dial:
-        """One λ for each of the L layers."""
+        """Return a dial with one λ for each of the L layers."""
         return cls(np.asarray(localities, np.float64)[None, :, None])
 
     @classmethod
     def per_head(cls, localities: Sequence[Sequence[float]]) -> Dial:
-        """One λ for each layer and head, [L, N] (or [1, N] for all layers)."""
+        """Return a dial with one λ for each layer and head, [L, N] (or [1, N] for all layers)."""
         return cls(np.asarray(localities, np.float64)[None])
 
     @classmethod
     def progressive(cls, locality: float, power: float, layers: int) -> Dial:
-        """Layer ℓ of L gets λ·((ℓ+1)/L)^power; power 0 is the same λ everywhere."""
+        """Return a dial that gives layer ℓ of L the value λ·((ℓ+1)/L)^power; power 0 is the same λ everywhere."""
         return cls.per_layer([locality * ((layer + 1) / layers) ** power for layer in range(layers)])
 
     @classmethod
     def regime(cls, name: str, layers: int) -> Dial:
-        """A preset: audit, regulated, balanced or distributed (`REGIMES`: λ and progressive power)."""
+        """Return a preset: audit, regulated, balanced or distributed (`REGIMES`: λ and progressive power)."""
         if name not in REGIMES:
             raise ValueError(f"dial: unknown regime {name!r}; choose one of {', '.join(REGIMES)}")
         return cls.progressive(*REGIMES[name], layers=layers)
@@ -98,13 +98,13 @@ class Dial:
         relevant: np.ndarray | float,
         irrelevant: np.ndarray | float,
     ) -> Dial:
-        """The smallest dial that guarantees pointer fidelity ≥ 1−ε for *every* input (T5).
+        """Return the smallest dial that guarantees pointer fidelity ≥ 1−ε for *every* input (T5).
 
         Args:
           epsilon: admitted mass outside the relevant keys, in (0, 1).
           logit_bound: S with |s_ij| ≤ S in nats, a number or [L], [L, N] (`certificates.logit_bound`).
-          relevant: b ≥ 1 relevant keys at the least; with graded gates the *sum* of their gates. Like S.
-          irrelevant: u irrelevant keys at the most. Like S.
+          relevant: b ≥ 1, the least number of relevant keys; with graded gates the *sum* of their gates. Shaped like S.
+          irrelevant: u, the largest number of irrelevant keys. Shaped like S.
         """
         beta = certificates.log_odds_for_fidelity(epsilon, logit_bound, relevant, irrelevant)
         shape = (1,) + beta.shape + (1,) * (2 - beta.ndim) if beta.ndim else (1, 1, 1)
@@ -112,17 +112,19 @@ class Dial:
 
     @classmethod
     def for_requests(cls, dials: Sequence[float | Dial]) -> Dial:
-        """One dial per request of a batch; numbers and dials of any extent may be mixed."""
+        """Return one dial per request of a batch; numbers and dials of any extent may be mixed."""
         each = [dial if isinstance(dial, Dial) else cls(dial) for dial in dials]
         inner = jnp.broadcast_shapes(*(dial.beta.shape[1:] for dial in each))
         for dial in each:
             if dial.beta.shape[0] != 1:
-                raise ValueError(f"dial: one request has one dial, got {dial.beta.shape[0]} of them")
+                raise ValueError(
+                    f"dial: each request takes one dial, got one with {dial.beta.shape[0]} requests"
+                )
         return cls._of(jnp.concatenate([jnp.broadcast_to(dial.beta, (1, *inner)) for dial in each]))
 
     @property
     def locality(self) -> jax.Array:
-        """λ = 1 − e^{−β}."""
+        """The locality λ = 1 − e^{−β}."""
         return -jnp.expm1(-self.beta)
 
     @property
@@ -131,10 +133,10 @@ class Dial:
         return bool(np.all(np.isinf(np.asarray(self.beta))))
 
     def broadcast(self, batch: int, layers: int, heads: int) -> Dial:
-        """The dial at its full extent [B, L, N], so that every setting has one compiled shape.
+        """Return the dial broadcast to [B, L, N], so that every setting has one compiled shape.
 
         Raises:
-          ValueError: an axis that is neither 1 nor the model's size.
+          ValueError: if an axis is neither 1 nor the model's size.
         """
         wanted = (batch, layers, heads)
         for axis, got, size in zip(("batch", "layer", "head"), self.beta.shape, wanted, strict=True):
@@ -153,12 +155,12 @@ class Dial:
         return f"Dial(shape={tuple(self.beta.shape)})"
 
     def tree_flatten(self):
-        """Pytree protocol."""
+        """Return β as the only child of the pytree."""
         return (self.beta,), None
 
     @classmethod
     def tree_unflatten(cls, _, children):
-        """Pytree protocol."""
+        """Rebuild a dial from its child."""
         return cls._of(children[0])
 
 

@@ -1,12 +1,12 @@
-"""Who descends from whom: a recruited block takes positions of its parent, and of no other block.
+"""The tree of blocks: a recruited block takes positions from its parent, and from no other block.
 
-A position first chooses among the roots. In the root that it chose it meets the children in the order of their birth:
-the first whose logit exceeds the parent's takes it, and is a parent in turn; if none does, it stays. So a newcomer
-divides what is its parent's by then, and nothing else moves.
+A position first chooses a root. It then meets the children of that root in order of birth: the first child whose logit
+exceeds the parent's takes the position, and is the next parent; if none does, the position stays. So a new block
+divides only the positions of its parent, and no other position moves.
 
-`nested` turns this walk into one set of logits, so that noise, argmax and straight-through gradients need not
-know of it: each block gets its root's logit, less everything by which the walk would have had to go otherwise to end
-there. One block per family pays nothing, so the contest between families is what it was before there were children.
+`nested` turns this walk into one set of logits, so that noise, argmax and straight-through gradients need no special
+case: each block gets its root's logit, minus the amounts by which the comparisons on the way to it are lost. In every
+tree one block loses nothing, so the competition between trees is the same as before there were children.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-RESERVE = 1e-3  # nats by which a child must exceed its parent: a tie stays where it is
+RESERVE = 1e-3  # nats by which a child must exceed its parent, so that ties stay with the parent
 
 
 def ancestry(parent: Int[Array, " K"]) -> Bool[Array, "K K"]:
-    """[m, a]: whether a is m or one of its ancestors. A root is its own parent."""
+    """Return [m, a]: whether a is m or one of its ancestors. A root is its own parent."""
     K = parent.size
     up = jnp.eye(K, dtype=bool) | (parent[:, None] == jnp.arange(K))
     for _ in range(max(1, (K - 1).bit_length())):  # each squaring doubles the generations covered
@@ -28,7 +28,7 @@ def ancestry(parent: Int[Array, " K"]) -> Bool[Array, "K K"]:
 
 
 def line(parent: Int[Array, " K"], generations: int) -> tuple[Int[Array, "K G"], Bool[Array, "K G"]]:
-    """Each block, its parent, its parent's parent …: numbers, and whether there is one so far up.
+    """Return each block, its parent, its parent's parent and so on, and whether there is an ancestor so far up.
 
     >>> import jax.numpy as jnp
     >>> [x.tolist() for x in line(jnp.array([0, 1, 1, 2]), 2)]
@@ -42,7 +42,7 @@ def line(parent: Int[Array, " K"], generations: int) -> tuple[Int[Array, "K G"],
 
 
 def depth(parent: Int[Array, " K"]) -> Int[Array, " K"]:
-    """How many generations each block is below its root."""
+    """Return how many generations each block is below its root."""
     block = jnp.arange(parent.size)
     return (ancestry(parent) & (parent != block)).sum(-1)
 
@@ -53,16 +53,16 @@ def nested(
     born: Int[Array, " K"],
     active: Bool[Array, " K"],
 ) -> Float[Array, "*positions K"]:
-    """Logits under which the argmax is where the walk ends. Nats; unchanged where nobody has children.
+    """Return logits in nats whose argmax is the block where the walk ends; unchanged where no block has children.
 
-    e_m = z_root(m) − Σ_{a entered} (−d_a)₊ − Σ_{b declined} (d_b)₊, with d_c = z_c − z_parent(c) − RESERVE. On the way
-    to m one enters m and its ancestors below the root, and declines their elder siblings and m's own children.
+    e_m = z_root(m) − Σ_{a entered} (−d_a)₊ − Σ_{b declined} (d_b)₊, with d_c = z_c − z_parent(c) − RESERVE. The walk to
+    m enters m and its ancestors below the root, and declines their elder siblings and m's own children.
 
     Args:
       logits: z, of all blocks.
-      parent: of each block; its own number for a root.
-      born: the number of each block's birth, by which siblings are ordered.
-      active: the others have no children and are nobody's.
+      parent: parent of each block; a root is its own parent.
+      born: birth number of each block, which orders siblings.
+      active: blocks in use; the others are ignored as parents and as children.
     """
     block = jnp.arange(parent.size)
     child = active & (parent != block)
@@ -75,7 +75,7 @@ def nested(
     root = jnp.argmax(up & ~child, -1)
 
     ahead = jnp.where(child, logits - logits[..., parent] - RESERVE, 0.0)
-    exact = jax.lax.Precision.HIGHEST  # a walk that costs nothing must come out at exactly 0
+    exact = jax.lax.Precision.HIGHEST  # a walk that loses nothing must come out as exactly 0
     against = jnp.matmul(jax.nn.relu(-ahead), entered.T.astype(logits.dtype), precision=exact)
     against += jnp.matmul(jax.nn.relu(ahead), declined.T.astype(logits.dtype), precision=exact)
     return logits[..., root] - against

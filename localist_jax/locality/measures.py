@@ -1,7 +1,7 @@
-"""What a dialled attention costs and shows: entropy, fidelity, price, open share, information.
+"""Measures of dialled attention: entropy, fidelity, price, open share.
 
-The functions on rows take attention weights α over the last axis and define what every fused
-implementation must report. Attention bits and code-length bits are different accounts.
+Functions on rows take attention weights α over the last axis, and define the statistics that every implementation of
+`attend` reports. Attention bits and code-length bits must not be added up.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from localist_jax import bits
 
 
 def attention_entropy(alpha: Float[Array, "*rows S"]) -> Float[Array, "*rows"]:
-    """H(α) in bits (T4)."""
+    """Return H(α) in bits (T4)."""
     return bits.entropy(alpha)
 
 
 def pointer_fidelity(
     alpha: Float[Array, "*rows S"], relevant: Bool[Array, "*rows S"]
 ) -> Float[Array, "*rows"]:
-    """F = mass on the relevant keys (T3)."""
+    """Return F, the mass on the relevant keys (T3)."""
     return jnp.where(relevant, alpha, 0.0).sum(-1)
 
 
 def price_of_locality(
     alpha: Float[Array, "*rows S"], omega: Float[Array, "*rows S"], log_partition_ratio: Float[Array, "*rows"]
 ) -> Float[Array, "*rows"]:
-    """KL(α(λ) ‖ α(0)) = E_{α(λ)} log ω − log E_{α(0)} ω in bits (T2).
+    """Return KL(α(λ) ‖ α(0)) = E_{α(λ)} log ω − log E_{α(0)} ω in bits (T2).
 
     Args:
       alpha: dialled attention α(λ).
@@ -47,18 +47,18 @@ def pair_counts(
     capacity: int,
     filed: Int[Array, "B F T"] | None = None,
 ) -> tuple[Float[Array, "*F K K"], Float[Array, "*F"], Float[Array, ""]]:
-    """Counts causal query–key pairs by block without a [T, T] array.
+    """Count causal query–key pairs by block without a [T, T] array.
 
     Args:
-      blocks, positions, segments: of the T positions; positions count from 0 in each segment (the first are the
-        sink, in block 0), segments are contiguous, segment 0 is padding.
+      blocks, positions, segments: block, position and segment of each token; positions count from 0 in each segment
+        (the first are the sink, in block 0), segments are contiguous, segment 0 is padding.
       window: keys nearer than this are always open.
       capacity: K.
       filed: blocks of the keys under each filing; None: their own, and the results have no axis for filings.
 
     Returns:
       gated: pairs that a gate decides, by (query block, key block): beyond the window, not the sink.
-      always: pairs that are open whatever the gates are (self, window, block 0).
+      always: pairs that are open whatever the gates (self, window, block 0).
       total: all causal pairs.
     """
     valid = segments > 0
@@ -83,12 +83,12 @@ def open_keys(
     filed: Int[Array, "B F T"] | None = None,
     filing: Int[Array, "L N"] | None = None,
 ) -> Float[Array, "L B N T"]:
-    """How many keys each query finds open at λ=1; log₂ of it bounds the entropy of its attention (T4).
+    """Return how many keys are open to each query at λ=1; its log₂ bounds the entropy of attention (T4).
 
     Args:
-      gates: of the localist layers.
-      blocks, positions, segments, window, filed: as of `pair_counts`.
-      filing: of each localist layer and query head; None: all go by the first.
+      gates: gates of the localist layers.
+      blocks, positions, segments, window, filed: as in `pair_counts`.
+      filing: filing of each localist layer and query head; None: all use the first.
     """
     filed = blocks[:, None] if filed is None else filed
     filing = jnp.zeros(gates.shape[:2], jnp.int32) if filing is None else filing
@@ -98,8 +98,10 @@ def open_keys(
     always = positions + 1 - far.sum(-1)  # [F, B, T]
 
     def one_layer(layer):
-        opened, way = (layer[0] > 0).astype(jnp.float32)[:, blocks], layer[1]  # [N, B, T, K]
-        return (jnp.einsum("NBTk,NBTk->NBT", opened, far[way]) + always[way]).swapaxes(0, 1)
+        opened, filing_of_head = (layer[0] > 0).astype(jnp.float32)[:, blocks], layer[1]  # [N, B, T, K]
+        return (jnp.einsum("NBTk,NBTk->NBT", opened, far[filing_of_head]) + always[filing_of_head]).swapaxes(
+            0, 1
+        )
 
     return jax.lax.map(one_layer, (gates, filing))
 
@@ -107,12 +109,12 @@ def open_keys(
 def _far_keys(
     one_hot: Float[Array, "B T K"], positions: Int[Array, "B T"], window: int
 ) -> Float[Array, "B T K"]:
-    """Keys by block that a gate decides about: beyond the window and not of block 0."""
+    """Count the keys that a gate decides, by block: beyond the window and not in block 0."""
     padded = jnp.pad(jnp.cumsum(one_hot, 1), ((0, 0), (1, 0), (0, 0)))
     index = jnp.arange(one_hot.shape[1])
     start = index - positions  # where the segment begins
     end = jnp.maximum(index - window + 1, start)  # keys in [start, end) lie beyond the window
-    take = jax.vmap(lambda rows, at: rows[at])
+    take = jax.vmap(lambda rows, index: rows[index])
     return (take(padded, end) - take(padded, start)).at[..., 0].set(0.0)
 
 
@@ -124,13 +126,13 @@ def open_share(
     perception: Float[Array, " P"],
     filing: Int[Array, "L N"] | None = None,
 ) -> Float[Array, ""]:
-    """Share of causal pairs with non-zero odds at λ=1, over *all* layers and heads.
+    """Return the share of causal pairs with non-zero odds at λ=1, over *all* layers and heads.
 
     Args:
-      gates: of the localist layers.
+      gates: gates of the localist layers.
       gated_pairs, always, total: from `pair_counts`.
       perception: open share of each perception layer (1 where dense).
-      filing: of each localist layer and query head, where pairs were counted for each filing.
+      filing: filing of each localist layer and query head, if pairs were counted for each filing.
     """
     if filing is None:
         gated_pairs, always = gated_pairs[None], always[None]

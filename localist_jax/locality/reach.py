@@ -1,10 +1,10 @@
 """Information flow at λ=1: which positions may influence which (T16).
 
-With every localist head at λ=1 a closed gate is an exact zero of attention, so influence travels only along
-open pairs: from layer to layer, from key to query, and straight up at each position. What the boolean
-product of the open pairs leaves out is *certified* independent, not merely small.
+With every localist head at λ=1 a closed gate makes attention exactly zero, so influence travels only along open pairs,
+from key to query in each layer, and through the residual connection of each position. Pairs that are 0 in the boolean
+product over layers are *certified* to be independent; the influence is exactly zero, not merely small.
 
-`reach` judges one text by its positions; `block_reach` judges all texts at once by the gate graph alone.
+`reach` certifies positions of one text; `block_reach` certifies blocks for all texts, from the gates alone.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ def open_pairs(
     filed: Int[Array, "B F T"] | None = None,
     filing: Int[Array, "L N"] | None = None,
 ) -> Bool[Array, "L B T T"]:
-    """Query–key pairs with non-zero odds at λ=1 in some head of each layer.
+    """Return the query–key pairs with non-zero odds at λ=1 in some head of each layer.
 
-    Open are keys of the query's own segment, not after it, that lie in the window (the position itself
-    included), in block 0 (sink and background), or behind a gate above 0.
+    A key is open if it is in the query's segment and not after it, and lies in the window (which includes the position
+    itself), in block 0 (sink and background), or behind a gate above 0.
 
     Args:
-      gates: of the localist layers.
-      blocks, positions, segments: of the T positions; segment 0 is padding, which sees nothing.
+      gates: gates of the localist layers.
+      blocks, positions, segments: block, position and segment of each token; segment 0 is padding.
       window: keys nearer than this are always open.
       filed: blocks of the keys under each filing; None: their own.
-      filing: of each localist layer and query head; None: all go by the first.
+      filing: filing of each localist layer and query head; None: all use the first.
     """
     filed = blocks[:, None] if filed is None else filed
-    ways = jnp.arange(filed.shape[1])[:, None, None]
-    goes = jnp.ones((1, *gates.shape[:2]), bool) if filing is None else filing == ways  # [F, L, N]
-    graphs = ((gating.with_open_column(gates) > 0) & goes[..., None, None]).any(2)  # [F, L, K, K]
+    filings = jnp.arange(filed.shape[1])[:, None, None]
+    uses = jnp.ones((1, *gates.shape[:2]), bool) if filing is None else filing == filings  # [F, L, N]
+    graphs = ((gating.with_open_column(gates) > 0) & uses[..., None, None]).any(2)  # [F, L, K, K]
     gated = jnp.zeros((), bool)
     for graph, block in zip(graphs, filed.swapaxes(0, 1), strict=True):
         gated = gated | graph[:, blocks[:, :, None], block[:, None, :]]
@@ -51,13 +51,13 @@ def open_pairs(
 
 
 def reach(pairs: Bool[Array, "L B T T"]) -> Bool[Array, "B T T"]:
-    """[i, j]: may the output at i depend on the router-level state at j?
+    """Return [i, j]: whether the output at i may depend on the router-level state at j.
 
-    The boolean product over the layers of (pairs ∨ identity); the identity is the residual connection.
-    False is a certificate: at λ=1, with the block ids as they are, no change of the state at j moves the
-    output at i. If the id of j changes too, both texts must say False.
+    It is the boolean product over the layers of (pairs ∨ identity); the identity is the residual connection.
+    False is a certificate: at λ=1 and with fixed block ids, no change of the state at j changes the output at i. If a
+    change also moves j to another block, the entry must be False for both assignments.
 
-    >>> chain = jnp.array([[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]) > 0  # everyone sees the neighbour
+    >>> chain = jnp.array([[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]) > 0  # each attends to its neighbour
     >>> reach(chain)[0, 2].tolist(), reach(jnp.concatenate([chain, chain]))[0, 2].tolist()
     ([False, True, True], [True, True, True])
     """
@@ -69,18 +69,17 @@ def reach(pairs: Bool[Array, "L B T T"]) -> Bool[Array, "B T T"]:
 def block_reach(
     gates: Float[Array, "L N K K"], active: Bool[Array, " K"], background: bool | Bool[Array, ""] = False
 ) -> Bool[Array, "K K"]:
-    """[k, l]: may the output at a position of block k depend on the state at *another* one of block l, in any text?
+    """Return [k, l]: whether in any text the output at a position of block k may depend on *another* one of block l.
 
-    Keys lie under their own blocks: a model whose heads file keys elsewhere has no such certificate for all texts.
-
-    The paths of at least one edge through the layers' gate graphs: an independence that holds for all texts
-    of a model with window 1. (A window opens neighbours whatever their blocks are.)
+    These are the paths of at least one edge through the layers' gate graphs. False is a certificate for all texts of a
+    model with window 1 (a larger window opens neighbours whatever their blocks) whose heads file every key under its
+    own block.
 
     Args:
-      gates: of the localist layers.
+      gates: gates of the localist layers.
       active: blocks that have positions; the others relay nothing.
-      background: whether block 0 holds more than the sink. The sink sees only itself and relays nothing;
-        background positions relay what their row lets in.
+      background: whether block 0 holds more than the sink. The sink attends only to itself and relays nothing;
+        background positions relay what their gates let in.
     """
     graph = (gating.with_open_column(gates) > 0).any(1) & active[:, None] & active
     graph = graph.at[:, 0].set(graph[:, 0] & background)
@@ -91,5 +90,5 @@ def block_reach(
 
 
 def _product(a: Bool[Array, "*rows i j"], b: Bool[Array, "*rows j k"]) -> Bool[Array, "*rows i k"]:
-    """Boolean matrix product; sums of zeros and ones are above 0 exactly where a term is."""
+    """Return the boolean matrix product; a sum of zeros and ones is above 0 exactly if a term is."""
     return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32)) > 0

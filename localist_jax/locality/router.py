@@ -1,8 +1,7 @@
 """The semantic router's mathematics: from logits to one block per position.
 
-Hard assignment in the forward pass, the gradient of the soft one in the backward pass
-(straight-through), Gumbel noise in training, argmax at evaluation. The learned map from states to
-logits lives in the model.
+The forward pass assigns hard, the backward pass uses the gradient of the soft assignment (straight-through). Training
+adds Gumbel noise, evaluation takes the argmax. The learned map from states to logits is in the model.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from localist_jax.locality.anchors import Blocks
 from localist_jax.types import Key, widened
 
 FORBIDDEN = -1e9  # logit of a block that may not be chosen; its probability is exactly 0 in float32
-
 CERTAIN = 1e9  # logit of a block that is given, not chosen
 
 
 def allowed_blocks(active: Bool[Array, " K"], background: bool) -> Bool[Array, " K"]:
-    """Blocks the router may choose: the active ones; block 0 only where it serves as background."""
+    """Return the blocks that the router may choose: the active ones, and block 0 only if it is the background."""
     return active & (background | (jnp.arange(active.size) > 0))
 
 
@@ -34,12 +32,12 @@ def assign(
     key: Key | None = None,
     noise: float = 1.0,
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T K"], Float[Array, "B T K"]]:
-    """Assigns every position a block.
+    """Assign a block to every position.
 
     Args:
       logits: router logits, nats.
       allowed: blocks that may be chosen.
-      blocks: whose lineage decides which positions a child may take.
+      blocks: the blocks, whose tree decides which positions a child may take.
       key: adds noise·Gumbel to the logits; None takes the argmax.
 
     Returns:
@@ -63,22 +61,22 @@ def assign(
 def with_sink(
     ids: Int[Array, "B T"], route: Float[Array, "B T K"], is_sink: Bool[Array, "B T"]
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T K"]]:
-    """Puts the positions of the sink (the first of a text) into block 0, beyond the router's reach."""
+    """Assign the positions of the sink (the first of a text) to block 0 whatever the router says."""
     sink = jax.nn.one_hot(0, route.shape[-1])
     return jnp.where(is_sink, 0, ids), jnp.where(is_sink[..., None], sink, route)
 
 
 def usage(probs: Float[Array, "B T K"], valid: Bool[Array, "B T"]) -> Float[Array, " K"]:
-    """Mean probability of each block over the valid positions."""
+    """Return the mean probability of each block over the valid positions."""
     total = jnp.where(valid[..., None], probs, 0.0).sum((0, 1))
     return total / jnp.maximum(1, valid.sum())
 
 
 def usage_penalty(share: Float[Array, " K"], allowed: Bool[Array, " K"], floor: float) -> Float[Array, ""]:
-    """Mean of max(0, ln(floor/K) − ln usage_k) over the K allowed blocks.
+    """Return the mean of max(0, ln(floor/K) − ln usage_k) over the K allowed blocks.
 
-    Zero as soon as every block has its floor: a *minimum*, since balancing all blocks uniformly would
-    fight concepts of unequal frequency.
+    It is zero once every block reaches the floor. It does not balance blocks uniformly, since that would work against
+    concepts of unequal frequency.
     """
     if floor == 0:
         return jnp.zeros(())
@@ -88,23 +86,23 @@ def usage_penalty(share: Float[Array, " K"], allowed: Bool[Array, " K"], floor: 
 
 
 def doubt(probs: Float[Array, "B T K"], valid: Bool[Array, "B T"]) -> Float[Array, ""]:
-    """Mean entropy of the router's probabilities, nats: H(block | state).
+    """Return the mean entropy of the router's probabilities, H(block | state), in nats.
 
-    Kept low, the soft usage that the floor watches is the hard usage that the model runs on; together they
-    raise I(block; state) = H(block) − H(block | state).
+    If it is low, the soft usage that the floor constrains equals the hard usage that the model runs with. Together the
+    two terms raise I(block; state) = H(block) − H(block | state).
     """
     entropy = bits.to_nats(bits.entropy(probs))
     return jnp.where(valid, entropy, 0.0).sum() / jnp.maximum(1, valid.sum())
 
 
 def switching(probs: Float[Array, "B T K"], together: Bool[Array, "B T-1"]) -> Float[Array, ""]:
-    """Chance that two neighbours in the text are in different blocks, each drawn from its probabilities.
+    """Return the probability that neighbours in the text are in different blocks, each drawn from its probabilities.
 
-    Where it is kept low, what a block is about outlasts a word: of two divisions that are worth as much to the
-    model, by what is spoken of or by which word it is, the router learns the first.
+    Penalising it makes blocks last longer than a word: of two divisions of equal value to the model, by topic or by
+    word, the router then learns the topic.
 
     Args:
-      probs: of the blocks, at every position.
+      probs: probability of each block at every position.
       together: whether positions t and t + 1 belong to one text.
     """
     apart = 1 - (probs[:, 1:] * probs[:, :-1]).sum(-1)

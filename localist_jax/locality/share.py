@@ -1,9 +1,9 @@
-"""How much to add to some logits so that their keys get an exact share of the attention, and what it costs (T18).
+"""Shifts of logits that give a set of keys an exact share of the attention, and their price (T18).
 
-A query's attention, dialled or not, puts mass m on a set T of its visible keys. With b = logit φ − logit m added to the
-logits of T (their odds multiplied by e^b) the mass is φ, and what lies within T and outside it keeps its proportions.
-No distribution with mass φ or more on T is nearer to the query's own; it costs d(φ‖m) attention bits. It takes two
-log-sum-exps, over T and over the rest, and no bound on the logits; shifts and the dial's β add up in log-odds.
+A query's attention, dialled or not, puts mass m on a set T of its visible keys. Adding b = logit φ − logit m to the
+logits of T (that is, multiplying their odds by e^b) makes the mass φ, and keeps the proportions within T and outside
+it. No distribution with mass φ or more on T is nearer to the original one; it costs d(φ‖m) attention bits. The shift
+needs two log-sum-exps, over T and over the rest, and no bound on the logits; it adds to the dial's β.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from localist_jax.types import Numeric, widened
 
 
 def shift(mass: Float[Array, "*rows"], share: Numeric) -> Float[Array, "*rows"]:
-    """Return b = logit φ − logit m in nats, what to add to the logits of a set so that its mass m becomes φ (T18).
+    """Return b = logit φ − logit m in nats, which added to the logits of a set makes its mass φ instead of m (T18).
 
-    It is 0 where the set has its share already (φ ≤ m), and where it is empty or holds everything (m = 0 or 1).
-    For a mass next to 0 or 1 take `shift_of_lse`, which never rounds it.
+    It is 0 where the set already has its share (φ ≤ m), and where it is empty or holds everything (m = 0 or 1).
+    For a mass next to 0 or 1 use `shift_of_lse`, which never rounds it.
 
     Args:
       mass: m ∈ [0, 1], attention mass of the set.
       share: φ, broadcastable to the mass.
 
     Raises:
-      ValueError: a share outside [0, 1); traced shares are not looked at.
+      ValueError: if a share is outside [0, 1); traced shares are not checked.
 
     >>> round(float(shift(jnp.array(0.2), 0.5)), 4), float(shift(jnp.array(0.7), 0.5))
     (1.3863, 0.0)
@@ -61,17 +61,17 @@ def shift_of_lse(
 def shifts(masses: Float[Array, "*rows r"], shares: Float[Array, "*#rows r"]) -> Float[Array, "*rows r"]:
     """Return ln(φ_j/(1 − Σφ)) − ln(m_j/m_0) in nats, which give r disjoint sets exactly the masses φ_j (T18).
 
-    m_0 = 1 − Σm is the mass of the other keys, which keep their proportions. A shift is negative where a set would have
-    more than its share beside the others, and −∞ for a share of 0. Where no shift is negative, no distribution with at
-    least these masses is nearer to the query's own. A set without mass cannot be helped: its shift is 0, and its share
-    is not taken from the others. If nothing is left beside the sets (m_0 = 0), all shifts are 0.
+    m_0 = 1 − Σm is the mass of the other keys, which keep their proportions. A shift is negative where a set would
+    otherwise get more than its share, and −∞ for a share of 0. If no shift is negative, no distribution with at least
+    these masses is nearer to the original one. A set without mass gets shift 0, and its share is not taken from the
+    others. If the sets hold all mass (m_0 = 0), all shifts are 0.
 
     Args:
       masses: m_j ≥ 0, Σm ≤ 1.
       shares: φ_j.
 
     Raises:
-      ValueError: a share outside [0, 1), or shares that add up to 1 or more; traced shares are not looked at.
+      ValueError: if a share is outside [0, 1), or shares add up to 1 or more; traced shares are not checked.
 
     >>> jnp.exp(shifts(jnp.array([0.25, 0.25]), jnp.array([0.5, 0.25]))).round(4).tolist()
     [4.0, 2.0]
@@ -106,7 +106,7 @@ def price(mass: Float[Array, "*rows"], share: Numeric) -> Float[Array, "*rows"]:
     """Return d(φ‖m), the attention bits that an exact share costs (T18); 0 where φ ≤ m, since nothing is added.
 
     Args:
-      mass: m ∈ [0, 1], attention mass of the set; where it is 0 or 1 nothing is added either.
+      mass: m ∈ [0, 1], attention mass of the set; the price is also 0 where it is 0 or 1.
       share: φ, broadcastable to the mass.
 
     Raises:
@@ -123,7 +123,7 @@ def price(mass: Float[Array, "*rows"], share: Numeric) -> Float[Array, "*rows"]:
 
 
 def _check(shares: Numeric, total: Numeric) -> None:
-    """Raises for shares that cannot be given."""
+    """Raise a ValueError for shares that cannot be given."""
     if isinstance(shares, jax.core.Tracer):
         return
     value = np.asarray(shares)

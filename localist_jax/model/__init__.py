@@ -1,4 +1,4 @@
-"""The localist transformer and generation with it."""
+"""The localist transformer, and generation with it."""
 
 from localist_jax.model.cache import Cache
 from localist_jax.model.constraint import Constraint

@@ -1,7 +1,7 @@
-"""The door through which something may act on a generation between two steps: rules, formats, filters.
+"""The interface by which rules, formats and filters act on a generation between two steps.
 
 A plain function (logits, tokens so far) → logits is enough to forbid tokens; a `Constraint` may also steer attention,
-see what was measured, and end a request.
+read measurements, and end a request.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ Tokens = Sequence[Sequence[int]]
 
 
 class Constraint:
-    """Does nothing; each method may be overridden. `generate` calls them in this order."""
+    """A constraint that does nothing; override its methods, which `generate` calls in this order."""
 
     def start(self, prompts: Tokens, budgets: Sequence[int], context: int) -> None:
-        """Before the first step: prompts without BOS, the tokens that each can get at most, and the cache's size."""
+        """Prepare for the first step: prompts without BOS, the most tokens for each, and the size of the cache."""
 
     def steering(self, written: Tokens) -> Steering | None:
-        """What attention rules ask of the step that reads the last token; None: nothing.
+        """Return the steering of attention in the step that reads the last token; None: no steering.
 
-        Who ever steers must do so in the first two steps, if need be by a `Steering` of nothing: then the programs with
-        and without steering are both compiled, and neither is when rules come or go.
+        A constraint that ever steers must do so in the first two steps, if need be by `Steering.none`. The programs
+        with and without steering are then both compiled, and later changes of the rules compile nothing.
         """
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
-        """Logits [B, V] from which the next tokens are drawn; −∞ forbids. `written` are the new tokens so far."""
+        """Return the logits [B, V] to draw from; −∞ forbids a token. `written` holds the new tokens so far."""
         return logits
 
     def wanted(self, by_layer: jax.Array | None) -> PyTree:
-        """Arrays of this step that `ended` is to be given; they are fetched along with the tokens, in one transfer.
+        """Return arrays to pass to `ended`; they are fetched together with the tokens, in one transfer.
 
         Args:
-          by_layer: mass on anchors, and fidelity, of the positions from which the tokens are chosen, [2, L, B, N]; None
-            where nothing is measured, or attention is not steered.
+          by_layer: mass on anchors, and fidelity, at the positions that predict the tokens, [2, L, B, N]; None if
+            nothing is measured, or attention is not steered.
         """
 
     def ended(self, fetched: PyTree) -> Sequence[str]:
-        """For each request the reason why it ends before the token just drawn; "" if it goes on."""
+        """Return for each request why it ends before the token just drawn; "" if it continues."""
         return ()
 
 
 class Function(Constraint):
-    """A function as a constraint."""
+    """A constraint made of a function."""
 
     def __init__(self, function: Callable[[jax.Array, Tokens], jax.Array]):
         self._function = function
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
-        """What the function returns."""
+        """Return what the function returns."""
         return self._function(logits, written)

@@ -1,7 +1,7 @@
-"""Generation with a KV cache and a dial per request, any mix of dials in one batch.
+"""Generation with a KV cache and a dial per request; one batch may mix any dials.
 
-The loop over tokens runs on the host, so that dials, rules and requests may change between two steps;
-each step is one compiled function whose dial is traced.
+The loop over tokens runs on the host, so that dials, rules and requests may change between two steps; each step is one
+compiled function whose dial is traced.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from localist_jax import bits
-from localist_jax.attention.api import Stats
+from localist_jax.attention.stats import Stats
 from localist_jax.locality import Blocks, Dial
 from localist_jax.model.cache import Cache
 from localist_jax.model.constraint import Constraint, Function
 from localist_jax.model.transformer import Transformer, forward, unrolled
 from localist_jax.types import Numeric, PyTree
 
-# Prompts and caches have this length or twice, four times … as much, so that few are ever compiled.
+# Prompts and caches have this length, or twice, four times … as much, so that few lengths are compiled.
 SHORTEST = 64
-PAD, BOS = 0, 1  # of our own tokenizer; never sampled
-# Why a request ends before a token that cannot be drawn, by the code that `_sample` gives.
+PAD, BOS = 0, 1  # token ids of our own tokenizer, which are never sampled
+# Why no token can be drawn for a request, by the code that `_sample` returns.
 NO_TOKEN = ("", "nothing allowed", "logits not finite")
-SEEDS = 1 << 32  # beyond, two seeds would mean the same
-MOST_TOKENS = 1 << 31
+SEEDS = 1 << 32  # number of different seeds
+MAX_TOKENS = 1 << 31
 
 
 @dataclasses.dataclass
 class Generation:
-    """What one request got.
+    """The result of one request.
 
     Attributes:
       tokens: new token ids.
-      bits: code length of each under the model, before temperature, nucleus and constraint.
+      bits: code length of each token under the model, before temperature, nucleus and constraint.
       price_bits, fidelity: attention statistics of the step that chose each token, mean over layers and heads;
-        empty where they were not asked for.
-      finish: "length" (all that was asked for), "context" (the context is full), "stop" (a token of `stop`, which is
-        not among the tokens), a constraint's reason, "nothing allowed" (a constraint left no token), or "logits not
+        empty if not requested.
+      finish: "length" (`max_new` tokens), "context" (the context is full), "stop" (a token of `stop`, which is not
+        among the tokens), a constraint's reason, "nothing allowed" (a constraint left no token), or "logits not
         finite" (NaN or +∞ came from the model or a constraint).
     """
 
@@ -75,32 +75,32 @@ def generate(
     on_tokens: Callable[[Sequence[int]], None] | None = None,
     along: Callable[..., jax.Array] | None = None,
 ) -> list[Generation]:
-    """Continues every prompt.
+    """Continue every prompt.
 
     Args:
       model, params, blocks: the network.
-      prompts: token ids without BOS; may be empty, where there is a BOS.
-      dial: one for all, or one per request.
+      prompts: token ids without BOS; a prompt may be empty if there is a BOS.
+      dial: one for all requests, or one per request.
       context: positions of the cache, BOS included.
-      max_new: tokens per request at the most.
+      max_new: the most new tokens per request.
       temperature: finite; 0 takes the likeliest token.
       top_p: samples from the smallest set of tokens with at least this mass.
       seed: in 0 … 2³² − 1; request r draws from its own stream (seed, r), whatever else is in the batch.
-      stats: what is measured on the way: "dense" price and fidelity; "open" fidelity alone, so that a localist
-        layer at λ=1 reads only the cache pages of open blocks; "none" nothing.
-      constraint: a function (logits [B, V], tokens so far by request) → logits, or a `Constraint`; the door
-        for rules.
+      stats: what to measure: "dense" price and fidelity; "open" fidelity alone, so that a localist layer at λ=1 reads
+        only the cache pages of open blocks; "none" nothing.
+      constraint: a function (logits [B, V], tokens so far by request) → logits, or a `Constraint`, by which rules act.
       bos: the token in front of every prompt; None: none.
       silent: bool [V], tokens that are never sampled; None: PAD and BOS of our own tokenizer.
       stop: tokens that end a request.
       on_tokens: called with the new token of every request after each step.
-      along: other models that read along: (logits, then what `read_tokens` takes after the cache) → the logits of all.
+      along: a function that mixes in other models: (logits, then the arguments of `read_tokens` after the cache) →
+        logits.
 
     Raises:
-      ValueError: no prompts, a prompt that does not fit the context, settings out of range, or a number of
-        dials that is neither 1 nor the number of prompts.
+      ValueError: if there are no prompts, a prompt does not fit the context, a setting is out of range, or the number
+        of dials is neither 1 nor the number of prompts.
     """
-    max_new = min(max_new, MOST_TOKENS)
+    max_new = min(max_new, MAX_TOKENS)
     opening = [] if bos is None else [bos]
     opened = [[*opening, *prompt] for prompt in prompts]
     _check(opened, context, max_new, temperature, top_p, seed, len(opening))
@@ -121,7 +121,7 @@ def generate(
     open_ended = np.ones(B, bool)
     tokens, positions, segments = _pad(opened, context)
     cache = Cache.create(model.config, B, _length(int(lengths.max()) + max_new, context))
-    at = lengths - 1
+    last = lengths - 1  # index of the token that predicts the next one
     read = partial(read_tokens, model, params, blocks, stats=stats)
     for step in range(max_new):
         rules = guide.steering(written)
@@ -130,12 +130,12 @@ def generate(
             read = partial(read_tokens, alone, _unrolled_once(params), blocks, stats=stats)
             cache = cache.unrolled()
         if step == 1 and rules is not None:
-            _run_once(read, cache, tokens, positions, segments, at, dial, None)
+            _run_once(read, cache, tokens, positions, segments, last, dial, None)
         logits, figures, by_layer, cache = read(
-            cache, tokens, positions, segments, at, dial, rules, opening=step == 0
+            cache, tokens, positions, segments, last, dial, rules, opening=step == 0
         )
         if along is not None:
-            logits = along(logits, tokens, positions, segments, at, rules)
+            logits = along(logits, tokens, positions, segments, last, rules)
         drawn = _sample(guide(logits, written), logits, silent, keys, step, temperature, top_p)
         (chosen, code, none), figures, fetched = jax.device_get((drawn, figures, guide.wanted(by_layer)))
         reasons = guide.ended(fetched) or [""] * B
@@ -153,7 +153,7 @@ def generate(
         next_position = lengths + step
         tokens, positions = chosen[:, None].astype(np.int32), next_position[:, None].astype(np.int32)
         segments = (running & (next_position < context)).astype(np.int32)[:, None]
-        at = np.zeros(B, np.int32)
+        last = np.zeros(B, np.int32)
         if not segments.any():
             break
     for r in np.flatnonzero(open_ended).tolist():
@@ -162,9 +162,9 @@ def generate(
 
 
 def _pays_unrolled(model: Transformer) -> bool:
-    """Whether single tokens are read layer by layer.
+    """Return whether to read single tokens layer by layer.
 
-    On CPU a step takes a third of the time (SmolLM2-135M), for a second copy of the weights while it generates.
+    On CPU a step then takes a third of the time (SmolLM2-135M), at the cost of a second copy of the weights.
     """
     return jax.default_backend() == "cpu" and (model.mesh is None or model.mesh.size == 1)
 
@@ -173,19 +173,19 @@ _split: tuple[list[weakref.ref], PyTree] | None = None
 
 
 def _unrolled_once(params: PyTree) -> PyTree:
-    """Return `unrolled(params)`; it is kept for the next request, and let go with any of the parameters."""
+    """Return `unrolled(params)`; it is cached for the next request until one of the parameters is freed."""
     global _split
     leaves = jax.tree.leaves(params)
     if not all(isinstance(leaf, jax.Array) for leaf in leaves):
         return unrolled(params)
     known = [] if _split is None else [ref() for ref in _split[0]]
     if len(known) != len(leaves) or any(x is not y for x, y in zip(known, leaves, strict=True)):
-        _split = None  # before the next copy takes memory
-        _split = [weakref.ref(leaf, _let_go) for leaf in leaves], jax.jit(unrolled)(params)
+        _split = None  # frees memory before the next copy
+        _split = [weakref.ref(leaf, _forget) for leaf in leaves], jax.jit(unrolled)(params)
     return _split[1]  # type: ignore[index]
 
 
-def _let_go(gone: weakref.ref) -> None:
+def _forget(gone: weakref.ref) -> None:
     global _split
     if _split is not None and gone in _split[0]:
         _split = None
@@ -195,9 +195,9 @@ _ran: set[Any] = set()
 
 
 def _run_once(read: partial, cache: Cache, *step: Any) -> None:
-    """Compiles a step for later, by running it on a copy of the cache; nothing if that was done before."""
+    """Compile a step for later by running it on a copy of the cache, unless that was done before."""
     if len(_ran) > read_tokens._cache_size():  # type: ignore[attr-defined]
-        _ran.clear()  # compiled programs were let go
+        _ran.clear()  # compiled programs were evicted
     leaves, kind = jax.tree.flatten((read.args[1:], cache, step))
     key = (
         read.args[0],
@@ -219,7 +219,7 @@ def _check(prompts, context, max_new, temperature, top_p, seed, opening) -> None
         raise ValueError("generate: no prompts were given")
     for r, prompt in enumerate(prompts):
         if not prompt:
-            raise ValueError(f"generate: prompt {r} is empty, and this model has no BOS to begin with")
+            raise ValueError(f"generate: prompt {r} is empty, and this model has no BOS token; give a prompt")
         if len(prompt) > context:
             after = " after BOS" if opening else ""
             raise ValueError(
@@ -242,7 +242,7 @@ def _length(positions: int, context: int) -> int:
 
 
 def _pad(prompts, context):
-    """The prompt of every request, padded to a common length: tokens, positions, segments [B, T]."""
+    """Pad the prompts to a common length; return tokens, positions, segments [B, T]."""
     width = _length(max(len(prompt) for prompt in prompts), context)
     tokens = np.full((len(prompts), width), PAD, np.int32)
     segments = np.zeros_like(tokens)
@@ -261,37 +261,51 @@ def read_tokens(
     tokens,
     positions,
     segments,
-    at,
+    last,
     dial,
     rules,
     *,
     stats: Stats = "dense",
     opening: bool = False,
 ):
-    """Read tokens into the cache (with `opening` into an empty one); return logits and statistics at positions `at`.
+    """Read tokens into the cache (an empty one if `opening`); return logits and statistics at index `last`.
 
     The statistics are means over layers and heads, [B]; under rules also by layer and head, [2, L, B, N].
     """
     out = forward(
-        model, params, tokens, dial, blocks,
-        positions=positions, segments=segments, cache=cache, stats=stats, rules=rules, read_at=at[:, None],
+        model,
+        params,
+        tokens,
+        dial,
+        blocks,
+        positions=positions,
+        segments=segments,
+        cache=cache,
+        stats=stats,
+        rules=rules,
+        read_at=last[:, None],
         opening=opening,
-    )  # fmt: skip
+    )
     figures: dict[str, jax.Array] = {}
     for name in ("price_bits", "fidelity"):
         values = getattr(out.stats, name, None)
         if values is not None:
-            figures[name] = _at(values.mean((0, 2)), at)
+            figures[name] = _select(values.mean((0, 2)), last)
     by_layer = None
     if rules is not None and out.stats is not None:
         seen = jnp.stack((out.stats.gated_mass, out.stats.fidelity))
-        by_layer = jnp.moveaxis(_at(jnp.moveaxis(seen, (2, 4), (0, 1)), at), 0, 2)
+        by_layer = jnp.moveaxis(_select(jnp.moveaxis(seen, (2, 4), (0, 1)), last), 0, 2)
     return out.logits[:, 0], figures, by_layer, out.cache
 
 
-def _at(values: Float[Array, "B T *more"], at: Int[Array, " B"]) -> Float[Array, "B *more"]:
-    """values[b, at[b]], without a gather: on one the TPU compiler (jaxlib 0.10.2) aborts beside axes mapped by hand."""
-    chosen = (jnp.arange(values.shape[1]) == at[:, None]).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
+def _select(values: Float[Array, "B T *more"], index: Int[Array, " B"]) -> Float[Array, "B *more"]:
+    """Return values[b, index[b]].
+
+    It uses no gather, on which the TPU compiler (jaxlib 0.10.2) aborts beside axes mapped by hand.
+    """
+    chosen = (jnp.arange(values.shape[1]) == index[:, None]).reshape(
+        *values.shape[:2], *[1] * (values.ndim - 2)
+    )
     return jnp.where(chosen, values, 0).sum(1)
 
 
@@ -305,9 +319,13 @@ def _sample(
     temperature: Numeric,
     top_p: Numeric,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Int[Array, " B"]]:
-    """Draws from the nucleus of softmax(free/temperature); code length under softmax(logits); place in `NO_TOKEN`."""
+    """Draw from the nucleus of softmax(free/temperature).
+
+    Returns:
+      Tokens, their code lengths under softmax(logits), and codes of `NO_TOKEN`.
+    """
     free = jnp.where(silent, -jnp.inf, free)
-    sound = ((free < jnp.inf) & (logits < jnp.inf)).all(-1)  # false of NaN too
+    sound = ((free < jnp.inf) & (logits < jnp.inf)).all(-1)  # false for NaN too
     none = jnp.where(sound, jnp.where((free > -jnp.inf).any(-1), 0, 1), 2)
     scaled = free / jnp.maximum(temperature, 1e-6)
     by_rank = jnp.sort(jax.nn.softmax(scaled), descending=True)

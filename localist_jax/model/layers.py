@@ -1,7 +1,7 @@
 """Layers of the transformer: norm, rotary positions, dialled attention, feed-forward, localist units.
 
-Every parameter carries logical axis names; `parallel.rules` maps them to mesh axes, and growth widens
-the block axes by name.
+Every parameter carries logical axis names; `parallel.sharding` maps them to mesh axes, and growth widens the block
+axes by name.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from jaxtyping import Array, Float, Int
 
 from localist_jax import config
 from localist_jax.attention import AttentionStats, attend
-from localist_jax.attention.api import Stats
 from localist_jax.attention.single import attend_single
+from localist_jax.attention.stats import Stats
 from localist_jax.locality import gates as gating
 from localist_jax.locality import lineage, steering
 from localist_jax.locality.steering import LayerSteering
 from localist_jax.model import units
 from localist_jax.model.cache import LayerCache, RowsCache
-from localist_jax.parallel.rules import mesh_axes, on_each, placed
+from localist_jax.parallel.sharding import mesh_axes, on_each, placed
 from localist_jax.types import struct, widened
 
 
 @struct
 class Placement:
-    """Where the positions of a batch stand: shared by all layers of a stack.
+    """Blocks, positions and segments of a batch, shared by all layers of a stack.
 
     Attributes:
       block, positions, segments: int32 [B, T] of the queries.
       k_block, k_positions, k_segments: int32 [B, S] of the keys (the cache's, if there is one); [B, F, S] where
         heads file keys in F > 1 ways.
-      slot: int32 [B, T] or [B, F, T], where the cache keeps the queries' own keys; None without a cache.
+      slot: int32 [B, T] or [B, F, T], the cache slots for the keys of these positions; None without a cache.
       route: float32 [B, T, K] straight-through one-hot, or None at inference.
-      units: where a position meets the localist units of its block and of that block's ancestors, or None.
-      kin: float32 [B, T, G], 1 where there is an ancestor so far up (with the router's gradient, if it has one).
+      units: dispatch of positions to the localist units of their block and of its ancestors, or None.
+      kin: float32 [B, T, G], weight of each ancestor's units: 1 where there is one so far up (with the router's
+        gradient, if there is a route), else 0.
     """
 
     block: chex.Array
@@ -57,23 +58,26 @@ class Placement:
     kin: chex.Array | None = None
 
 
-def with_units(at: Placement, parent: Int[Array, " K"], generations: int, shards: int = 1) -> Placement:
-    """The placement, with where each position meets the units of its block and of its ancestors, and their weight.
+def with_units(
+    placement: Placement, parent: Int[Array, " K"], generations: int, shards: int = 1
+) -> Placement:
+    """Return the placement with the dispatch to units of each block and its ancestors, and the weights of these.
 
     Args:
-      at: with the blocks of the queries.
-      parent: of each block; its own number for a root.
-      generations: G, how many blocks in a line add up their units.
-      shards: parts of the batch that are kept apart.
+      placement: a placement with the blocks of the queries.
+      parent: parent of each block; a root is its own parent.
+      generations: G, how many blocks in a line of descent add up their units.
+      shards: parts of the batch that are dispatched separately.
     """
-    (B, T), K = at.block.shape, parent.size
+    (B, T), K = placement.block.shape, parent.size
     up, is_one = lineage.line(parent, generations)
-    kin, line = is_one[at.block].astype(jnp.float32), up[at.block]
-    if at.route is not None:  # into a block or below it
-        family = jnp.matmul(at.route, lineage.ancestry(parent).astype(at.route.dtype), precision="highest")
+    kin, line = is_one[placement.block].astype(jnp.float32), up[placement.block]
+    if placement.route is not None:  # to the block or a descendant
+        ancestors = lineage.ancestry(parent).astype(placement.route.dtype)
+        family = jnp.matmul(placement.route, ancestors, precision="highest")
         kin = kin * jnp.take_along_axis(family, line, -1)
     places = units.dispatch(line.reshape(B, T * generations), K, shards)
-    return dataclasses.replace(at, units=places, kin=kin)
+    return dataclasses.replace(placement, units=places, kin=kin)
 
 
 Shape = tuple[int, ...]
@@ -82,24 +86,24 @@ UNSCALED = config.RopeScaling()
 
 
 def parameter(module: nn.Module, name: str, init: Any, shape: Shape, axes: Axes) -> jax.Array:
-    """A float32 parameter with logical axis names."""
+    """Return a float32 parameter with logical axis names."""
     return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32))
 
 
 def weight(
     module: nn.Module, name: str, shape: Shape, axes: Axes, fan_in: int, gain: float = 1.0
 ) -> jax.Array:
-    """A parameter drawn from a normal distribution of standard deviation gain/√fan_in."""
+    """Return a parameter drawn from a normal distribution of standard deviation gain/√fan_in."""
     return parameter(module, name, nn.initializers.normal(gain * fan_in**-0.5), shape, axes)
 
 
 def looked_up(
     table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str, mesh: jax.sharding.Mesh | None
 ) -> Float[Array, "B T D"]:
-    """table[tokens]; on a mesh each device looks into the rows that it holds, and those who share tokens add up."""
+    """Return table[tokens]; on a mesh each device looks up the rows that it holds, and the results are summed."""
     if mesh is None or mesh.size == 1:
         return table[tokens].astype(dtype)
-    table = table.astype(dtype)  # before anything is sent
+    table = table.astype(dtype)  # before communication, to send less
     batch, held = mesh_axes("batch", mesh, tokens.shape[0]), mesh_axes("vocab", mesh, table.shape[0])
 
     def one_device(table, tokens):
@@ -107,8 +111,8 @@ def looked_up(
             return table[tokens]
         row = tokens - jax.lax.axis_index(held) * table.shape[0]
         mine = (row >= 0) & (row < table.shape[0])
-        found = jnp.where(mine[..., None], table[row.clip(0, table.shape[0] - 1)], 0)
-        return jax.lax.psum(found, held)
+        rows_held = jnp.where(mine[..., None], table[row.clip(0, table.shape[0] - 1)], 0)
+        return jax.lax.psum(rows_held, held)
 
     rows, vocabulary = PartitionSpec(batch or None), PartitionSpec(held or None)
     return on_each(one_device, mesh, (vocabulary, rows), rows)(table, tokens)
@@ -122,7 +126,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        """Normalises the last axis."""
+        """Normalise the last axis."""
         gain = parameter(self, "gain", nn.initializers.ones, (x.shape[-1],), (self.axis,))
         wide = widened(x)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
@@ -130,10 +134,10 @@ class Norm(nn.Module):
 
 
 def frequencies(half: int, base: float, scaling: config.RopeScaling) -> np.ndarray:
-    """Radians per position of each rotary pair h: base^(−2h/H), stretched as `scaling` says; float64 [H/2].
+    """Return radians per position of each rotary pair h: base^(−2h/H), changed by `scaling`; float64 [H/2].
 
-    linear divides all by its factor. llama3 divides the slow ones (fewer than `low` turns within the context first
-    trained at), leaves the fast ones (more than `high`), and goes from one to the other linearly in the turns.
+    "linear" divides all by its factor. "llama3" divides the slow ones (fewer than `low` turns within the original
+    context), keeps the fast ones (more than `high`), and interpolates linearly in the number of turns.
     """
     plain = base ** (-np.arange(half) / half)
     if scaling.kind == "none":
@@ -151,7 +155,7 @@ def rotate(
     base: float,
     scaling: config.RopeScaling = UNSCALED,
 ) -> Float[Array, "B T N H"]:
-    """Rotary positions; channels h and h + H/2 form a pair that turns by position·`frequencies`."""
+    """Apply rotary positions; channels h and h + H/2 form a pair that turns by position·`frequencies`."""
     half = x.shape[-1] // 2
     first, second = jnp.split(widened(x), 2, -1)
     frequency = jnp.asarray(frequencies(half, base, scaling), first.dtype)
@@ -165,9 +169,9 @@ class Delta(nn.Module):
     """A low-rank change of a projection, λ·(x·down)·up: exactly 0 at λ=0. `up` starts at zero.
 
     Attributes:
-      rank: of the change.
-      shape, axes: of what comes out for each position, and their logical names.
-      inputs: logical name of what goes in.
+      rank: rank of the change.
+      shape, axes: shape of the output at each position, and its logical axis names.
+      inputs: logical name of the input axis.
     """
 
     rank: int
@@ -177,25 +181,25 @@ class Delta(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], beta: Float[Array, "B N"]) -> Float[Array, "B T *shape"]:
-        """λ is the mean over the layer's heads."""
+        """Return the change; λ is the mean over the layer's heads."""
         down = weight(self, "down", (x.shape[-1], self.rank), (self.inputs, "rank"), x.shape[-1])
         zeros = nn.initializers.zeros
         up = parameter(self, "up", zeros, (self.rank, *self.shape), ("rank", *self.axes))
         y = jnp.tensordot(x @ down.astype(x.dtype), up.astype(x.dtype), 1)
-        return y * _share(beta, y)
+        return y * _locality(beta, y)
 
 
-def _share(beta: Float[Array, "B N"], like: jax.Array) -> jax.Array:
-    """λ = 1 − e^{−β}, the mean over heads, shaped to weigh [B, …]."""
+def _locality(beta: Float[Array, "B N"], like: jax.Array) -> jax.Array:
+    """Return λ = 1 − e^{−β}, the mean over heads, in a shape that broadcasts to [B, …]."""
     return -jnp.expm1(-beta).mean(-1).reshape(-1, *[1] * (like.ndim - 1)).astype(like.dtype)
 
 
 class Attention(nn.Module):
-    """Attention of one layer. Localist: gates between blocks, and the dial; perception: a window.
+    """Attention of one layer: a localist layer has gates between blocks and the dial, a perception layer a window.
 
-    Layers that are trained from scratch keep that window at every dial: one that opened with the dial had to serve
-    two masters and cost 0.06 to 0.07 bits per token (WikiText-2, 0.8 M parameters, one seed). A pretrained model's
-    (`perception_dialled`) are dense at λ=0. With `perception_window` 0 they are always dense.
+    Perception layers trained from scratch keep their window at every dial: a window that opened with the dial cost 0.06
+    to 0.07 bits per token (WikiText-2, 0.8 M parameters, one seed). Those of a pretrained model (`perception_dialled`)
+    are dense at λ=0. With `perception_window` 0 they are always dense.
     """
 
     config: config.Model
@@ -209,12 +213,12 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         beta: Float[Array, "B N"],
-        at: Placement,
+        placement: Placement,
         cache: LayerCache | None,
         rules: LayerSteering | None = None,
         turned: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], AttentionStats | None, LayerCache | None]:
-        """Attends, writing keys and values into the cache first if there is one; `turned` 0: no rotary positions."""
+        """Attend, after writing keys and values into the cache if there is one; `turned` 0: no rotary positions."""
         c = self.config
         D, N, G, H = x.shape[-1], c.heads, c.kv_heads, c.head_size
         wq = weight(self, "query", (D, N, H), ("embed", "heads", "head"), D)
@@ -237,29 +241,37 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = Norm(c.norm_eps, "head", name="query_norm")(q)
             k = Norm(c.norm_eps, "head", name="key_norm")(k)
-        angles = at.positions if turned is None else at.positions * turned
+        angles = placement.positions if turned is None else placement.positions * turned
         q, k = (rotate(x, angles, c.rope_base, c.rope_scaling) for x in (q, k))
-        filing = self._filing() if at.k_block.ndim == 3 else None
-        if cache is not None and at.slot is not None:
-            slot = at.slot if filing is None else at.slot[:, filing].swapaxes(1, 2)
+        filing = self._filing() if placement.k_block.ndim == 3 else None
+        if cache is not None and placement.slot is not None:
+            slot = placement.slot if filing is None else placement.slot[:, filing].swapaxes(1, 2)
             cache = cache.write(k, v, slot, self.mesh)
             if not self.opening:
                 k, v = jax.tree.map(lambda leaf: leaf.astype(x.dtype), (cache.k, cache.v))
 
         odds, relevant, window = self._odds(beta)
-        q_block, K = at.block, odds.shape[-1]
-        if x.shape[1] == 1:  # a step of generation: of all rows it needs its own
+        q_block, K = placement.block, odds.shape[-1]
+        if x.shape[1] == 1:  # a generation step needs only the row of its own block
             odds, relevant = (steering.own_row(table, q_block % K) for table in (odds, relevant))
             q_block = q_block // K
         if rules is not None:
             odds, relevant = steering.steered(odds, relevant, beta, rules)
         call: dict[str, Any] = dict(
-            q_block=q_block, k_block=at.k_block, q_pos=at.positions, k_pos=at.k_positions,
-            q_seg=at.segments, k_seg=at.k_segments, odds=odds, relevant=relevant, filing=filing, window=window,
+            q_block=q_block,
+            k_block=placement.k_block,
+            q_pos=placement.positions,
+            k_pos=placement.k_positions,
+            q_seg=placement.segments,
+            k_seg=placement.k_segments,
+            odds=odds,
+            relevant=relevant,
+            filing=filing,
+            window=window,
             mesh=self.mesh,
-        )  # fmt: skip
+        )
         rows = isinstance(cache, RowsCache)
-        attended = partial(attend_single, groups=G) if rows else partial(attend, route=at.route)
+        attended = partial(attend_single, groups=G) if rows else partial(attend, route=placement.route)
         if self.localist:
             out, stats = attended(q, k, v, **call, stats=self.stats)
         else:
@@ -268,7 +280,7 @@ class Attention(nn.Module):
             if self.stats == "dense" and stats is not None and not c.perception_dialled:
                 stats = dataclasses.replace(stats, price_bits=jnp.zeros_like(stats.lse))
         if self.is_mutable_collection("intermediates"):
-            # The full attention, read through `attend` itself: each key's value is its own unit vector.
+            # The attention matrix, as `attend` computes it: the value of each key is its own unit vector.
             eye = jnp.broadcast_to(jnp.eye(k.shape[1], dtype=q.dtype)[:, None], (*k.shape[:3], k.shape[1]))
             self.sow("intermediates", "attention", attend(q, k, eye, **call)[0])
         counted = self.localist and not self.is_initializing()
@@ -276,31 +288,30 @@ class Attention(nn.Module):
             self.sow("mass", "beyond", self._mass_beyond(q, k, call))
         if counted and self.is_mutable_collection(
             "block_mass"
-        ):  # for reports: at this dial, of all open keys
+        ):  # for reports: at this dial, over all open keys
             read = attend(q, k, self._block_values(call, G).astype(q.dtype), **call)[0]
             self.sow("block_mass", "all", self._by_block(read.astype(jnp.float32), q_block)[0])
-        flat = out.reshape(
-            *out.shape[:2], N * H
-        )  # two axes contracted at once would transpose the weights first
+        flat = out.reshape(*out.shape[:2], N * H)
+        # Contracting two axes at once would transpose the weights first.
         y = flat @ wo.astype(x.dtype).reshape(N * H, D)
         if deltas:
             y = y + Delta(c.delta_rank, (D,), ("embed",), "heads_and_head", name="out_delta")(flat, beta)
         return y, stats, cache
 
     def _filing(self) -> Int[Array, " G"]:
-        """The filing that each key/value head goes by; kept as a float beside the other parameters."""
+        """Return the filing of each key/value head; it is stored as a float like the other parameters."""
         filing = parameter(self, "filing", nn.initializers.zeros, (self.config.kv_heads,), ("kv_heads",))
         return jnp.round(filing).astype(jnp.int32)
 
     def _block_values(self, call: dict[str, Any], groups: int) -> Float[Array, "B S G FK"]:
-        """Values by which attention reads masses: each key's block under every filing, as one-hots side by side."""
+        """Return values that make attention return masses: each key's block under every filing, one-hot."""
         filed = call["k_block"].reshape(len(call["k_block"]), self.config.filings, -1)
         one_hot = jax.nn.one_hot(filed, self.config.block_capacity)  # [B, F, S, K]
         flat = jnp.einsum("BFSK->BSFK", one_hot).reshape(len(filed), filed.shape[-1], -1)
         return jnp.broadcast_to(flat[:, :, None], (*flat.shape[:2], groups, flat.shape[-1]))
 
     def _by_block(self, mass: Float[Array, "B T N FK"], block) -> Float[Array, "F N K K"]:
-        """Masses of single queries, added up by their blocks."""
+        """Sum the masses of queries by their blocks."""
         rows = jax.nn.one_hot(block, self.config.block_capacity)
         split = mass.reshape(*mass.shape[:3], self.config.filings, -1)
         return jnp.einsum("BTk,BTNFl->FNkl", rows, split)
@@ -350,7 +361,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """W_down (silu(W_gate x) ⊙ W_up x)."""
+        """Return W_down (silu(W_gate x) ⊙ W_up x)."""
         c, D = self.config, x.shape[-1]
         w_gate = weight(self, "gate", (D, c.feed_forward), ("embed", "mlp"), D).astype(x.dtype)
         w_up = weight(self, "up", (D, c.feed_forward), ("embed", "mlp"), D).astype(x.dtype)
@@ -360,11 +371,11 @@ class FeedForward(nn.Module):
 
 
 class LocalistUnits(nn.Module):
-    """Each block's own units and, where it was recruited, those of its ancestors.
+    """The units of each block, plus those of its ancestors if it was recruited.
 
-    What a block shares with its parent it need not learn again, and its own units say only what sets it apart. They
-    are weighted by the straight-through route into the block or below it: their worth trains the router.
-    With `dialled_units` they weigh λ too (the mean over the layer's heads): at λ=0 they add exactly 0.
+    So a recruited block keeps what it shares with its parent, and its own units learn only the difference. Units are
+    weighted by the straight-through route into the block or its descendants, which gives the router a gradient. With
+    `dialled_units` they are also weighted by λ (the mean over the layer's heads), so that they add exactly 0 at λ=0.
     """
 
     config: config.Model
@@ -372,20 +383,20 @@ class LocalistUnits(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], beta: Float[Array, "B N"], at: Placement
+        self, x: Float[Array, "B T D"], beta: Float[Array, "B N"], placement: Placement
     ) -> Float[Array, "B T D"]:
-        """Adds nothing at positions whose block's units are zero."""
+        """Return what the units add to each position."""
         c, D = self.config, x.shape[-1]
         K, U = c.block_capacity, c.block_units
         w_in = weight(self, "in", (K, D, U), ("block", "embed", "unit"), D)
         w_out = weight(self, "out", (K, U, D), ("block", "unit", "embed"), U, (2 * c.layers) ** -0.5)
-        assert at.units is not None
-        assert at.kin is not None
+        assert placement.units is not None
+        assert placement.kin is not None
         kin = jnp.repeat(x, c.generations, axis=1)
-        y = units.apply_units(kin, w_in.astype(x.dtype), w_out.astype(x.dtype), at.units, self.mesh)
-        y = (y.reshape(*x.shape[:2], c.generations, D) * at.kin[..., None].astype(y.dtype)).sum(2)
+        y = units.apply_units(kin, w_in.astype(x.dtype), w_out.astype(x.dtype), placement.units, self.mesh)
+        y = (y.reshape(*x.shape[:2], c.generations, D) * placement.kin[..., None].astype(y.dtype)).sum(2)
         if c.dialled_units:
-            y = y * _share(beta, y)
+            y = y * _locality(beta, y)
         return y
 
 
@@ -399,19 +410,21 @@ class Layer(nn.Module):
     opening: bool = False
 
     @nn.compact
-    def __call__(self, x, per_layer: tuple[Any, ...], at: Placement):
-        """x → x + attention, then + feed-forward + localist units; per layer: β, cache, steering, is it turned."""
+    def __call__(self, x, per_layer: tuple[Any, ...], placement: Placement):
+        """Add attention, then feed-forward and localist units; `per_layer` has β, cache, steering and `turned`."""
         beta, cache, rules, turned = per_layer
         eps = self.config.norm_eps
         with jax.named_scope("attention"):
             attention = Attention(
                 self.config, self.localist, self.stats, self.mesh, self.opening, name="attention"
             )
-            y, stats, cache = attention(Norm(eps, name="attention_norm")(x), beta, at, cache, rules, turned)
+            y, stats, cache = attention(
+                Norm(eps, name="attention_norm")(x), beta, placement, cache, rules, turned
+            )
             x = placed(x + y, self.mesh, "batch")
         with jax.named_scope("feed_forward"):
             h = Norm(eps, name="feed_forward_norm")(x)
             y = FeedForward(self.config, name="feed_forward")(h)
             if self.localist and self.config.block_units:
-                y = y + LocalistUnits(self.config, self.mesh, name="units")(h, beta, at)
+                y = y + LocalistUnits(self.config, self.mesh, name="units")(h, beta, placement)
         return placed(x + y, self.mesh, "batch"), (stats, cache)

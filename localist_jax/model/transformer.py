@@ -1,8 +1,8 @@
 """The localist transformer: perception layers, one semantic router, localist layers.
 
-Llama/Qwen3 family (RMSNorm, rotary positions, grouped-query attention, QK-norm or none, SwiGLU, tied
-or untied embeddings) with a router that assigns every position a block, and attention that a dial moves from
-distributed to localist. Used functionally: `init` gives a parameter pytree, `apply` reads it.
+It is of the Llama/Qwen3 family (RMSNorm, rotary positions, grouped-query attention, optional QK-norm, SwiGLU, tied or
+untied embeddings), with a router that assigns every position a block, and attention that a dial moves from distributed
+to localist. It is used functionally: `init` returns a parameter pytree, `apply` takes it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from localist_jax import config
 from localist_jax.attention import AttentionStats
-from localist_jax.attention.api import Stats
+from localist_jax.attention.stats import Stats
 from localist_jax.locality import anchors, router, steering
 from localist_jax.locality.anchors import Blocks
 from localist_jax.locality.dial import Dial
@@ -29,23 +29,25 @@ from localist_jax.model.cache import Cache
 from localist_jax.model.layers import Layer, Norm, Placement, looked_up, parameter, weight, with_units
 from localist_jax.types import struct, widened
 
-STACKS = ("perception", "localist")  # the two kinds of layers, each stacked
-FIRST_CONFIDENCE = 3.0  # standard deviation of the router's first logits: random blocks, but stable ones
+STACKS = ("perception", "localist")  # names of the two stacks of layers
+FIRST_CONFIDENCE = (
+    3.0  # standard deviation of the router's initial logits, large enough for stable random blocks
+)
 
 
 @struct
 class Output:
-    """What the model returns.
+    """The results of the model.
 
     Attributes:
-      logits: float32 [B, T, V], or [B, P, V] where only P positions were asked for.
+      logits: float32 [B, T, V], or [B, P, V] if only P positions were requested.
       blocks: int32 [B, T]; the semantic block of each position.
-      filed: int32 [B, F, T]; the block that each position's key lies under, by filing: its own; and, where the model
-        has two, the router's block of the position before it (sinks stay in block 0).
+      filed: int32 [B, F, T]; the block of each position's key, by filing: its own block; and, with two filings, the
+        router's block of the position before it (sinks stay in block 0).
       block_probs: float32 [B, T, K]; the router's probabilities, without noise.
-      states: [B, T, D]; what the router reads.
-      stats: attention statistics with a leading layer axis, [L, B, N, T]; None unless asked for.
-      cache: the cache with these tokens in it, if one was given.
+      states: [B, T, D]; the normalised states that the router reads.
+      stats: attention statistics with a leading layer axis, [L, B, N, T]; None unless requested.
+      cache: the given cache with these tokens added, if one was given.
     """
 
     logits: chex.Array
@@ -58,13 +60,13 @@ class Output:
 
 
 class Router(nn.Module):
-    """Router logits of each position: W_r·norm(h) + b, plus the anchors' log-odds. Nats."""
+    """The router's logits of each position in nats: W_r·norm(h) + b, plus the anchors' log-odds."""
 
     config: config.Model
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], tokens: Int[Array, "B T"], blocks: Blocks):
-        """Logits [B, T, K], and the normalised states [B, T, D] that they are linear in."""
+        """Return logits [B, T, K], and the normalised states [B, T, D] that they are linear in."""
         c = self.config
         h = Norm(c.norm_eps, name="norm")(x)
         axes = ("embed", "router_block")
@@ -80,11 +82,11 @@ class Transformer(nn.Module):
     """The language model.
 
     Attributes:
-      config: sizes.
+      config: its sizes.
       vocab_size: V.
-      data_shards: shards of the batch axis; localist units keep them apart.
-      mesh: over which attention is split; None leaves that to the compiler.
-      unrolled: whether parameters and cache come layer by layer, as `unrolled` makes them, and not stacked.
+      data_shards: shards of the batch axis; localist units process them separately.
+      mesh: mesh to split attention over; None leaves that to the compiler.
+      unrolled: whether parameters and cache are split by layer, by `unrolled`, instead of stacked.
     """
 
     config: config.Model
@@ -109,23 +111,23 @@ class Transformer(nn.Module):
         read_at: Int[Array, "B P"] | None = None,
         opening: bool = False,
     ) -> Output:
-        """Next-token logits, blocks and statistics.
+        """Return next-token logits, blocks and statistics.
 
         Args:
-          tokens: ids; the first `config.sink` positions of every segment are the sink (block 0), whatever stands there.
+          tokens: ids; the first `config.sink` positions of every segment are the sink (block 0), whatever the tokens.
           dial: traced; broadcastable to [B, L, N].
           blocks: traced; active blocks and their anchors.
-          positions, segments: of packed rows; default: one segment that fills the row.
+          positions, segments: positions and segments of packed rows; default: one segment that fills the row.
           cache: keys and values read so far; the tokens are written at their positions.
           stats: see `attend`.
-          noise: Gumbel noise of the router (training; needs the rng stream "router").
-          rules: traced; what attention rules ask of the localist layers (inference).
+          noise: scale of the router's Gumbel noise (training; needs the rng stream "router").
+          rules: traced; steering of the localist layers by attention rules (inference).
           read_at: indices of the positions whose logits are wanted; None: all.
-          opening: whether the cache is empty. The tokens then attend among themselves, in their order, where causality
-            skips half of the tiles; the pages that they are written to hold few tokens of many positions each.
+          opening: whether the cache is empty. The tokens then attend to each other in order, where causality skips half
+            of the tiles, and not to the pages that they are written to.
 
         Raises:
-          ValueError: float64 activations where JAX has them switched off.
+          ValueError: if activations are float64 and JAX has float64 disabled.
         """
         c, (B, T) = self.config, tokens.shape
         if c.dtype == "float64" and not jax.config.read("jax_enable_x64"):
@@ -142,16 +144,16 @@ class Transformer(nn.Module):
         with jax.named_scope("embed"):
             x = looked_up(embedding, tokens, c.dtype, self.mesh)
 
-        at, cache = _in_perception(positions, segments, cache, c.sink, opening)
+        placement, cache = _perception_placement(positions, segments, cache, c.sink, opening)
         x, seen = self._stack("perception", False, stats, opening)(
-            x, self._inputs(beta_LBN, cache, None, False), at
+            x, self._inputs(beta_LBN, cache, None, False), placement
         )
 
         with jax.named_scope("router"):
             logits, states = Router(c, name="router")(x, tokens, blocks)
             allowed = router.allowed_blocks(blocks.active, c.background)
             key = self.make_rng("router") if noise else None
-            if c.neighbours:  # the control: nothing to learn, one block for a run of positions
+            if c.neighbours:  # a control: each run of positions is a block, nothing is learned
                 near = jnp.minimum(1 + positions // c.neighbours, c.blocks - 1)
                 logits, key = router.CERTAIN * jax.nn.one_hot(near, c.block_capacity), None
             ids, route, probs = router.assign(logits, allowed, blocks, key=key, noise=noise)
@@ -159,16 +161,16 @@ class Transformer(nn.Module):
 
         shards = self.data_shards if B % self.data_shards == 0 else 1
         filed, cache = _filed(ids, routed, sink, positions, segments, cache, c.filings)
-        at, cache = _in_blocks(filed, positions, segments, cache, opening)
-        at = dataclasses.replace(at, route=route if noise else None)
+        placement, cache = _localist_placement(filed, positions, segments, cache, opening)
+        placement = dataclasses.replace(placement, route=route if noise else None)
         if c.block_units:
-            at = with_units(at, blocks.parent, c.generations, shards)
+            placement = with_units(placement, blocks.parent, c.generations, shards)
         if rules is not None:
-            at = _under_rules(at, rules, c.block_capacity)
+            placement = _under_rules(placement, rules, c.block_capacity)
         read, written = [seen[0]], [seen[1]]
         if c.layers > c.router_layer:
             x, more = self._stack("localist", True, stats, opening)(
-                x, self._inputs(beta_LBN, cache, rules, True), at
+                x, self._inputs(beta_LBN, cache, rules, True), placement
             )
             read.append(more[0])
             written.append(more[1])
@@ -194,18 +196,20 @@ class Transformer(nn.Module):
         )
 
     def _stack(self, name: str, localist: bool, stats: Stats, opening: bool):
-        """Layers one after the other: scanned, or each with parameters and code of its own."""
+        """Return the layers of a stack as one function: scanned, or unrolled with separate parameters."""
         if self.unrolled:
             return partial(self._one_by_one, name, localist, stats, opening)
         return self._scanned(name, localist, stats, opening)
 
-    def _one_by_one(self, name: str, localist: bool, stats: Stats, opening: bool, x, inputs, at: Placement):
+    def _one_by_one(
+        self, name: str, localist: bool, stats: Stats, opening: bool, x, inputs, placement: Placement
+    ):
         beta, caches, *others = inputs
         read, written = [], []
         for nth, cache in enumerate(caches or [None] * len(beta)):
             layer = Layer(self.config, localist, stats, self.mesh, opening, name=f"{name}_{nth}")
             rules, turned = jax.tree.map(operator.itemgetter(nth), others)
-            x, (figures, cache) = layer(x, (beta[nth], cache, rules, turned), at)
+            x, (figures, cache) = layer(x, (beta[nth], cache, rules, turned), placement)
             read.append(figures)
             written.append(cache)
         return x, (
@@ -214,7 +218,7 @@ class Transformer(nn.Module):
         )
 
     def _scanned(self, name: str, localist: bool, stats: Stats, opening: bool):
-        """One compiled body; parameters are stacked on a leading `layers` axis."""
+        """Return scanned layers: one compiled body, with parameters stacked on a leading `layers` axis."""
         c = self.config
         layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
         scanned = nn.scan(
@@ -240,15 +244,15 @@ class Transformer(nn.Module):
 def forward(
     model: Transformer, params: PyTree, tokens: Int[Array, "B T"], dial: Dial, blocks: Blocks, **options: Any
 ) -> Output:
-    """What the model returns for these parameters; `options` as in `Transformer.__call__` (and `rngs`)."""
+    """Apply the model to these parameters; `options` are those of `Transformer.__call__`, and `rngs`."""
     return cast(Output, model.apply({"params": params}, tokens, dial, blocks, **options))
 
 
 def unrolled(params: PyTree) -> PyTree:
-    """Return parameters for a model that is `unrolled`: those of each layer as arrays of their own.
+    """Return parameters for a model that is `unrolled`: those of each layer as separate arrays.
 
-    A scan over stacked layers copies the weights of each layer before it multiplies with them. For one token that is
-    as much work again as the product itself.
+    A scan over stacked layers copies the weights of each layer before it multiplies with them. For one token that
+    takes as long as the product itself.
     """
     layers = {name: params[name] for name in STACKS if name in params}
     split = {
@@ -259,26 +263,31 @@ def unrolled(params: PyTree) -> PyTree:
     return {name: leaf for name, leaf in params.items() if name not in layers} | split
 
 
-def _in_perception(
+def _perception_placement(
     positions, segments, cache: Cache | None, sink: int, opening: bool
 ) -> tuple[Placement, Cache | None]:
-    """Where queries and keys of the perception layers stand: block 0 is the sink, block 1 the rest."""
+    """Return the placement in the perception layers: block 0 is the sink, block 1 the rest."""
     block = jnp.where(positions < sink, 0, 1)
     if cache is None:
-        return _among_themselves(block, positions, segments), None
+        return _without_cache(block, positions, segments), None
     cache, slot = cache.at_positions(positions, segments)
     if opening:
-        return dataclasses.replace(_among_themselves(block, positions, segments), slot=slot), cache
+        return dataclasses.replace(_without_cache(block, positions, segments), slot=slot), cache
     slots = jnp.broadcast_to(jnp.arange(cache.capacity), cache.seen.shape)
-    at = Placement(
-        block=block, positions=positions, segments=segments, slot=slot,
-        k_block=jnp.where(slots < sink, 0, 1), k_positions=slots, k_segments=cache.seen,
-    )  # fmt: skip
-    return at, cache
+    placement = Placement(
+        block=block,
+        positions=positions,
+        segments=segments,
+        slot=slot,
+        k_block=jnp.where(slots < sink, 0, 1),
+        k_positions=slots,
+        k_segments=cache.seen,
+    )
+    return placement, cache
 
 
 def _filed(ids, routed, sink, positions, segments, cache: Cache | None, filings: int):
-    """Blocks of keys by filing [B, F, T], and the cache that knows what was routed where."""
+    """Return the blocks of keys by filing [B, F, T], and the cache updated with the routed blocks."""
     if filings == 1:
         return ids[:, None], cache
     if cache is None:
@@ -288,48 +297,61 @@ def _filed(ids, routed, sink, positions, segments, cache: Cache | None, filings:
     return jnp.stack([ids, jnp.where(sink, 0, before)], 1), cache
 
 
-def _in_blocks(
+def _localist_placement(
     filed, positions, segments, cache: Cache | None, opening: bool
 ) -> tuple[Placement, Cache | None]:
-    """Where queries and keys of the localist layers stand: the keys are all that the cache's pages hold."""
+    """Return the placement in the localist layers; with a cache the keys are the slots of its pages."""
     block, alone = filed[:, 0], filed.shape[1] == 1
     slot = None
     if cache is not None:
         cache, slot = cache.in_pages(block if alone else filed, positions, segments)
     if cache is None or opening:
-        at = dataclasses.replace(_among_themselves(block, positions, segments), slot=slot)
+        placement = dataclasses.replace(_without_cache(block, positions, segments), slot=slot)
         if alone:
-            return at, cache
+            return placement, cache
         k_positions, k_segments = (jnp.broadcast_to(x[:, None], filed.shape) for x in (positions, segments))
         keys = dict(k_block=filed, k_positions=k_positions, k_segments=k_segments)
-        return dataclasses.replace(at, **keys), cache
-    at = Placement(
-        block=block, positions=positions, segments=segments, slot=slot,
-        k_block=cache.block, k_positions=cache.position, k_segments=cache.segment,
-    )  # fmt: skip
-    return at, cache
+        return dataclasses.replace(placement, **keys), cache
+    placement = Placement(
+        block=block,
+        positions=positions,
+        segments=segments,
+        slot=slot,
+        k_block=cache.block,
+        k_positions=cache.position,
+        k_segments=cache.segment,
+    )
+    return placement, cache
 
 
 def _rows_at(x: Float[Array, "B T D"], index: Int[Array, "B P"]) -> Float[Array, "B P D"]:
-    """x[b, index[b, p]]; one row without a gather: on it the TPU compiler (jaxlib 0.10.2) aborts beside mapped axes."""
+    """Return x[b, index[b, p]].
+
+    A single row is selected without a gather, on which the TPU compiler (jaxlib 0.10.2) aborts beside mapped axes.
+    """
     if index.shape[1] > 1:
         return jnp.take_along_axis(x, index[..., None], 1)
     chosen = jnp.arange(x.shape[1]) == index
     return jnp.where(chosen[..., None], x, 0).sum(1, keepdims=True)
 
 
-def _under_rules(at: Placement, rules: Steering, blocks: int) -> Placement:
-    """Queries in scope get rows of their own, keys that rules point to columns of their own."""
-    in_scope = (at.positions >= rules.since[:, None]) & (at.segments > 0)
+def _under_rules(placement: Placement, rules: Steering, blocks: int) -> Placement:
+    """Give queries in scope a separate row of the odds, and keys that rules point to separate columns."""
+    in_scope = (placement.positions >= rules.since[:, None]) & (placement.segments > 0)
     return dataclasses.replace(
-        at,
-        block=steering.query_rows(at.block, in_scope, blocks),
-        k_block=steering.key_columns(at.k_block, at.k_positions, rules.group, blocks),
+        placement,
+        block=steering.query_rows(placement.block, in_scope, blocks),
+        k_block=steering.key_columns(placement.k_block, placement.k_positions, rules.group, blocks),
     )
 
 
-def _among_themselves(block, positions, segments) -> Placement:
+def _without_cache(block, positions, segments) -> Placement:
+    """Return the placement of positions that attend to each other, without a cache."""
     return Placement(
-        block=block, positions=positions, segments=segments,
-        k_block=block, k_positions=positions, k_segments=segments,
-    )  # fmt: skip
+        block=block,
+        positions=positions,
+        segments=segments,
+        k_block=block,
+        k_positions=positions,
+        k_segments=segments,
+    )

@@ -11,11 +11,11 @@ import jax
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs under $XDG_CACHE_HOME (~/.cache), unless JAX was told where, or not to.
+    """Cache compiled programs under $XDG_CACHE_HOME (~/.cache), unless JAX was configured otherwise.
 
     `JAX_COMPILATION_CACHE_DIR` names another folder (on pods, a bucket that all hosts read), and
-    `JAX_ENABLE_COMPILATION_CACHE=false` switches it off. Programs for CPUs depend on the processor, so each kind has
-    a folder of its own: homes are shared between machines.
+    `JAX_ENABLE_COMPILATION_CACHE=false` switches the cache off. Programs for CPUs depend on the processor, and home
+    folders may be shared between machines, so each kind of processor has its own folder.
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

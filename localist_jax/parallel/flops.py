@@ -1,7 +1,7 @@
 """Floating-point operations of the matrix products in a traced function, counted from its jaxpr.
 
-Over all devices, forward and backward and recomputation as they are; loops count as often as they run. What is inside
-Pallas kernels and loops of unknown length is not counted: count that by hand.
+The count is over all devices and includes backward pass and recomputation; the body of a loop counts as often as it
+runs. Products inside Pallas kernels and loops of unknown length are not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jax.extend import core
 
 
 def matrix_flops(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> float:
-    """Twice the multiply–adds of every matrix product.
+    """Return twice the number of multiply–adds of all matrix products.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jnp.ones((2, 3))
@@ -23,23 +23,23 @@ def matrix_flops(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> float:
     True
     """
     inner = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
-    return sum(_of(equation) for equation in inner.eqns)
+    return sum(_equation_flops(equation) for equation in inner.eqns)
 
 
-def _of(equation: core.JaxprEqn) -> float:
+def _equation_flops(equation: core.JaxprEqn) -> float:
     name, p = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracting, _), _ = p["dimension_numbers"]
         left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
         return 2.0 * math.prod(out) * math.prod(left[i] for i in contracting)
-    if name.startswith("ragged_dot"):  # every row meets the matrix of one group
+    if name.startswith("ragged_dot"):  # every row is multiplied with the matrix of one group
         return 2.0 * math.prod(_shape(equation.invars[0])) * _shape(equation.outvars[0])[-1]
     if name in ("while", "pallas_call"):
         return 0.0
     if name == "cond":
         return max(matrix_flops(branch) for branch in p["branches"])
     times = p["length"] if name == "scan" else 1
-    if name == "shard_map":  # its body is of one device
+    if name == "shard_map":  # its body is the program of one device
         axes = p["manual_axes" if "manual_axes" in p else "newly_manual_axes"]  # by JAX's version
         times = math.prod(p["mesh"].shape[axis] for axis in axes)
     return times * sum(matrix_flops(inner) for inner in _inner(p))

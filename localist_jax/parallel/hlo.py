@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program: what its devices tell each other, and what they move through memory.
+"""Parse the text of a compiled program: its collective communication and its memory traffic.
 
-XLA's own `cost_analysis` counts the body of a loop once. Here every instruction counts as often as it runs: the
-trip counts of loops stand in the text; of the branches of a conditional the dearer one is taken.
+XLA's own `cost_analysis` counts the body of a loop once. Here every instruction counts as often as it runs; the text
+gives the trip counts of loops.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-FREE = {  # nothing is moved by these, or what they call moves it
+FREE = {  # operations that move no data, or whose called computations move it
     "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "iota",
 }  # fmt: skip
@@ -37,12 +37,12 @@ class Collective:
     """One collective operation of the program, per device.
 
     Attributes:
-      kind: of `KINDS`.
-      bytes: of its result (of its operand, where a reduce-scatter).
-      group: devices that take part together.
-      times: it runs in one call of the program.
+      kind: one of `KINDS`.
+      bytes: size of its result (of its operand, for a reduce-scatter).
+      group: number of devices that take part together.
+      times: how often it runs in one call of the program.
       ids: devices of its first group, as the program numbers them.
-      where: the source of it, as JAX named it.
+      where: the JAX operation that it comes from.
     """
 
     kind: str
@@ -54,19 +54,19 @@ class Collective:
 
     @property
     def wire(self) -> float:
-        """Bytes that each device must send in one call of the program, in a ring: what bandwidth has to carry."""
+        """Bytes that each device has to send in one call of the program, with a ring algorithm."""
         share = (self.group - 1) / self.group
         factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
         return self.bytes * factor * self.times
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """What one device does in one call.
+class HloProgram:
+    """The work of one device in one call of a program.
 
     Attributes:
-      collectives: each operation once.
-      memory_bytes: read from and written to main memory by its instructions.
+      collectives: its collective operations, each once.
+      memory_bytes: bytes that its instructions read from and write to main memory.
     """
 
     collectives: tuple[Collective, ...]
@@ -83,26 +83,29 @@ class _Line:
     root: bool
 
 
-def read(text: str) -> Program:
-    """The program whose text `compiled.as_text()` gave."""
+def read(text: str) -> HloProgram:
+    """Parse the text that `compiled.as_text()` returns."""
     computations, entry = _computations(text)
     times: dict[str, int] = {}
-    _spread(computations, entry, 1, times)
+    _count_runs(computations, entry, 1, times)
     inner = {name for lines in computations.values() for line in lines for name in _inlined(line)}
-    found: dict[str, Collective] = {}
+    collectives: dict[str, Collective] = {}
     moved = 0.0
     for name, runs in times.items():
         types = {line.name: line.type for line in computations[name]}
         for line in computations[name]:
             if (one := _collective(line, types, runs, FUSED_SCATTER in name)) is not None:
-                # An operation that is cut into steps of other instructions keeps its channel in each.
+                # An operation that is split over other instructions has the same channel in each of them.
                 channel = re.search(r"channel_id=(\d+)", line.rest)
                 key = channel[1] if channel else f"{name}/{line.name}"
-                if key not in found or one.bytes * one.times > found[key].bytes * found[key].times:
-                    found[key] = one
+                if (
+                    key not in collectives
+                    or one.bytes * one.times > collectives[key].bytes * collectives[key].times
+                ):
+                    collectives[key] = one
             if name not in inner:
                 moved += runs * _moved(line, types, computations)
-    return Program(tuple(found.values()), moved)
+    return HloProgram(tuple(collectives.values()), moved)
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
@@ -125,18 +128,18 @@ def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
     return computations, entry
 
 
-def _spread(computations, name: str, runs: int, times: dict[str, int]) -> None:
-    """How often each computation runs: as the caller that runs it most often has it."""
+def _count_runs(computations, name: str, runs: int, times: dict[str, int]) -> None:
+    """Set how often each computation runs: the maximum over its callers."""
     times[name] = max(times.get(name, 0), runs)
     for line in computations.get(name, ()):
         trips = _trips(line, computations) if line.op == "while" else 1
         for called in _called(line):
             if called in computations and runs * trips > times.get(called, 0):
-                _spread(computations, called, runs * trips, times)
+                _count_runs(computations, called, runs * trips, times)
 
 
 def _trips(line: _Line, computations) -> int:
-    """Trips of a loop: as the text says, or the one bound that its condition compares with; 1 if neither is there."""
+    """Return the trip count of a loop: from the text, or the only bound in its condition; 1 if neither is known."""
     if known := TRIPS.search(line.rest):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line.rest)
@@ -155,13 +158,13 @@ def _called(line: _Line) -> Iterator[str]:
 
 
 def _inlined(line: _Line) -> Iterator[str]:
-    """Computations whose instructions are no passes over memory of their own."""
+    """Yield called computations whose instructions do not access memory separately."""
     if line.op not in ("while", "conditional", "call", "async-start"):
         yield from _called(line)
 
 
 def size_of(kind: str, everywhere: bool = True) -> int:
-    """Bytes of the arrays of a type; those on the chip count only if `everywhere`."""
+    """Return the bytes of the arrays of a type; arrays on the chip count only if `everywhere`."""
     total = 0
     for element, shape, layout in ARRAY.findall(kind):
         if everywhere or ON_CHIP not in layout:
@@ -175,7 +178,7 @@ def _collective(line: _Line, types: dict[str, str], runs: int, scattered: bool) 
         return None
     operands = sum(size_of(types.get(name, "")) for name in line.operands)
     result = size_of(line.type)
-    if line.op.endswith("-start"):  # its result holds its operands too
+    if line.op.endswith("-start"):  # its result includes its operands
         result = max(result - operands, 0) or operands
     ids, group = _group(line.rest)
     source = re.search(r'op_name="([^"]*)"', line.rest)
@@ -184,7 +187,7 @@ def _collective(line: _Line, types: dict[str, str], runs: int, scattered: bool) 
 
 
 def _group(rest: str) -> tuple[tuple[int, ...], int]:
-    """The first group of devices, and its size."""
+    """Return the first group of devices, and its size."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)", rest):
         return (int(pairs[1]), int(pairs[2])), 2
     if explicit := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
@@ -216,7 +219,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _moved(line: _Line, types: dict[str, str], computations) -> float:
-    """Bytes that one instruction reads and writes in main memory; slices of an array only count as what they are."""
+    """Return the bytes that an instruction reads and writes in main memory; a slice counts only its own bytes."""
     if line.op in FREE or line.op.endswith("-done") or line.op in KINDS:
         return 0.0
     result = size_of(line.type, everywhere=False)
@@ -242,7 +245,7 @@ def _fused(body: list[_Line], result: float, reads: list[int]) -> float:
         if users and len(sliced) == len(users):
             total += min(whole, sum(size_of(line.type) for line in sliced))
         elif users and len(updated) == len(users):
-            written = max(0.0, written - whole)  # in place: only the update is written
+            written = max(0.0, written - whole)  # updated in place: only the update is written
             total += sum(size_of(types.get(u.operands[1], "")) for u in updated)
         else:
             total += whole

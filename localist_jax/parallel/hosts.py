@@ -1,4 +1,4 @@
-"""Many processes as one: start-up, what each process reads of a batch, and how they agree on what they decide."""
+"""Coordination of many processes: start-up, the part of a batch that each reads, and joint decisions."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from localist_jax.errors import StoppedRun, message
-from localist_jax.parallel import rules
+from localist_jax.parallel import sharding
 from localist_jax.types import PyTree
 
 Decision = TypeVar("Decision")
-BY_HAND = re.compile(r"(?P<address>[^,]+:\d+),(?P<count>\d+),(?P<index>\d+)")
+EXPLICIT_HOSTS = re.compile(r"(?P<address>[^,]+:\d+),(?P<count>\d+),(?P<index>\d+)")
 
 
 def start(hosts: str) -> None:
-    """Joins the other processes of a job; call it before anything asks JAX for its devices.
+    """Join the other processes of a job; must be called before anything asks JAX for its devices.
 
     Args:
-      hosts: "" for one process alone; "auto" to ask the cluster, as JAX can on Cloud TPU pods, under Slurm (`srun`),
-        Open MPI and Kubernetes; or "ADDRESS:PORT,COUNT,INDEX" by hand: where process 0 listens, how many
-        processes there are, and which one this is.
+      hosts: "" for a single process; "auto" to let JAX detect the cluster (Cloud TPU pods, Slurm with `srun`, Open MPI,
+        Kubernetes); or "ADDRESS:PORT,COUNT,INDEX": the address of process 0, the number of processes, and the index
+        of this one.
 
     Raises:
-      ValueError: another text, an index out of range, or no cluster that JAX knows.
+      ValueError: if `hosts` has another form, the index is out of range, or JAX finds no cluster.
     """
     if not hosts:
         return
@@ -40,43 +40,43 @@ def start(hosts: str) -> None:
             jax.distributed.initialize()
         except ValueError as error:
             raise ValueError(
-                f"--hosts=auto: no cluster was found here ({error}); name it: --hosts=ADDRESS:PORT,COUNT,INDEX"
+                f"--hosts=auto: JAX found no cluster ({error}); give --hosts=ADDRESS:PORT,COUNT,INDEX"
             ) from error
         return
-    found = BY_HAND.fullmatch(hosts)
-    if found is None:
+    match = EXPLICIT_HOSTS.fullmatch(hosts)
+    if match is None:
         raise ValueError(f"--hosts: expected auto or ADDRESS:PORT,COUNT,INDEX, got {hosts!r}")
-    count, index = int(found["count"]), int(found["index"])
+    count, index = int(match["count"]), int(match["index"])
     if index >= count:
         raise ValueError(f"--hosts: expected an index in 0 … {count - 1}, got {index}")
-    jax.distributed.initialize(found["address"], count, index)
+    jax.distributed.initialize(match["address"], count, index)
 
 
 def is_first() -> bool:
-    """Whether this process speaks for all: it alone writes logs and records."""
+    """Return whether this is process 0, the only one that writes logs and records."""
     return jax.process_index() == 0
 
 
 def meet(where: str) -> None:
-    """Waits until all processes have come to the same place."""
+    """Wait until all processes have reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 class HostsDiffer(StoppedRun):
-    """Processes of one job that were given different things, or of which one was given something bad."""
+    """Processes of one job have different inputs, or one of them has an invalid input."""
 
     status = 2
 
 
 def compare(**facts: Any) -> None:
-    """Makes sure that all processes know the same; all must call it, before anything is built on these facts.
+    """Check that all processes have the same facts; every process must call it.
 
     Args:
-      facts: by name, ready for JSON: settings, versions, digests of data.
+      facts: values by name that JSON can hold: settings, versions, digests of data.
 
     Raises:
-      HostsDiffer: they do not; the message names the first field that differs, and is the same in every process.
+      HostsDiffer: if they differ; the message names the first field that does, and is the same in every process.
     """
     if jax.process_count() == 1:
         return
@@ -84,21 +84,21 @@ def compare(**facts: Any) -> None:
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     if len({row.tobytes() for row in np.asarray(multihost_utils.process_allgather(digest))}) == 1:
         return
-    known = [dict(_leaves(json.loads(told), "")) for told in _told(text)]
+    known = [dict(_leaves(json.loads(told), "")) for told in _gathered(text)]
     for field in dict.fromkeys(field for facts in known for field in facts):
         values = [facts.get(field) for facts in known]
         odd = next((i for i, value in enumerate(values) if value != values[0]), None)
         if odd is not None:
             raise HostsDiffer(
                 f"{field}: process {odd} has {values[odd]!r}, process 0 has {values[0]!r}; "
-                "give all processes the same, and start the job again"
+                "give all processes the same value, and start the job again"
             )
 
 
 def together(make: Callable[[], Decision]) -> Decision:
-    """What `make` returns here; if it raises a ValueError or OSError in any process, all stop.
+    """Return `make()`; if it raises an error that a user can fix in any process, all processes stop.
 
-    One that is left alone would wait for the others for ever, or they for it.
+    Otherwise the remaining processes would wait for it for ever.
 
     Raises:
       HostsDiffer: the error of the first process that has one.
@@ -110,7 +110,7 @@ def together(make: Callable[[], Decision]) -> Decision:
         made = make()
     except (ValueError, OSError, RecursionError, OverflowError) as caught:
         error = message(caught)
-    bad = [(i, told) for i, told in enumerate(_told(error)) if told]
+    bad = [(i, told) for i, told in enumerate(_gathered(error)) if told]
     if bad:
         raise HostsDiffer(f"process {bad[0][0]}: {bad[0][1]}")
     return made  # type: ignore[return-value]
@@ -124,8 +124,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _told(text: str) -> list[str]:
-    """The texts of all processes, in their order."""
+def _gathered(text: str) -> list[str]:
+    """Return the texts of all processes, in order of process."""
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).ravel()
     padded = np.zeros(max(1, int(sizes.max())), np.uint8)
@@ -135,18 +135,18 @@ def _told(text: str) -> list[str]:
 
 
 def share(rows: NamedSharding, batch: int) -> tuple[int, int]:
-    """Which part of every batch this process has to read: (part, parts), for `data.train_batches`.
+    """Return which part of every batch this process has to read, as (part, parts) for `data.train_batches`.
 
     Processes whose devices hold the same rows read the same part.
 
     Args:
-      rows: of a batch, as `rules.batch_sharding` gives it.
-      batch: rows over all processes.
+      rows: sharding of a batch, from `sharding.batch_sharding`.
+      batch: number of rows over all processes.
 
     Raises:
-      ValueError: a batch that does not divide, or rows of a process that are no such part.
+      ValueError: if the batch does not divide over the shards, or the rows of this process are not one equal part.
     """
-    parts = rules.shards("batch", rows.mesh)
+    parts = sharding.shards("batch", rows.mesh)
     if batch % parts:
         raise ValueError(
             f"config.data.batch: expected a multiple of {parts}, the shards of a batch by config.mesh, got {batch}"
@@ -157,18 +157,19 @@ def share(rows: NamedSharding, batch: int) -> tuple[int, int]:
     size = sum(stop - start for start, stop in mine)
     if last - first != size or first % size or batch % size:
         raise ValueError(
-            f"config.mesh: process {jax.process_index()} would need the rows {sorted(mine)} of each batch, which are "
-            "no even part of it; give the axes that split batches (slice, data, fsdp) sizes that fill whole processes"
+            f"config.mesh: process {jax.process_index()} would need the rows {sorted(mine)} of each batch, which "
+            "are not one equal part of it; give the axes that split batches (slice, data, fsdp) sizes that fill whole "
+            "processes"
         )
     return first // size, batch // size
 
 
 def place(local: PyTree, rows: NamedSharding, batch: int) -> PyTree:
-    """The part of a batch that this process read, as global arrays on the devices of all processes.
+    """Turn the part of a batch that this process read into global arrays on the devices of all processes.
 
     Args:
       local: NumPy arrays [share of B, …].
-      rows: their sharding.
+      rows: the sharding of the batch.
       batch: B.
     """
     if rows.is_fully_addressable:
@@ -179,7 +180,7 @@ def place(local: PyTree, rows: NamedSharding, batch: int) -> PyTree:
 
 
 def spread(tree: PyTree, where: NamedSharding) -> PyTree:
-    """Arrays that are the same in all processes (or global ones that each device has whole), as global arrays there."""
+    """Place arrays that are equal in all processes, or replicated global arrays, as global arrays with a sharding."""
 
     def put(x):
         known = np.asarray(x)
@@ -189,12 +190,12 @@ def spread(tree: PyTree, where: NamedSharding) -> PyTree:
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """The sharding of what each device of a mesh has whole."""
+    """Return the sharding that replicates an array on every device of a mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def whole(tree: PyTree) -> PyTree:
-    """Global arrays as NumPy's, whole in every process; all must ask."""
+    """Return global arrays as complete NumPy arrays in every process; every process must call it."""
 
     def read(x):
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
@@ -205,18 +206,20 @@ def whole(tree: PyTree) -> PyTree:
 
 
 def agreed(decide: Callable[[], Decision]) -> Decision:
-    """What process 0 decides; the others wait for it.
+    """Return what process 0 decides; the other processes wait for it.
 
-    Numbers that hosts compute by themselves may differ in the last bit from processor to processor, and a decision
-    that only some of them make would leave the others waiting for ever.
+    Numbers computed by each host may differ in the last bit, and a decision that only some hosts make would leave the
+    others waiting for ever.
 
     Args:
-      decide: run by process 0 alone, so it may not compute with global arrays; its result can be pickled.
+      decide: called by process 0 alone, so it must not compute with global arrays; its result must be picklable.
     """
     if jax.process_count() == 1:
         return decide()
     said = pickle.dumps(decide()) if is_first() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
-    told = np.zeros(1 << size.bit_length(), np.uint8)  # few sizes: each is compiled for
+    told = np.zeros(
+        1 << size.bit_length(), np.uint8
+    )  # rounded up to powers of 2, since each size is compiled
     told[: len(said)] = np.frombuffer(said, np.uint8)
     return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(told))[:size].tobytes())

@@ -15,17 +15,17 @@ from localist_jax import config
 
 
 def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes of `config.Mesh`, in their order, over all devices.
+    """Return a mesh with the axes of `config.Mesh`, in their order, over all devices.
 
-    The axes that talk most come last, where neighbours are: on TPUs each axis is laid along the torus of its slice,
-    elsewhere devices are taken in their order, which is that of the processes.
+    The axes that communicate most come last, so that they connect neighbours. On TPUs each axis is laid along the torus
+    of its slice; elsewhere devices are taken in order of their processes.
 
     Args:
       settings: size of each axis; −1 takes the devices that are left.
-      devices: default: all of all processes.
+      devices: the devices; default: those of all processes.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices, or `slice` is not the number of slices.
+      ValueError: if the sizes do not multiply to the number of devices, or `slice` is not the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _sizes(settings, len(devices))
@@ -36,7 +36,7 @@ def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None
 
 
 def platform(mesh: Mesh | jax.sharding.AbstractMesh | None) -> str:
-    """What kind of devices programs on this mesh run on, which need not be here: "cpu", "gpu" or "tpu"."""
+    """Return the platform of a mesh's devices, which need not be present: "cpu", "gpu" or "tpu"."""
     return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
 
 
@@ -56,16 +56,16 @@ def _sizes(settings: config.Mesh, count: int) -> dict[str, int]:
 
 
 def _slices(devices: Sequence[jax.Device], wanted: int) -> list[list[jax.Device]]:
-    """The devices of each slice; where the hardware knows no slices, equal parts of the devices in their order."""
+    """Return the devices of each slice; if the hardware has no slices, equal consecutive parts of the devices."""
     numbers = [getattr(device, "slice_index", None) for device in devices]
-    found = sorted({n for n in numbers if n is not None})
-    if len(found) > 1:
-        if wanted != len(found):
+    present = sorted({n for n in numbers if n is not None})
+    if len(present) > 1:
+        if wanted != len(present):
             raise ValueError(
-                f"config.mesh.slice: {len(found)} slices are here, got {wanted}; what splits "
-                "anything but rows of a batch must stay inside a slice"
+                f"config.mesh.slice: expected {len(present)}, the number of slices present, got {wanted}; only rows of "
+                "a batch may be split over slices"
             )
-        return [[d for d, n in zip(devices, numbers, strict=True) if n == number] for number in found]
+        return [[d for d, n in zip(devices, numbers, strict=True) if n == number] for number in present]
     size = len(devices) // wanted
     return [list(devices[i * size : (i + 1) * size]) for i in range(wanted)]
 

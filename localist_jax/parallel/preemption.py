@@ -1,4 +1,4 @@
-"""SIGTERM, by which clusters take machines back: noticed between two steps, by all processes at the same step."""
+"""SIGTERM, by which clusters reclaim machines: all processes notice it between the same two steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """A context manager in which SIGTERM does not end the process, but makes `due` true.
+    """A context manager in which SIGTERM does not end the process, but makes `due` return true.
 
-    Of many processes one that gets the signal is enough: JAX's coordination service tells the others, and they agree
-    on a step. Signals reach the main thread only; elsewhere this does nothing for a process alone.
+    With many processes it is enough that one gets the signal: JAX's coordination service informs the others, and they
+    agree on a step. Python delivers signals to the main thread only; in other threads a single process ignores this.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Preemption:
         self._before: signal.Handlers | object = None
 
     def __enter__(self) -> Preemption:
-        # With many processes JAX has a handler of its own, which must stay.
+        # With many processes JAX has its own handler, which must stay.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
@@ -36,7 +36,7 @@ class Preemption:
         self._asked = True
 
     def due(self, step: int) -> bool:
-        """Whether to save and stop after this step; all processes must ask at each step."""
+        """Return whether to save and stop after this step; every process must call it at every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked

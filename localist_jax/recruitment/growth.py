@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from localist_jax import config
 from localist_jax.locality import gates as gating
 from localist_jax.locality import lineage
-from localist_jax.parallel import rules
+from localist_jax.parallel import sharding
 from localist_jax.training.state import GATES, ROUTER, TrainState, at_path, optimizer, with_leaf
 from localist_jax.types import Numeric, PyTree, struct
 
@@ -190,7 +190,7 @@ def grow(
         larger = _count(names)
     for birth in births:
         state = _born(names, state, birth)
-    state = jax.device_put(state, rules.state_shardings(boxed, mesh))
+    state = jax.device_put(state, sharding.state_shardings(boxed, mesh))
     jax.block_until_ready(state)
     pairs = tuple((int(b.child), int(b.parent)) for b in births)
     size = parameters_of_a_block(boxed)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from localist_jax import config
 from localist_jax.model import Transformer
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.growth import Birth
 from localist_jax.recruitment.proposals import make_reader
@@ -48,7 +48,7 @@ def programs(model: Transformer, settings: config.Config, mesh: Mesh) -> Program
     boxed, everywhere = boxed_state(model, settings), hosts.everywhere(mesh)
     names = growth.axis_names(boxed)
     surveyed = settings.recruitment.survey * settings.data.batch * settings.data.context
-    rows = PartitionSpec(None, *rules.batch_sharding(mesh).spec)
+    rows = PartitionSpec(None, *sharding.batch_sharding(mesh).spec)
     return Programs(
         boxed=boxed,
         reader=make_reader(model, surveyed),

@@ -29,7 +29,7 @@ import numpy as np
 from localist_jax import bits, config
 from localist_jax.data import Batch
 from localist_jax.locality import Blocks, lineage
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.recruitment import growth, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
 from localist_jax.recruitment.evidence import Judgement, judged, standing, surprise_bits
@@ -389,7 +389,7 @@ class Recruiter(Hook):
 
     def _settled(self, state: TrainState) -> TrainState:
         """The state where its axes' names put it, whatever computing with it has left it split by."""
-        return jax.device_put(state, rules.state_shardings(self._programs.boxed, self._run.mesh))
+        return jax.device_put(state, sharding.state_shardings(self._programs.boxed, self._run.mesh))
 
     # What a checkpoint keeps.
 
@@ -410,7 +410,7 @@ class Recruiter(Hook):
         self._trial = memory["trial"]
         self._next, self._horizon, is_open, is_pilot, recent, count, *last = map(int, memory["about"])
         self._is_open, self._is_pilot, self._unpromising = bool(is_open), bool(is_pilot), (last[0], last[1])
-        where = rules.batch_sharding(self._run.mesh)
+        where = sharding.batch_sharding(self._run.mesh)
         for at in range(recent):
             batch = jax.tree.map(lambda x, at=at: x[at], memory["recent"])
             self._recent.append(jax.device_put(batch, where))

@@ -107,13 +107,13 @@ def _print_coverage(rules: RuleSet, workdir: Path) -> None:
 
 def _inject(arguments: argparse.Namespace) -> None:
     from localist_jax.rules import RuleSet, attending, read, versions
-    from localist_jax.training.run import RULES, Run
+    from localist_jax.training.run import ACTIVE_RULES, Run
 
     attending.check_scope(read(arguments.file), Run.open(arguments.workdir).settings.model)
     old = versions.stored(arguments.workdir) or RuleSet()
     rules = versions.store(arguments.workdir, arguments.file)
     _print_difference(versions.difference(old, rules))
-    print(f"{arguments.workdir / RULES}: version {rules.version} is active")
+    print(f"{arguments.workdir / ACTIVE_RULES}: version {rules.version} is active")
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -140,9 +140,9 @@ def enforced(run, arguments: argparse.Namespace):
     """
     from localist_jax.rules import read, versions
     from localist_jax.rules.enforcement import Enforcer
-    from localist_jax.training.run import RULES
+    from localist_jax.training.run import ACTIVE_RULES
 
-    path = arguments.rules or run.workdir / RULES
+    path = arguments.rules or run.workdir / ACTIVE_RULES
     rules = read(path) if arguments.rules else versions.of(run, as_saved=arguments.step is not None)
     if rules is None and not (arguments.watch or arguments.audit):
         yield None

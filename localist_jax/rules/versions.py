@@ -14,7 +14,7 @@ from localist_jax.rules.enforcement import Enforcer
 from localist_jax.rules.language import RuleError, RuleSet
 from localist_jax.rules.reading import parse, read
 from localist_jax.rules.verification import verify
-from localist_jax.training.run import RULES, Run
+from localist_jax.training.run import ACTIVE_RULES, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def difference(old: RuleSet, new: RuleSet) -> Difference:
 
 def folder(workdir: Path) -> Path:
     """Where a run keeps its rules."""
-    return Path(workdir) / RULES.parent
+    return Path(workdir) / ACTIVE_RULES.parent
 
 
 def store(workdir: Path, path: Path) -> RuleSet:
@@ -60,7 +60,7 @@ def store(workdir: Path, path: Path) -> RuleSet:
     text = Path(path).read_text(encoding="utf-8-sig")
     if parse(text, str(path)).version != rules.version:
         raise RuleError(f"{path}: changed while it was read; try again")
-    for name in (f"{rules.version}.yaml", RULES.name):
+    for name in (f"{rules.version}.yaml", ACTIVE_RULES.name):
         temporary = into / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, into / name)
@@ -72,7 +72,7 @@ def store(workdir: Path, path: Path) -> RuleSet:
 
 def stored(workdir: Path) -> RuleSet | None:
     """The run's active rule set, if it has one."""
-    path = Path(workdir) / RULES
+    path = Path(workdir) / ACTIVE_RULES
     return read(path) if path.is_file() else None
 
 
@@ -84,7 +84,7 @@ def of(run: Run, as_saved: bool = False) -> RuleSet | None:
       as_saved: the checkpoint's, whatever is active now.
     """
     active = None if as_saved else stored(run.workdir)
-    return active or (parse(run.rules, f"{run.workdir}: checkpoint") if run.rules else None)
+    return active or (parse(run.saved_rules, f"{run.workdir}: checkpoint") if run.saved_rules else None)
 
 
 class Watch:

@@ -1,9 +1,9 @@
-"""Checkpoints: atomic, asynchronous, strict, and telling what they are before they are read.
+"""Checkpoints: atomic, asynchronous, strict, and with a manifest that is read first.
 
 Each step is one Orbax checkpoint of items that are committed together: the state, a manifest (format, step, versions,
-configuration, topology, data cursor, table of leaves, fingerprints) and, where hooks keep any, their memory. The
-manifest is read first and compared, leaf by leaf, with the state that is wanted; only then are arrays restored, each
-straight to its sharding, and their fingerprints compared. Growth comes after restoring, never during it.
+configuration, topology, data cursor, table of leaves, fingerprints) and the memory of hooks that have any. The manifest
+is read first and compared, leaf by leaf, with the wanted state; only then are arrays restored, each directly to its
+sharding, and their fingerprints compared. Growth comes after restoring, never during it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from localist_jax.training.fingerprint import fingerprints
 from localist_jax.types import PyTree
 
 FORMAT = 2
-READABLE = (1, 2)  # 1 had no fingerprints
-FULL = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
+READABLE_FORMATS = (1, 2)  # 1 had no fingerprints
+UNWRITABLE = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint")
 
-# Hints at the setting that decides a leaf's size, by a part of its path.
+# The settings that decide a leaf's size, by a part of its path.
 HINTS = {
     "gates": "set config.model.block_capacity, heads and layers as in the checkpoint, or grow it",
     "units": "set config.model.block_capacity and block_units as in the checkpoint, or grow it",
@@ -42,15 +42,15 @@ HINTS = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another topology."""
+    """A checkpoint is missing, damaged, or has another topology."""
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      directory: holds one folder per step; made by the first save.
-      keep: checkpoints to keep; None only reads, and touches nothing.
+      directory: folder with one folder per step; created by the first save.
+      keep: number of checkpoints to keep; None: read only.
     """
 
     def __init__(self, directory: str | Path, keep: int | None = None):
@@ -70,9 +70,9 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{self.directory}: no checkpoints here; train first (`localist train`)"
                 )
-            # Orbax reports every file, and prints a traceback of what it also raises.
+            # Orbax logs every file, and the traceback of errors that it also raises.
             logging.getLogger("absl").setLevel(logging.CRITICAL)
-            with _quiet():  # it warns that reading will not write
+            with _quiet():  # it warns that a read-only manager does not write
                 options = ocp.CheckpointManagerOptions(
                     max_to_keep=self._keep,
                     create=self._keep is not None,
@@ -85,11 +85,11 @@ class Checkpoints:
         return self._manager
 
     def steps(self) -> list[int]:
-        """Steps with a whole checkpoint, in ascending order."""
+        """Return the steps with a complete checkpoint, in ascending order."""
         return sorted(self._open().all_steps())
 
     def latest(self) -> int | None:
-        """The last step with a whole checkpoint; None if there is none."""
+        """Return the last step with a complete checkpoint; None if there is none."""
         return self._open().latest_step()
 
     def save(
@@ -101,14 +101,14 @@ class Checkpoints:
         cursor: bytes | dict,
         memory: list[PyTree] | None = None,
     ) -> None:
-        """Starts saving; returns as soon as the state is copied, so that training may donate it.
+        """Start saving, and return once the state is copied, so that training may donate it.
 
         Args:
-          step: steps done.
+          step: number of steps done.
           state: pytree of arrays and typed keys.
-          manifest: configuration and topology, ready for JSON.
-          cursor: of the data, `get_state()` of the iterator.
-          memory: what hooks keep; a reader of the state need not know it.
+          manifest: configuration and topology, as JSON can hold them.
+          cursor: data cursor, `get_state()` of the iterator.
+          memory: memory of hooks; readers of the state ignore it.
         """
         about = {
             "format": FORMAT,
@@ -128,20 +128,20 @@ class Checkpoints:
             self._open().save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk.
+        """Wait until the last save is on disk.
 
         Raises:
-          CheckpointError: it could not be written.
+          CheckpointError: if it could not be written.
         """
         if self._manager is not None:
             with self._failure_as_error():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go of the folder.
+        """Wait for the last save, then release the folder.
 
         Raises:
-          CheckpointError: the last save could not be written.
+          CheckpointError: if the last save could not be written.
         """
         manager, self._manager = self._manager, None
         if manager is not None:
@@ -149,33 +149,33 @@ class Checkpoints:
                 manager.close()
 
     def manifest(self, step: int | None = None) -> dict[str, Any]:
-        """What the checkpoint at `step` (default: the last) says about itself.
+        """Return the manifest of the checkpoint at `step` (default: the last).
 
         Raises:
-          CheckpointError: no such checkpoint, a damaged one, or one of a newer format.
+          CheckpointError: if there is no such checkpoint, or it is damaged or of a newer format.
         """
         step = self._existing(step)
         with self._damage_as_error(step):
             items = ocp.args.Composite(manifest=ocp.args.JsonRestore())
             about = self._open().restore(step, args=items)["manifest"]
-        if about.get("format") not in READABLE:
+        if about.get("format") not in READABLE_FORMATS:
             raise CheckpointError(
                 f"checkpoint {step}: format {about.get('format')}, this version reads {FORMAT}; "
                 "open it with the version that wrote it"
             )
         if about["format"] >= 2 and about.pop("digest", None) != _digest(about):
-            raise self._damaged(step, "the manifest is not as it was written")
+            raise self._damaged(step, "the manifest differs from what was saved")
         return about
 
     def restore(self, wanted: PyTree, step: int | None = None) -> tuple[PyTree, Any]:
-        """The state at `step` (default: the last) and its data cursor.
+        """Restore the state at `step` (default: the last) and its data cursor.
 
         Args:
-          wanted: the abstract state: shapes, dtypes and shardings of every leaf.
-          step: steps done.
+          wanted: the abstract state: shape, dtype and sharding of every leaf.
+          step: number of steps done.
 
         Raises:
-          CheckpointError: no such checkpoint, a damaged one, or one of another topology (naming the first
+          CheckpointError: if there is no such checkpoint, or it is damaged or of another topology (names the first
             leaf that differs).
         """
         step = self._existing(step)
@@ -189,14 +189,14 @@ class Checkpoints:
         return state, _unpack_cursor(about["cursor"])
 
     def cursor(self, step: int) -> Any:
-        """The data cursor of the checkpoint at `step`."""
+        """Return the data cursor of the checkpoint at `step`."""
         return _unpack_cursor(self.manifest(step)["cursor"])
 
     def restore_memory(self, wanted: list[PyTree], step: int) -> list[PyTree]:
-        """What hooks kept at `step`; `wanted` has its shapes.
+        """Restore the memory of hooks at `step`; `wanted` gives its shapes.
 
         Raises:
-          CheckpointError: the checkpoint has none, or one of other shapes.
+          CheckpointError: if the checkpoint has none, or one of other shapes.
         """
         with self._damage_as_error(step):
             items = ocp.args.Composite(memory=ocp.args.StandardRestore(jax.tree.map(_key_to_data, wanted)))
@@ -207,15 +207,15 @@ class Checkpoints:
     def _verify(self, step: int, arrays: PyTree, about: dict[str, Any]) -> None:
         if about["format"] < 2:
             return
-        for path, found in fingerprints(arrays).items():
-            if about["fingerprints"][path] != found:
-                raise self._damaged(step, f"{path} is not what was saved")
+        for path, sums in fingerprints(arrays).items():
+            if about["fingerprints"][path] != sums:
+                raise self._damaged(step, f"{path} differs from what was saved")
 
     def _existing(self, step: int | None) -> int:
         steps = self.steps()
         if not steps:
             raise CheckpointError(
-                f"{self.directory}: no whole checkpoint here; train first (`localist train`)"
+                f"{self.directory}: no complete checkpoint here; train first (`localist train`)"
             )
         if step is not None and step not in steps:
             raise CheckpointError(
@@ -229,14 +229,14 @@ class Checkpoints:
             yield
         except (
             Exception
-        ) as error:  # what a save in the background met comes up at the next call, as many kinds
+        ) as error:  # errors of a save in the background, of many types, come up at the next call
             if isinstance(error, CheckpointError):
                 raise
             text = message(error)
-            known = next((e for e in FULL if e in text), text[:200])
+            known = next((e for e in UNWRITABLE if e in text), text[:200])
             raise CheckpointError(
-                f"{self.directory}: a checkpoint could not be written ({known}); earlier ones are whole: free some "
-                "space, or mend the folder, and start the run again to go on from the last"
+                f"{self.directory}: a checkpoint could not be written ({known}); earlier ones are complete: free some "
+                "space, or repair the folder, and start the run again to continue from the last"
             ) from error
 
     @contextlib.contextmanager
@@ -245,13 +245,13 @@ class Checkpoints:
             yield
         except CheckpointError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds; each means the files are bad
+        except Exception as error:  # Orbax and TensorStore raise many types; all mean that files are damaged
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise self._damaged(step, reason) from error
 
     def _damaged(self, step: int, reason: str) -> CheckpointError:
         earlier = [s for s in self.steps() if s < step]
-        remedy = f"delete it to go on from {earlier[-1]}" if earlier else "there is no earlier one"
+        remedy = f"delete it to continue from {earlier[-1]}" if earlier else "there is no earlier one"
         return CheckpointError(f"checkpoint {step} in {self.directory} is damaged ({reason}); {remedy}")
 
 
@@ -296,9 +296,9 @@ def _leaf_table(state: PyTree) -> dict[str, list]:
 def _compare(saved: dict[str, list], wanted: dict[str, list], step: int) -> None:
     for path in wanted.keys() | saved.keys():
         if path not in saved or path not in wanted:
-            where = "lacks" if path not in saved else "has an extra"
+            differs = "lacks" if path not in saved else "has an extra"
             raise CheckpointError(
-                f"checkpoint {step} {where} leaf {path}; it was saved by another architecture: "
+                f"checkpoint {step} {differs} leaf {path}; it was saved by another architecture: "
                 "use its own configuration (config.json beside it), or another --workdir"
             )
     for path, (shape, dtype) in wanted.items():
@@ -313,7 +313,7 @@ def _compare(saved: dict[str, list], wanted: dict[str, list], step: int) -> None
 
 
 def _digest(about: dict[str, Any]) -> str:
-    """Of a manifest without its digest."""
+    """Return the digest of a manifest, which must not contain one."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Which dial a training step runs at: sampled (`any`), `fixed`, or on a `schedule`."""
+"""The dial of each training step: sampled (`any`), `fixed`, or on a `schedule`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from localist_jax.locality import Dial
 from localist_jax.types import Key, Numeric
 
 
-def training_dial(key: Key, settings: config.Dial, progress: Numeric, layers: int) -> Dial:
-    """The dial of one step, traced; one setting per layer.
+def training_dial(key: Key, settings: config.DialTraining, progress: Numeric, layers: int) -> Dial:
+    """Return the dial of one step, traced, with one setting per layer.
 
-    `any` draws λ=0 and λ=1 with their configured shares and β uniformly in between, so that one model
-    serves every setting. `schedule` moves λ linearly from 0 to `locality` over the run.
+    `any` draws λ=0 and λ=1 with their configured shares, and β uniformly in between, so that one model works at every
+    setting. `schedule` moves λ linearly from 0 to `locality` over the run.
 
     Args:
-      key: of this step.
+      key: random key of this step.
       settings: mode, shares, power.
       progress: share of the run that is done, in [0, 1].
       layers: L.

@@ -1,4 +1,4 @@
-"""Measuring a model: code length and attention statistics at any dial, and the sweep over dials."""
+"""Evaluation of a model: code length and attention statistics at any dial, and the sweep over dials."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATISTICS = ("entropy_bits", "fidelity", "gated_mass", "price_bits")
 
 
 class Evaluator:
-    """Evaluates one architecture; compiled once for all parameters and dials.
+    """Evaluator of one architecture, compiled once for all parameters and dials.
 
     Args:
       model: the network.
@@ -32,25 +32,25 @@ class Evaluator:
 
     def __init__(self, model: Transformer, byte_lengths: np.ndarray):
         self._layers, self._heads = model.config.layers, model.config.heads
-        self._full = jax.jit(partial(_sums, model, jnp.asarray(byte_lengths), "dense"))
-        self._quick = jax.jit(partial(_sums, model, jnp.asarray(byte_lengths), "none"))
+        self._with_statistics = jax.jit(partial(_sums, model, jnp.asarray(byte_lengths), "dense"))
+        self._code_length = jax.jit(partial(_sums, model, jnp.asarray(byte_lengths), "none"))
 
     @property
     def compile_count(self) -> int:
-        """How often the measuring function was compiled so far (`_cache_size` of the jitted function)."""
-        return self._full._cache_size()  # type: ignore[attr-defined]
+        """How often the function with statistics was compiled so far (`_cache_size` of the jitted function)."""
+        return self._with_statistics._cache_size()  # type: ignore[attr-defined]
 
     def bits_per_token(self, params: PyTree, blocks: Blocks, batches: Iterable[Batch], dial: Dial) -> dict:
-        """Only the code length: {"bits_per_token", "bits_per_byte", "accuracy"}."""
-        return _ratios(self._total(self._quick, params, blocks, batches, dial))
+        """Return only {"bits_per_token", "bits_per_byte", "accuracy"}."""
+        return _ratios(self._total(self._code_length, params, blocks, batches, dial))
 
     def measure(self, params: PyTree, blocks: Blocks, batches: Iterable[Batch], dial: Dial) -> dict[str, Any]:
-        """Code length, perplexity, attention statistics (over all layers, and by layer) and open share.
+        """Return code length, perplexity, attention statistics (over all layers, and by layer) and open share.
 
         `open_share` is the share of causal pairs with non-zero odds at λ=1, over all layers, window and sink
         included, for the blocks that this dial's states were routed to.
         """
-        return _ratios(self._total(self._full, params, blocks, batches, dial))
+        return _ratios(self._total(self._with_statistics, params, blocks, batches, dial))
 
     def sweep(
         self,
@@ -59,7 +59,7 @@ class Evaluator:
         batches: Sequence[Batch],
         localities: Sequence[float] = SWEEP,
     ) -> list[dict[str, Any]]:
-        """`measure` at each λ, without recompiling."""
+        """Call `measure` at each λ, without recompiling."""
         return [{"locality": x, **self.measure(params, blocks, batches, Dial(x))} for x in localities]
 
     def _total(self, function, params, blocks, batches, dial):
@@ -69,14 +69,14 @@ class Evaluator:
             sums = function(params, blocks, batch, full)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         if total is None:
-            raise ValueError("evaluate: no batches; the corpus has no validation text")
+            raise ValueError("evaluate: no batches; give a corpus with validation text")
         return jax.tree.map(np.asarray, total)
 
 
 def window_for_share(model: config.Model, batches: Sequence[Batch], share: float) -> int:
-    """Return the smallest window of all layers that, with the sink, holds open at least this share of causal pairs.
+    """Return the smallest window of all layers that, with the sink, opens at least this share of causal pairs.
 
-    It is the control for gates: the same number of open pairs, and nothing learned about which.
+    It is a control for gates: the same number of open pairs, chosen without learning.
     """
     low, high = 1, max(batch.tokens.shape[1] for batch in batches)
     count = jax.jit(measures.pair_counts, static_argnums=4)
@@ -91,11 +91,17 @@ def window_for_share(model: config.Model, batches: Sequence[Batch], share: float
 
 
 def _sums(model: Transformer, byte_lengths, stats, params, blocks: Blocks, batch: Batch, dial: Dial):
-    """Sums over one batch, in float32; everything that `_ratios` divides."""
+    """Return the sums over one batch that `_ratios` divides, in float32."""
     out = forward(
-        model, params, batch.tokens, dial, blocks,
-        positions=batch.positions, segments=batch.segments, stats=stats,
-    )  # fmt: skip
+        model,
+        params,
+        batch.tokens,
+        dial,
+        blocks,
+        positions=batch.positions,
+        segments=batch.segments,
+        stats=stats,
+    )
     valid = batch.scored
     sums = {
         "bits": jnp.where(valid, bits.code_length(out.logits, batch.targets), 0.0).sum(),

@@ -1,4 +1,4 @@
-"""Fingerprints of a state: what was saved is what is read, to the bit, on whatever mesh."""
+"""Fingerprints of a state, by which a restored checkpoint is checked to the bit on any mesh."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from localist_jax.types import PyTree
 
 Fingerprints = dict[str, list[int]]
-MIX = ((0x9E3779B1, 0x85EBCA6B), (0xC2B2AE35, 0x27D4EB2F))  # odd constants of well-known hash functions
+MIX = ((0x9E3779B1, 0x85EBCA6B), (0xC2B2AE35, 0x27D4EB2F))  # odd constants from well-known hash functions
 
 
 def fingerprints(tree: PyTree) -> Fingerprints:
-    """Two 32-bit sums for each leaf, by its path.
+    """Return two 32-bit sums for each leaf, by its path.
 
-    Σ_i wᵢ·bits(xᵢ) mod 2³² with odd weights w that depend on the place i. An element that differs from what was
-    saved, in whatever bits, changes both sums for certain; several at once, or elements that changed places, escape
-    with probability 2⁻⁶⁴ or so. Sums of integers do not depend on their order, hence not on the mesh.
+    They are Σ_i wᵢ·bits(xᵢ) mod 2³² with odd weights w that depend on the index i. A change of one element always
+    changes both sums; changes of several elements, or swapped elements, go unnoticed with probability of about 2⁻⁶⁴.
+    Sums of integers do not depend on their order, hence not on the mesh.
 
     Args:
-      tree: arrays (no typed keys); of many processes all must call it together.
+      tree: arrays (no typed keys); every process must call it.
     """
     paths = [
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -32,10 +32,10 @@ def fingerprints(tree: PyTree) -> Fingerprints:
 
 @jax.jit
 def _sums(leaves):
-    return jnp.stack([_of(leaf) for leaf in leaves])
+    return jnp.stack([_leaf_sums(leaf) for leaf in leaves])
 
 
-def _of(x: jax.Array) -> jax.Array:
+def _leaf_sums(x: jax.Array) -> jax.Array:
     words = _words(x)
     place = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
@@ -50,7 +50,7 @@ def _weights(place: jax.Array, first: int, second: int) -> jax.Array:
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of an array as uint32, with one more axis where an element has 64."""
+    """Return the bits of an array as uint32, with one more axis if its elements have 64 bits."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     size = x.dtype.itemsize

@@ -1,4 +1,4 @@
-"""What a run says while it goes: `metrics.jsonl` for programs, TensorBoard for people."""
+"""Metrics of a run while it trains: `metrics.jsonl` for programs, TensorBoard for people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from localist_jax.parallel import hosts
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; a torn last line (a killed run) is left out."""
+    """Return the records of a `metrics.jsonl`, without an incomplete last line (from a killed run)."""
     records = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -32,15 +32,15 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-FLUSH_SECONDS = 30.0  # what a killed run loses of TensorBoard's curves, at the most
+FLUSH_SECONDS = 30.0  # the most of TensorBoard's curves that a killed run loses
 
 
 class Records:
-    """A file of JSON lines that a resumed run takes up: each has a "step". Of many processes the first one writes.
+    """A file of JSON lines, each with a "step", that a resumed run continues; only process 0 writes.
 
     Args:
-      path: of the file.
-      resume_step: records after this step are dropped, so that what is done again is not told twice.
+      path: path of the file.
+      resume_step: records after this step are dropped, since the resumed run writes them again.
     """
 
     def __init__(self, path: Path, resume_step: int = 0):
@@ -55,27 +55,27 @@ class Records:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends a line."""
+        """Append a line."""
         if self._file is not None:
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
 
-class Board:
-    """TensorBoard's file of events, written by whoever adds one.
+class TensorBoardWriter:
+    """Writer of TensorBoard's event file, in the calling thread.
 
-    `tensorboardX.SummaryWriter` writes in a thread of its own; where that thread meets a full disk it ends, and the run
-    then waits for it for ever.
+    `tensorboardX.SummaryWriter` writes in another thread, which ends when the disk is full; the run would then wait for
+    it for ever.
 
     Args:
-      folder: of the files.
-      purge_step: TensorBoard forgets events of an earlier part of the run from this step on.
-      write: whether anything is written.
+      folder: folder of the files.
+      purge_step: TensorBoard discards earlier events from this step on.
+      write: whether to write anything.
     """
 
     def __init__(self, folder: Path, purge_step: int, write: bool = True):
@@ -87,21 +87,21 @@ class Board:
             self.flush()
 
     def add(self, step: int, what: Any) -> None:
-        """Appends a `Summary`.
+        """Append a `Summary`.
 
         Raises:
-          OSError: the disk is full, or gone.
+          OSError: if the file cannot be written, such as on a full disk.
         """
         self._event(step, summary=what)
 
     def flush(self, after: float = 0.0) -> None:
-        """Writes what is still in memory, if the last time was `after` seconds ago."""
+        """Write what is still in memory, if the last flush was at least `after` seconds ago."""
         if self._file is not None and time.monotonic() - self._flushed >= after:
             self._file.flush()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Writes the rest, and closes the file."""
+        """Write the rest, and close the file."""
         if self._file is not None:
             self._file.close()
 
@@ -113,17 +113,17 @@ class Board:
 
 
 class Journal:
-    """Writes metrics of a run; a context manager. Of many processes only the first one writes.
+    """A context manager that writes metrics of a run; only process 0 writes.
 
     Args:
-      workdir: gets `metrics.jsonl` and `tensorboard/`.
-      resume_step: records after this step are dropped, so that a resumed curve has no duplicates.
+      workdir: folder for `metrics.jsonl` and `tensorboard/`.
+      resume_step: records after this step are dropped, since the resumed run writes them again.
     """
 
     def __init__(self, workdir: str | Path, resume_step: int = 0):
         workdir = Path(workdir)
         self._records = Records(workdir / "metrics.jsonl", resume_step)
-        self._board = Board(workdir / "tensorboard", resume_step + 1, hosts.is_first())
+        self._tensorboard = TensorBoardWriter(workdir / "tensorboard", resume_step + 1, hosts.is_first())
 
     def __enter__(self) -> Journal:
         return self
@@ -132,37 +132,37 @@ class Journal:
         self.close()
 
     def scalars(self, step: int, kind: str, figures: Mapping[str, float]) -> None:
-        """One record {"step", "kind", "time", name: number}; a number that is not finite becomes null."""
+        """Write a record {"step", "kind", "time", name: number}; a number that is not finite becomes null."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         record = {"step": step, "kind": kind, "time": round(time.time(), 3), **finite}
         self._records.write(record)
         for name, value in figures.items():
-            self._board.add(step, summary.scalar(f"{kind}/{_tag(name)}", value))
-        self._board.flush(after=FLUSH_SECONDS)
+            self._tensorboard.add(step, summary.scalar(f"{kind}/{_tag(name)}", value))
+        self._tensorboard.flush(after=FLUSH_SECONDS)
 
     def curves(self, begin: int, kind: str, figures: Mapping[str, Sequence[float]]) -> None:
-        """Numbers of the steps after `begin`, known only now; for TensorBoard."""
+        """Write numbers of the steps after `begin`, which are known only now, to TensorBoard."""
         for name, values in figures.items():
-            for at, value in enumerate(values, begin + 1):
-                self._board.add(at, summary.scalar(f"{kind}/{_tag(name)}", value))
+            for step, value in enumerate(values, begin + 1):
+                self._tensorboard.add(step, summary.scalar(f"{kind}/{_tag(name)}", value))
 
     def text(self, step: int, name: str, text: str) -> None:
-        """A text for TensorBoard."""
-        self._board.add(step, summary.text(_tag(name), text))
+        """Write a text to TensorBoard."""
+        self._tensorboard.add(step, summary.text(_tag(name), text))
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """A matplotlib figure, as an image for TensorBoard."""
+        """Write a matplotlib figure to TensorBoard as an image."""
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         image = np.asarray(canvas.buffer_rgba())[..., :3]
-        self._board.add(step, summary.image(name, image, dataformats="HWC"))
+        self._tensorboard.add(step, summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flush and close both files."""
         self._records.close()
-        self._board.close()
+        self._tensorboard.close()
 
 
 def _tag(name: str) -> str:
-    """A name that TensorBoard accepts: bits_per_token@0.9 → bits_per_token_at_0.9."""
+    """Return a name that TensorBoard accepts: bits_per_token@0.9 becomes bits_per_token_at_0.9."""
     return name.replace("@", "_at_")

@@ -1,7 +1,7 @@
-"""The training loop: dispatch, measure, save, resume, and stop honestly when numbers go bad.
+"""The training loop: dispatches steps, evaluates, saves, resumes, and stops when numbers are not finite.
 
-Step N is dispatched before the metrics of step N−1 are read, so the device never waits for the log.
-Recruitment, hierarchy and reports hang in through hooks; the loop knows none of them.
+Step N is dispatched before the metrics of step N−1 are read, so the device never waits for the log. Recruitment,
+hierarchy and reports are attached by hooks, which the loop knows nothing about.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from localist_jax import config
 from localist_jax.data import Batch, Prepared, Tokenizer, prepare, train_batches
 from localist_jax.errors import StoppedRun
 from localist_jax.model import Transformer
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.parallel import mesh as meshes
 from localist_jax.parallel.preemption import Preemption
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -35,47 +35,47 @@ from localist_jax.training.run import (
     compare_hosts,
     fresh_state,
     own_tokenizer,
-    tell_new_text,
+    report_new_text,
 )
 from localist_jax.training.state import TrainState
 from localist_jax.training.step import Metrics, compile_step
 from localist_jax.types import PyTree
 
-WATCHED = (0.0, 0.9, 1.0)  # dials at which the validation loss is followed
-WATCHDOGS = ("bits_per_token", "parameter_norm")  # finite, or the run stops before anything is saved
+EVAL_DIALS = (0.0, 0.9, 1.0)  # λ at which the validation loss is evaluated during training
+MUST_BE_FINITE = ("bits_per_token", "parameter_norm")  # metrics; else the run stops before anything is saved
 
 
 class Hook:
-    """Something that sees every so many batches before the state learns from them, and may return another state.
+    """A hook, which is called every `every` steps before the state is trained on a batch, and may return another state.
 
-    A state of another block capacity makes the loop build, and compile, the model of that size.
+    If that state has another block capacity, the loop builds and compiles the model of that size.
     """
 
     every: int = 1
 
     def start(self, run: Run, journal: Journal, step: int) -> None:
-        """Called once, before the first step; `run.state` is fresh or restored, `step` steps are done."""
+        """Prepare for the run; called once before the first step, with `run.state` after `step` steps."""
 
     def __call__(self, step: int, state: TrainState, batch: Batch) -> TrainState:
-        """Called before step number `step`."""
+        """Return the state to train on; called before step number `step`."""
         return state
 
     def memory(self) -> PyTree:
-        """What a checkpoint keeps of it, beside the state: arrays, of shapes that depend on the configuration only."""
+        """Return arrays to save in checkpoints; their shapes may depend on the configuration only."""
         return {}
 
     def remember(self, memory: PyTree) -> None:
-        """Takes up what `memory` gave when the run was saved."""
+        """Restore what `memory` returned when the run was saved."""
 
 
 class Preempted(StoppedRun):
-    """The machine was asked for (SIGTERM): the run was saved, and goes on where it is when it is started again."""
+    """SIGTERM came: the run was saved, and continues from there when it is started again."""
 
-    status = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
+    status = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class TrainingDiverged(StoppedRun):
-    """A loss or parameters that are not finite; the last good checkpoint is kept."""
+    """Loss or parameters are not finite; the last good checkpoint is kept."""
 
 
 def train(
@@ -87,25 +87,25 @@ def train(
     prepared: Prepared | None = None,
     begin: Callable[[TrainState], TrainState] | None = None,
 ) -> Run:
-    """Trains, or resumes, until `settings.train.steps` are done.
+    """Train, or resume training, until `settings.train.steps` are done.
 
-    Leaves in `workdir`: config.json, metrics.jsonl, TensorBoard files, checkpoints/. An interrupted run
-    continues from its last whole checkpoint, bit for bit on CPU.
+    It writes config.json, metrics.jsonl, TensorBoard files and checkpoints/ to `workdir`. An interrupted run continues
+    from its last complete checkpoint, bit for bit on CPU.
 
     Args:
       settings: the resolved configuration.
-      workdir: of the run.
-      command: what the user typed, for the record.
+      workdir: folder of the run.
+      command: the command line, for the record.
       hooks: called before every `hook.every`-th step.
-      prepared: what to train on; None prepares the corpus that the settings name.
-      begin: fresh state → the one that step 0 begins with, such as one with weights from elsewhere.
+      prepared: the data to train on; None prepares the corpus that the settings name.
+      begin: maps the fresh state to the initial one, for example with weights from elsewhere.
 
     Raises:
-      TrainingDiverged: loss or parameters became NaN or infinite.
-      Preempted: SIGTERM came; a checkpoint of the last step was saved first.
-      CheckpointError: the folder holds a run of another topology or tokenizer.
-      HostsDiffer: the processes of the job have not all the same settings, versions, data and folder.
-      ValueError: bad corpus, batch or mesh.
+      TrainingDiverged: if loss or parameters became NaN or infinite.
+      Preempted: if SIGTERM came; a checkpoint of the last step was saved first.
+      CheckpointError: if the folder holds a run of another topology or tokenizer.
+      HostsDiffer: if settings, versions, data or folders differ between the processes of the job.
+      ValueError: for an invalid corpus, batch or mesh.
     """
     compare_hosts(settings, workdir)
     prepared = hosts.together(lambda: _prepared(settings, workdir, prepared))
@@ -113,14 +113,16 @@ def train(
     mesh = meshes.make_mesh(settings.mesh)
     if mesh.shape["specialist"] > 1:
         raise ValueError(
-            f"config.mesh.specialist: this run trains one LLM, got {mesh.shape['specialist']} places for specialists; "
-            "set it to 1"
+            f"config.mesh.specialist: a run trains one LLM, got {mesh.shape['specialist']}; set it to 1"
         )
-    model = Transformer(settings.model, prepared.tokenizer.vocab_size, rules.shards("batch", mesh), mesh)
+    model = Transformer(settings.model, prepared.tokenizer.vocab_size, sharding.shards("batch", mesh), mesh)
     batches = train_batches(
-        prepared.train, settings.data.batch, settings.train.seed, shuffle=settings.data.shuffle,
-        shard=hosts.share(rules.batch_sharding(mesh), settings.data.batch),
-    )  # fmt: skip
+        prepared.train,
+        settings.data.batch,
+        settings.train.seed,
+        shuffle=settings.data.shuffle,
+        shard=hosts.share(sharding.batch_sharding(mesh), settings.data.batch),
+    )
     with Checkpoints(workdir / "checkpoints", keep=settings.train.keep) as checkpoints:
         start = checkpoints.latest() or 0
         if start:
@@ -142,12 +144,12 @@ def train(
                 for (hook, _), memory in zip(kept, memories, strict=True):
                     hook.remember(memory)
             with Preemption() as preemption:
-                _Loop(run, batches, checkpoints, journal, hooks, preemption).go(start)
+                _TrainingLoop(run, batches, checkpoints, journal, hooks, preemption).go(start)
     return run
 
 
 def _prepared(settings: config.Config, workdir: Path, given: Prepared | None) -> Prepared:
-    """What to train on; a run that is there goes on with its own tokenizer, whatever the text has become."""
+    """Return the data to train on; a resumed run keeps its own tokenizer, even if the text has changed."""
     manifest = _saved(workdir)
     if manifest is None:
         return given or prepare(settings.data, workdir / "cache")
@@ -156,17 +158,17 @@ def _prepared(settings: config.Config, workdir: Path, given: Prepared | None) ->
     named = now.tokenizer if now.tokenizer != then.tokenizer or Path(now.tokenizer).is_file() else ""
     if not given and named and not own.same_as(_like(own, named)):
         raise CheckpointError(
-            f"config.data.tokenizer: {now.tokenizer} is not the tokenizer that the run in {workdir} was made with; "
+            f"config.data.tokenizer: {now.tokenizer} is not the tokenizer of the run in {workdir}; "
             "leave the setting as it was, or use another --workdir"
         )
     if not given and not now.tokenizer and now.vocab_size != then.vocab_size:
         raise CheckpointError(
-            f"config.data.vocab_size: the run in {workdir} was made with {then.vocab_size}, got {now.vocab_size}; "
-            "its tokenizer stays as it is: set config.data.vocab_size as in the checkpoint, or use another --workdir"
+            f"config.data.vocab_size: the run in {workdir} has {then.vocab_size}, got {now.vocab_size}; "
+            "a run keeps its tokenizer: set config.data.vocab_size as in the checkpoint, or use another --workdir"
         )
     prepared = given or prepare(now, workdir / "cache", own)
     check_tokenizer(prepared.tokenizer, own.fingerprint, "the data")
-    tell_new_text(prepared.corpus_name, prepared.text, manifest.get("seen", ""))
+    report_new_text(prepared.corpus_name, prepared.text, manifest.get("seen", ""))
     return prepared
 
 
@@ -175,7 +177,7 @@ def _like(own: Tokenizer, path: str) -> Tokenizer:
 
 
 def _saved(workdir: Path) -> dict[str, Any] | None:
-    """The manifest of the last checkpoint in a folder, if there is one."""
+    """Return the manifest of the last checkpoint in a folder, if there is one."""
     if not (workdir / "checkpoints").is_dir():
         return None
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -186,7 +188,7 @@ def _saved(workdir: Path) -> dict[str, Any] | None:
 def _grown(
     settings: config.Config, model: Transformer, manifest: dict[str, Any]
 ) -> tuple[config.Config, Transformer]:
-    """Settings and model at the capacity that recruitment had reached when the checkpoint was saved."""
+    """Return settings and model at the capacity that recruitment had reached when the checkpoint was saved."""
     capacity = manifest["topology"]["block_capacity"]
     if settings.recruitment.every and capacity > settings.model.block_capacity:
         settings = settings.replace(model={"block_capacity": capacity})
@@ -195,14 +197,14 @@ def _grown(
 
 
 def _remembering(hooks: Sequence[Hook]) -> list[tuple[Hook, PyTree]]:
-    """The hooks that have something to keep, and what; the others may come and go between two parts of a run."""
+    """Return the hooks with something to save, and what; the other hooks may differ when a run is resumed."""
     memories = [(hook, hook.memory()) for hook in hooks]
     return [(hook, memory) for hook, memory in memories if jax.tree.leaves(memory)]
 
 
 @dataclasses.dataclass
-class _Loop:
-    """One pass over the remaining steps, with what it has to look after."""
+class _TrainingLoop:
+    """The loop over the remaining steps, and the objects that it uses."""
 
     run: Run
     batches: grain.DatasetIterator[Batch]
@@ -241,16 +243,19 @@ class _Loop:
                 self.journal.scalars(step, "train", {**figures, **speed})
             if measure:
                 with progress.paused():
-                    self.journal.scalars(step, "eval", run.watch(WATCHED))
+                    self.journal.scalars(step, "eval", run.watch(EVAL_DIALS))
             if save:
                 with progress.paused():
                     self.checkpoints.save(
-                        step, run.state, manifest=run.manifest(), cursor=self.batches.get_state(),
+                        step,
+                        run.state,
+                        manifest=run.manifest(),
+                        cursor=self.batches.get_state(),
                         memory=[memory for _, memory in _remembering(self.hooks)],
-                    )  # fmt: skip
+                    )
             if stop and not last:
                 raise Preempted(
-                    f"stopped by SIGTERM after step {step}, which is saved; start it again to go on from there"
+                    f"stopped by SIGTERM after step {step}, which is saved; start the run again to continue from there"
                 )
         progress.done()
 
@@ -259,18 +264,18 @@ class _Loop:
         return compile_step(run.model, run.settings, run.tokenizer.byte_lengths, run.state)
 
     def _flush(self, pending: list[Metrics], step: int) -> dict[str, float]:
-        """Reads the metrics since the last call: means of the losses, last values of the rest."""
+        """Read the metrics since the last call: means of the losses, last values of the rest."""
         read = jax.device_get(pending)
         pending.clear()
         for offset, metrics in enumerate(read):
-            if not all(math.isfinite(metrics[name]) for name in WATCHDOGS):
-                raise TrainingDiverged(self._epitaph(step - len(read) + 1 + offset))
+            if not all(math.isfinite(metrics[name]) for name in MUST_BE_FINITE):
+                raise TrainingDiverged(self._divergence(step - len(read) + 1 + offset))
         figures = {name: float(value) for name, value in read[-1].items()}
         for name in ("bits_per_token", "bits_per_byte"):
             figures[name] = float(np.mean([metrics[name] for metrics in read]))
         return figures
 
-    def _epitaph(self, step: int) -> str:
+    def _divergence(self, step: int) -> str:
         self.checkpoints.wait()
         good = self.checkpoints.latest()
         kept = (

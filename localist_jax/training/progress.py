@@ -1,4 +1,4 @@
-"""One line of progress: how far, how good, how fast, how long still."""
+"""The progress line of a run: steps done, metrics, speed, and time left."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-RECENT = 20  # updates from which the speed is read
+RECENT_UPDATES = 20  # number of updates that the speed is computed from
 TERMINAL_PERIOD, FILE_PERIOD = 0.2, 5.0  # seconds between lines
 
 
 def human_count(value: float) -> str:
-    """Three significant digits and a letter.
+    """Return a number with three significant digits and a letter.
 
     >>> [human_count(x) for x in (7, 950, 12_345, 3_200_000)]
     ['7', '950', '12.3k', '3.2M']
@@ -26,7 +26,7 @@ def human_count(value: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """Hours, minutes, seconds: the two largest.
+    """Return a duration in its two largest units of hours, minutes and seconds.
 
     >>> [human_time(x) for x in (5, 130, 7380)]
     ['5s', '2m10s', '2h03m']
@@ -40,14 +40,16 @@ def human_time(seconds: float) -> str:
 
 
 class Progress:
-    """Prints the progress of a loop; compilation and pauses do not count as time spent.
+    """Printer of the progress of a loop; speed excludes compilation and pauses.
 
     Args:
-      total: steps in all.
-      start: steps done before.
-      tokens: tokens of one step.
-      stream, clock: where to print, and seconds.
-      silent: print nothing.
+      total: number of steps.
+      start: number of steps done before.
+      tokens: tokens per step.
+      label: word that begins the line.
+      stream: file to print to; default: standard error.
+      clock: function that returns seconds.
+      silent: whether to print nothing.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Progress:
         self._terminal, self._silent = self._stream.isatty(), silent
         self._begun = clock()
         self._paused = 0.0
-        self._seen: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        self._seen: deque[tuple[int, float]] = deque(maxlen=RECENT_UPDATES)
         self._printed = float("-inf")
         self._step = start
 
@@ -75,7 +77,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here is not training time."""
+        """Exclude the time in this context from training time."""
         begun = self._clock()
         try:
             yield
@@ -83,12 +85,12 @@ class Progress:
             self._paused += self._clock() - begun
 
     def started(self, step: int) -> None:
-        """Speed is counted from here: call it when the first step (and its compilation) is done."""
+        """Start measuring speed; to be called when the first step (and its compilation) is done."""
         self._seen.append((step, self._now()))
 
     @property
     def steps_per_second(self) -> float:
-        """Over the recent updates; 0 before there are two."""
+        """Steps per second over the recent updates; 0 before there are two."""
         if len(self._seen) < 2:
             return 0.0
         (first, begun), (last, now) = self._seen[0], self._seen[-1]
@@ -100,7 +102,7 @@ class Progress:
         return self.steps_per_second * self._tokens
 
     def update(self, step: int, figures: str) -> None:
-        """Says that `step` steps are done; prints if the last line is old enough."""
+        """Note that `step` steps are done, and print if the last line is old enough."""
         self._step = step
         self._seen.append((step, self._now()))
         due = TERMINAL_PERIOD if self._terminal else FILE_PERIOD
@@ -109,7 +111,7 @@ class Progress:
             self._print(self.line(figures))
 
     def line(self, figures: str) -> str:
-        """The line for the present state."""
+        """Return the line for the current state."""
         parts = [
             f"{self._label} {self._step}/{self._total}",
             f"{100 * self._step // self._total:3d}%",
@@ -121,7 +123,7 @@ class Progress:
         return "  ".join(parts)
 
     def done(self) -> None:
-        """Closes the line and says how long it took."""
+        """End the line and print the total time."""
         if self._silent:
             return
         if self._terminal:

@@ -1,4 +1,4 @@
-"""A run: its folder, configuration, tokenizer, model and state, opened for reading or being trained."""
+"""A run: its folder, configuration, tokenizer, model and state, either opened for reading or in training."""
 
 from __future__ import annotations
 
@@ -23,61 +23,65 @@ from localist_jax import config
 from localist_jax.data import Batch, Prepared, Tokenizer, prepare, valid_batches
 from localist_jax.locality import Dial
 from localist_jax.model import Generation, Transformer, generate
-from localist_jax.parallel import hosts, rules
+from localist_jax.parallel import hosts, sharding
 from localist_jax.parallel import mesh as meshes
 from localist_jax.training import state as states
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
 from localist_jax.training.evaluate import Evaluator
 from localist_jax.training.state import TrainState
 
-RULES = Path("rules", "active.yaml")  # in a run's folder, the rules that it is served with
+ACTIVE_RULES = Path("rules", "active.yaml")  # in a run's folder, the rules that generation obeys
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "chex", "grain", "tokenizers", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the libraries a run depends on."""
+    """Return the versions of Python and of the libraries that a run depends on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 @cache
 def code() -> str:
-    """16 hex digits that identify the sources of this package, as they lie on this machine."""
+    """Return 16 hex digits that identify the sources of this package on this machine."""
     root = Path(__file__).parents[1]
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def compare_hosts(settings: config.Config, workdir: Path, **more: Any) -> None:
-    """Makes sure that all processes of a job have the same settings, versions, sources and checkpoints.
+    """Check that all processes of a job have the same settings, versions, sources and checkpoints.
 
     Raises:
-      HostsDiffer: they have not.
+      HostsDiffer: if they differ.
     """
     if jax.process_count() > 1:
-        there = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+        present = sorted(
+            int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()
+        )
         facts = {"config": settings.to_dict(), "versions": {**versions(), "localist_jax": code()}}
-        hosts.compare(**facts, checkpoints=there, **more)
+        hosts.compare(**facts, checkpoints=present, **more)
 
 
 def compare_data(prepared: Prepared) -> None:
-    """Makes sure that all processes of a job have the same text, tokenizer and rows.
+    """Check that all processes of a job have the same text, tokenizer and rows.
 
     Raises:
-      HostsDiffer: they have not.
+      HostsDiffer: if they differ.
     """
     if jax.process_count() > 1:
-        found = {"text": prepared.text, "tokenizer": prepared.tokenizer.fingerprint, "rows": prepared.digest}
-        for (
-            name,
-            digest,
-        ) in found.items():  # in this order: other text also makes another tokenizer and other rows
+        # In this order, since other text also leads to another tokenizer and other rows.
+        digests = {
+            "text": prepared.text,
+            "tokenizer": prepared.tokenizer.fingerprint,
+            "rows": prepared.digest,
+        }
+        for name, digest in digests.items():
             hosts.compare(data={name: digest})
 
 
 def machine() -> dict[str, Any]:
-    """What the run is made on: processor, cores, platform, accelerators."""
+    """Return a description of this machine: processor, cores, platform, accelerators."""
     return {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -93,7 +97,7 @@ def _processor() -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    """Write JSON atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
@@ -101,19 +105,19 @@ def write_json(path: Path, value: Any) -> None:
 
 @dataclasses.dataclass
 class Run:
-    """Everything that belongs to one trained (or training) model.
+    """A model that is trained or in training, and everything that belongs to it.
 
     Attributes:
       workdir: its folder.
       settings: its resolved configuration.
-      model, tokenizer, state: the network, its vocabulary, its parameters and what goes with them.
-      mesh: where the state lies.
-      prepared: what it is trained and evaluated on, in its own tokens; None: the corpus, read when it is asked for.
-      rules: the rule file that was active when the checkpoint was saved that this run was opened at; "": none.
-      seen: digest of the corpus that the checkpoint was trained on; "": of none.
+      model, tokenizer, state: the network, its tokenizer, and its training state.
+      mesh: the mesh that the state is on.
+      prepared: the data in the run's own tokens; None: the corpus, read when it is needed.
+      saved_rules: contents of the rule file that was active when the opened checkpoint was saved; "": none.
+      seen: digest of the corpus that the checkpoint was trained on; "": none.
 
     Raises:
-      ValueError: `prepared` was made with another tokenizer.
+      ValueError: if `prepared` was made with another tokenizer.
     """
 
     workdir: Path
@@ -123,7 +127,7 @@ class Run:
     state: TrainState
     mesh: jax.sharding.Mesh
     prepared: Prepared | None = None
-    rules: str = ""
+    saved_rules: str = ""
     seen: str = ""
 
     def __post_init__(self):
@@ -132,11 +136,11 @@ class Run:
 
     @classmethod
     def open(cls, workdir: str | Path, step: int | None = None) -> Run:
-        """Opens a run folder for evaluation, generation or inspection, at its last checkpoint or at `step`.
+        """Open a run folder for evaluation, generation or inspection, at its last checkpoint or at `step`.
 
         Raises:
-          ValueError: no run there.
-          CheckpointError: no such checkpoint, one that cannot be read, or one of another tokenizer than the folder's.
+          ValueError: if the folder holds no run.
+          CheckpointError: if there is no such checkpoint, it cannot be read, or its tokenizer is not the folder's.
         """
         workdir = Path(workdir)
         if not (workdir / "config.json").is_file():
@@ -148,15 +152,15 @@ class Run:
             mesh = meshes.make_mesh(config.Mesh(), jax.devices()[:1])
             model = Transformer(settings.model, tokenizer.vocab_size)
             state, _ = checkpoints.restore(abstract_state(model, settings, mesh), manifest["step"])
-        kept = {name: manifest.get(name, "") for name in ("rules", "seen")}
-        return cls(workdir, settings, model, tokenizer, state, mesh, **kept)
+        saved = {"saved_rules": manifest.get("rules", ""), "seen": manifest.get("seen", "")}
+        return cls(workdir, settings, model, tokenizer, state, mesh, **saved)
 
     def record(self, command: str, data: dict[str, Any] | None = None) -> None:
-        """Writes config.json and tokenizer.json: what the run is made of, with what, on what, when.
+        """Write config.json (configuration, versions, command, machine, date, data) and tokenizer.json.
 
         Args:
-          command: what the user typed.
-          data: about what it was trained on; None: the corpus.
+          command: the command line.
+          data: description of the training data; None: that of the corpus.
         """
         if not hosts.is_first():
             return
@@ -176,7 +180,7 @@ class Run:
         )
 
     def fit(self) -> None:
-        """Fits settings and model to the state, which may have grown beyond their capacity."""
+        """Adapt settings and model to the state, which may have grown beyond their capacity."""
         capacity = self.state.blocks.active.size
         if capacity != self.settings.model.block_capacity:
             self.settings = self.settings.replace(model={"block_capacity": capacity})
@@ -184,7 +188,7 @@ class Run:
             self.__dict__.pop("evaluator", None)
 
     def manifest(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: configuration, topology and rules it was saved with."""
+        """Return the manifest for a checkpoint: configuration, topology, rules, and digest of the corpus."""
         c = self.settings.model
         topology = {
             "active_blocks": int(np.asarray(self.state.blocks.active).sum()),
@@ -192,38 +196,38 @@ class Run:
             "specialists": 1,
             "tokenizer": self.tokenizer.fingerprint,
         }
-        active = self.workdir / RULES
-        rules = active.read_text(encoding="utf-8") if active.is_file() else self.rules
+        active = self.workdir / ACTIVE_RULES
+        rules = active.read_text(encoding="utf-8") if active.is_file() else self.saved_rules
         seen = self.prepared.text if self.prepared else self.seen
         return {"config": self.settings.to_dict(), "topology": topology, "rules": rules, "seen": seen}
 
     @cached_property
     def data(self) -> Prepared:
-        """The corpus, packed in the run's own tokens."""
+        """The corpus, in the run's own tokens."""
         if self.prepared:
             return self.prepared
         prepared = prepare(self.settings.data, self.workdir / "cache", self.tokenizer)
-        tell_new_text(prepared.corpus_name, prepared.text, self.seen)
+        report_new_text(prepared.corpus_name, prepared.text, self.seen)
         return prepared
 
     @cached_property
     def valid(self) -> list[Batch]:
-        """The validation batches: the rows of each that this process reads."""
+        """The validation batches, with the rows of each that this process reads."""
         data = self.settings.data
-        share = hosts.share(rules.batch_sharding(self.mesh), data.batch)
+        share = hosts.share(sharding.batch_sharding(self.mesh), data.batch)
         return valid_batches(self.data.valid, data.batch, data.valid_rows, shard=share)
 
     def place(self, batch: Batch) -> Batch:
-        """A batch, of which this process read its share, on the run's devices."""
-        return hosts.place(batch, rules.batch_sharding(self.mesh), self.settings.data.batch)
+        """Place a batch, of which this process read its share, on the run's devices."""
+        return hosts.place(batch, sharding.batch_sharding(self.mesh), self.settings.data.batch)
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """Compiled once for the run."""
+        """The evaluator, compiled once for the run."""
         return Evaluator(self.model, self.tokenizer.byte_lengths)
 
     def watch(self, localities: tuple[float, ...]) -> dict[str, float]:
-        """Validation code length at some dials: {"bits_per_token@0.9": …}."""
+        """Return the validation code length at some dials: {"bits_per_token@0.9": …}."""
         figures: dict[str, float] = {}
         batches = [self.place(batch) for batch in self.valid]
         for value in localities:
@@ -232,9 +236,9 @@ class Run:
         return figures
 
     def generate(self, prompts: Sequence[str | list[int]], dial, **options) -> list[Generation]:
-        """`model.generate` on text: encodes the prompts, and keeps to the context the run was trained at.
+        """Call `model.generate` on texts, with the context that the run was trained at.
 
-        A prompt may be token ids instead; with `bos=None` nothing is put before them.
+        A prompt may be token ids instead; with `bos=None` no token is put before them.
         """
         ids = [p if isinstance(p, list) else self.tokenizer.encode(p).tolist() for p in prompts]
         options = {"bos": self.tokenizer.bos, **options}
@@ -251,20 +255,20 @@ class Run:
         )
 
     def text(self, prompt: str, generation: Generation) -> str:
-        """The prompt with what was generated, decoded together (a character may span the border)."""
+        """Return the prompt and its continuation, decoded together since a character may span the boundary."""
         return self.tokenizer.decode([*self.tokenizer.encode(prompt).tolist(), *generation.tokens])
 
 
 def own_tokenizer(workdir: Path, fingerprint: str) -> Tokenizer:
-    """The tokenizer that a run was made with, from its folder: it stays the run's, whatever becomes of the corpus.
+    """Load a run's tokenizer from its folder; a run keeps it even if the corpus changes.
 
     Args:
       workdir: the folder.
-      fingerprint: of the tokenizer, as the checkpoint's manifest names it.
+      fingerprint: the tokenizer's fingerprint, from the checkpoint's manifest.
 
     Raises:
-      CheckpointError: the folder has another tokenizer now.
-      ValueError: it has none that can be read.
+      CheckpointError: if the folder now has another tokenizer.
+      ValueError: if it has none that can be read.
     """
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     check_tokenizer(tokenizer, fingerprint, str(workdir / "tokenizer.json"))
@@ -272,24 +276,24 @@ def own_tokenizer(workdir: Path, fingerprint: str) -> Tokenizer:
 
 
 def check_tokenizer(tokenizer: Tokenizer, fingerprint: str, what: str) -> None:
-    """Makes sure that `what` uses the tokenizer with this fingerprint, the run's own.
+    """Check that `what` uses the tokenizer with this fingerprint, the run's own.
 
     Raises:
-      CheckpointError: it uses another.
+      CheckpointError: if it uses another.
     """
     if tokenizer.fingerprint != fingerprint:
         raise CheckpointError(
             f"{what}: expected the tokenizer that the run was made with ({fingerprint}), got another "
-            f"({tokenizer.fingerprint}), whose tokens mean something else; copy the run's tokenizer.json back, "
+            f"({tokenizer.fingerprint}), whose token ids mean something else; copy the run's tokenizer.json back, "
             "or use another --workdir"
         )
 
 
-def tell_new_text(corpus: str, text: str, known: str) -> None:
-    """Says in one line that a run which knows the text with digest `known` ("": none) is given another."""
+def report_new_text(corpus: str, text: str, known: str) -> None:
+    """Print a line if a run that was trained on the text with digest `known` ("": none) now gets another."""
     if known and text != known and hosts.is_first():
         print(
-            f"data: the text of {corpus!r} is not what this run was trained on; it is read as new data, "
+            f"data: the text of {corpus!r} has changed since this run was trained on it; it is used as new data, "
             "with the run's own tokenizer",
             file=sys.stderr,
             flush=True,
@@ -297,18 +301,18 @@ def tell_new_text(corpus: str, text: str, known: str) -> None:
 
 
 def boxed_state(model: Transformer, settings: config.Config) -> TrainState:
-    """Shapes and dtypes of a run's state, its parameters and moments boxed with their logical axis names."""
+    """Return shapes and dtypes of a run's state, with parameters and moments boxed with their logical axis names."""
     return jax.eval_shape(lambda key: states.create(model, settings, key), jax.random.key(0))
 
 
 def abstract_state(model: Transformer, settings: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of a run's state, without making it.
+    """Return shapes, dtypes and shardings of a run's state, without creating it.
 
     Raises:
-      ValueError: a dimension that does not divide over its mesh axis.
+      ValueError: if a dimension does not divide over its mesh axis.
     """
     boxed = boxed_state(model, settings)
-    shardings = rules.state_shardings(boxed, mesh)
+    shardings = sharding.state_shardings(boxed, mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         nn.unbox(boxed),
@@ -317,7 +321,7 @@ def abstract_state(model: Transformer, settings: config.Config, mesh: jax.shardi
 
 
 def fresh_state(model: Transformer, settings: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
-    """The state before the first step, made in place on the mesh."""
+    """Create the state before the first step, directly on the mesh."""
     wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, settings, mesh))
     create = jax.jit(lambda key: nn.unbox(states.create(model, settings, key)), out_shardings=wanted)
     return create(jax.random.key(settings.train.seed))

@@ -1,4 +1,4 @@
-"""The training state, and which optimizer rule each parameter falls under."""
+"""The training state, and the optimizer group of each parameter."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ FILING = ("localist", "attention", "filing")
 UNITS = ("localist", "units", "out")
 ROUTER = ("router", "kernel")
 DELTAS = tuple((f"{name}_delta",) for name in ("query", "key", "value", "out"))
-MUON_MOMENTUM, ADAM_SIZE = 0.95, 0.2  # the second: root mean square of an AdamW update at learning rate 1
-FIRST_GATES = {  # by `config.Gates.pattern`: what the gates [K, K] start from
+MUON_MOMENTUM = 0.95
+ADAM_SIZE = 0.2  # root mean square of an AdamW update at learning rate 1
+INITIAL_GATES = {  # gates [K, K] at the start, by `config.Gates.pattern`
     "learned": lambda c: jnp.ones((c.block_capacity,) * 2),
     "closed": lambda c: jnp.zeros((c.block_capacity,) * 2),
     "own": lambda c: jnp.eye(c.block_capacity),
@@ -38,12 +39,12 @@ class TrainState:
     """Everything that a step reads and writes.
 
     Attributes:
-      step: int32, steps done.
+      step: int32, number of steps done.
       params: the model's parameter pytree.
-      opt_state: of AdamW (gates have none: they take proximal steps).
+      opt_state: state of the optimizer (gates have none, since they take proximal steps).
       blocks: active blocks and anchors.
-      pricing: price of a gate and what it is set by.
-      key: of the run; each step folds its number in.
+      pricing: price of a gate, and the running means that set it.
+      key: random key of the run; each step folds its number in.
     """
 
     step: chex.Array
@@ -55,20 +56,20 @@ class TrainState:
 
 
 def at_path(params: PyTree, path: tuple[str, ...]) -> Any:
-    """The leaf of a nested dictionary at `path`."""
+    """Return the leaf of a nested dictionary at `path`."""
     for name in path:
         params = params[name]
     return params
 
 
 def with_leaf(params: PyTree, path: tuple[str, ...], leaf: Any) -> PyTree:
-    """A copy of a nested dictionary with another leaf at `path`."""
+    """Return a copy of a nested dictionary with another leaf at `path`."""
     head, *rest = path
     return {**params, head: with_leaf(params[head], tuple(rest), leaf) if rest else leaf}
 
 
 def filing_of(params: PyTree, model: config.Model) -> jax.Array | None:
-    """Return the filing of each localist layer and query head, int32 [L, N]; None where keys lie under their own block.
+    """Return the filing of each localist layer and query head, int32 [L, N]; None if there is only one.
 
     The certificates of `locality` take it.
     """
@@ -78,16 +79,16 @@ def filing_of(params: PyTree, model: config.Model) -> jax.Array | None:
 
 
 def create(model: Transformer, settings: config.Config, key: Key) -> TrainState:
-    """A fresh state; parameters are still boxed with their logical axis names."""
+    """Create a fresh state, with parameters boxed with their logical axis names."""
     init_key, run_key = jax.random.split(key)
     c = settings.model
     blocks = Blocks.create(c.blocks, c.block_capacity, c.anchor_capacity)
-    # Shapes of parameters do not depend on the batch; its size keeps the data shards apart.
+    # Parameter shapes do not depend on this batch; it has a row per data shard.
     tokens = jnp.zeros((model.data_shards, 2), jnp.int32)
     params = model.init(init_key, tokens, Dial(0.0), blocks)["params"]
     gates = at_path(params, GATES)
     params = with_leaf(
-        params, GATES, jax.tree.map(lambda x: x * FIRST_GATES[settings.gates.pattern](c), gates)
+        params, GATES, jax.tree.map(lambda x: x * INITIAL_GATES[settings.gates.pattern](c), gates)
     )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -100,7 +101,7 @@ def create(model: Transformer, settings: config.Config, key: Key) -> TrainState:
 
 
 def learning_rate(settings: config.Config) -> optax.Schedule:
-    """Linear warm-up, then a cosine down to `final` of the peak."""
+    """Return the schedule: linear warm-up, then a cosine down to `final` of the peak."""
     o, steps = settings.optimizer, settings.train.steps
     warmup = max(1, round(o.warmup * steps))
     return optax.warmup_cosine_decay_schedule(
@@ -109,26 +110,28 @@ def learning_rate(settings: config.Config) -> optax.Schedule:
 
 
 def optimizer(settings: config.Config) -> optax.GradientTransformation:
-    """AdamW, or Muon for the layers' matrices, with clipping; for everything but the gates. Gains are not decayed."""
+    """Return AdamW, or Muon for the layers' matrices, with clipping, for all but the gates; gains are not decayed."""
     o, rate = settings.optimizer, learning_rate(settings)
 
     def adam(decay: float) -> optax.GradientTransformation:
         return optax.adamw(rate, b1=o.b1, b2=o.b2, weight_decay=decay)
 
     none = optax.set_to_zero()
-    rules = {"table": adam(o.weight_decay), "vector": adam(0.0), "gate": none, "frozen": none}
-    rules["matrix"] = rules["table"] if o.kind == "adamw" else _muon(settings, rate)
-    by_path = partial(rule_of, trunk=o.trunk)
+    transforms = {"table": adam(o.weight_decay), "vector": adam(0.0), "gate": none, "frozen": none}
+    transforms["matrix"] = transforms["table"] if o.kind == "adamw" else _muon(settings, rate)
+    groups = partial(optimizer_groups, trunk=o.trunk)
     clip = optax.masked(
         optax.clip_by_global_norm(o.clip_norm),
-        lambda p: jax.tree.map(lambda rule: rule not in ("gate", "frozen"), by_path(p)),
+        lambda p: jax.tree.map(lambda group: group not in ("gate", "frozen"), groups(p)),
     )
     slower = optax.masked(optax.scale(o.trunk), trunk_mask)
-    return optax.chain(clip, optax.partition(rules, by_path), slower if 0 < o.trunk < 1 else optax.identity())
+    return optax.chain(
+        clip, optax.partition(transforms, groups), slower if 0 < o.trunk < 1 else optax.identity()
+    )
 
 
 def _muon(settings: config.Config, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024), its updates scaled to the size of AdamW's, so that one learning rate serves both."""
+    """Return Muon (Jordan et al. 2024), with updates as large as AdamW's, so that one learning rate fits both."""
 
     def sized(updates: PyTree, _) -> PyTree:
         def resize(update, axes):
@@ -146,21 +149,21 @@ def _muon(settings: config.Config, rate: optax.Schedule) -> optax.GradientTransf
 
 
 def _matrices(params: PyTree) -> PyTree:
-    """Which axes of each leaf are a matrix's rows and columns; layers and blocks hold many matrices."""
+    """Return which axes of each leaf are rows and columns of matrices; a leaf may hold one for each layer or block."""
 
-    def of(path, leaf):
+    def axes_of(path, leaf):
         if isinstance(leaf, optax.MaskedNode):
             return leaf
         if path[-2] != "attention":
             return optax.contrib.MuonDimensionNumbers((-2,), (-1,))
-        inwards = path[-1] != "out"  # [D, N, H]; outwards [N, H, D]
+        inwards = path[-1] != "out"  # [D, N, H]; "out" is [N, H, D]
         return optax.contrib.MuonDimensionNumbers(*(((-3,), (-2, -1)) if inwards else ((-3, -2), (-1,))))
 
     flat = traverse_util.flatten_dict(params)
-    return traverse_util.unflatten_dict({path: of(path, leaf) for path, leaf in flat.items()})
+    return traverse_util.unflatten_dict({path: axes_of(path, leaf) for path, leaf in flat.items()})
 
 
-RULES = {  # by the last name on a parameter's path; every parameter must be here
+OPTIMIZER_GROUPS = {  # by the last name of a parameter's path; every parameter must be listed
     "gates": "gate",
     "filing": "frozen",  # chosen by calibration, not learned
     **dict.fromkeys(("gain", "bias", "query_bias", "key_bias", "value_bias"), "vector"),
@@ -169,24 +172,24 @@ RULES = {  # by the last name on a parameter's path; every parameter must be her
 }
 
 
-def rule_of(params: PyTree, trunk: float = 1.0) -> PyTree:
-    """The optimizer rule of every parameter; with `trunk` 0 those of the trunk are "frozen".
+def optimizer_groups(params: PyTree, trunk: float = 1.0) -> PyTree:
+    """Return the optimizer group of every parameter; with `trunk` 0 those of the trunk are "frozen".
 
     Raises:
-      ValueError: a parameter that no rule covers, by its path.
+      ValueError: if a parameter has no group; names its path.
     """
     flat = traverse_util.flatten_dict(params)
     for path in flat:
-        if path[-1] not in RULES:
+        if path[-1] not in OPTIMIZER_GROUPS:
             raise ValueError(
-                f"optimizer: no rule covers parameter {'/'.join(path)}; add it to training.state.RULES"
+                f"optimizer: parameter {'/'.join(path)} has no group; add it to training.state.OPTIMIZER_GROUPS"
             )
-    rules = {path: RULES[path[-1]] if trunk or not in_trunk(path) else "frozen" for path in flat}
-    return traverse_util.unflatten_dict(rules)
+    groups = {path: OPTIMIZER_GROUPS[path[-1]] if trunk or not in_trunk(path) else "frozen" for path in flat}
+    return traverse_util.unflatten_dict(groups)
 
 
 def in_trunk(path: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to what any transformer has: all but router, gates, filing, deltas and units.
+    """Return whether a parameter is one that any transformer has: all but router, gates, filing, deltas and units.
 
     >>> in_trunk(("embedding",)), in_trunk(("router", "norm", "gain")), in_trunk(GATES)
     (True, False, False)
@@ -196,6 +199,6 @@ def in_trunk(path: tuple[str, ...]) -> bool:
 
 
 def trunk_mask(params: PyTree) -> PyTree:
-    """`in_trunk` of every parameter."""
+    """Return `in_trunk` for every parameter."""
     flat = traverse_util.flatten_dict(params)
     return traverse_util.unflatten_dict({path: in_trunk(path) for path in flat})

@@ -1,4 +1,4 @@
-"""Run by test_sharded.py in a process of its own: attention split over 4 × 2 devices against one device."""
+"""A child process of test_sharded.py: attention split over 4 × 2 devices against one device."""
 
 import json
 import os

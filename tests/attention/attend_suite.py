@@ -1,4 +1,4 @@
-"""What every implementation of `attend` must pass: agreement with a NumPy oracle in float64.
+"""The tests that every implementation of `attend` must pass: agreement with a NumPy oracle in float64.
 
 The oracle is written from the definition alone, one query at a time, and shares no code with the library.
 An implementation is tested by a subclass of `AttendSuite` that names it.
@@ -73,7 +73,7 @@ def oracle(
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Sizes and kind of one problem."""
+    """The sizes and options of one problem."""
 
     B: int = 2
     T: int = 12
@@ -111,7 +111,7 @@ class Case:
         }
         odds = (gates + (1 - gates) * keep).astype(np.float32).astype(np.float64)
         call = dict(**places, odds=odds, relevant=gates > 0, window=self.window)
-        if self.filings > 1:  # under the second, a key's block is that of the position before it, and so on
+        if self.filings > 1:  # under filing f, a key's block is that of the position f before it
             call["k_block"] = np.stack([np.roll(block, f, 1) for f in range(self.filings)], 1)
             for name, x in (("pos", position), ("seg", segment)):
                 call[f"k_{name}"] = np.repeat(x[:, None], self.filings, 1)
@@ -156,7 +156,7 @@ def one_hot(block, K):
 
 @partial(jax.jit, static_argnames=("suite", "implementation", "window", "stats"))
 def compiled(*qkv, suite, **call):
-    """`attend` as one program: operation by operation it takes ten times as long.
+    """Compile `attend` as one program, which takes a tenth of the time of separate operations.
 
     `suite` is the class that asks, which may have changed what the implementation does.
     """
@@ -164,7 +164,7 @@ def compiled(*qkv, suite, **call):
 
 
 class AttendSuite:
-    """Subclass it and set `implementation`."""
+    """The shared suite: a subclass sets `implementation`."""
 
     implementation: str
 
@@ -250,7 +250,7 @@ class AttendSuite:
         ["between", "localist", "packed, localist", "grouped queries", "window", "filed", "filed, between"],
     )
     def test_gradients_are_those_of_the_definition(self, name):
-        """Directional derivatives against central differences of the oracle, values and statistics together."""
+        """Check directional derivatives of values and statistics against central differences of the oracle."""
         case = CASES[name]
         qkv, call = case.make()
         rng = np.random.default_rng(1)
@@ -270,7 +270,7 @@ class AttendSuite:
             return total(jnp, out, {name: getattr(stats, name) for name in STATISTICS})
 
         def true_score(q, k, v, odds, route=None):
-            odds = np.where(call["odds"] == 0, 0.0, odds)  # closed stays closed
+            odds = np.where(call["odds"] == 0, 0.0, odds)  # closed pairs stay closed
             return total(np, *oracle(q, k, v, **{**call, "odds": odds}, route=route))
 
         at = [*qkv, call["odds"], *([one_hot(call["q_block"], case.K)] if case.filings == 1 else [])]
@@ -305,7 +305,7 @@ class AttendSuite:
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
     def test_cached_keys_and_a_request_per_row(self):
-        """Decoding: one query per request, each at its own place in a cache that is partly empty."""
+        """Check decoding: one query per request, each at its own position in a partly empty cache."""
         case = Case(B=3, N=4, G=2, dial="mixed", batched_odds=True, window=2)
         (q, k, v), call = case.make()
         at = np.array([3, 7, 11])
@@ -323,7 +323,7 @@ class AttendSuite:
             )
 
     def test_slots_may_hold_other_positions_under_each_filing(self):
-        """A paged cache: slot s of a head holds the position that the head's filing put there."""
+        """Check a paged cache, in which a slot holds the position that the head's filing put there."""
         case = Case(B=2, T=20, N=4, G=2, K=4, filings=2, window=3, dial="one")
         (q, k, v), call = case.make()
         order = np.random.default_rng(2).permutation(case.T)
@@ -338,7 +338,7 @@ class AttendSuite:
         np.testing.assert_allclose(stats.gated_mass, figures["gated_mass"], rtol=1e-4, atol=5e-5)
 
     def test_queries_may_have_rows_of_their_own(self):
-        """More rows than columns in the odds: rows of odds per request, without more blocks."""
+        """Check odds with more rows than columns, as steering needs them."""
         case = Case(K=4)
         qkv, call = case.make()
         rows = np.concatenate([call["odds"], call["odds"][:, :, :1] * 0.5], 2)

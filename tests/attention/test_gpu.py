@@ -1,4 +1,4 @@
-"""The GPU kernels: their arithmetic against the definition, their movement of data interpreted, and that they lower.
+"""The GPU kernels: arithmetic against the definition, data movement interpreted, and lowering for a GPU.
 
 On a machine with a GPU the first tests run the kernels themselves.
 """
@@ -25,13 +25,13 @@ CASES = {
     "localist, packed, with a window": Case(B=1, T=300, H=8, Hv=8, window=5, packed=True, dial="one"),
     "distributed": Case(B=1, T=256, H=8, Hv=8, dial="zero"),
 }
-CHANNELS = 64  # a row of shared memory
-ROUNDED = 7e-3  # what bfloat16 makes of a result, as a share of its norm
+CHANNELS = 64  # channels in a row of shared memory
+ROUNDED = 7e-3  # error of bfloat16, relative to the norm of a result
 
 
 @partial(jax.jit, static_argnames=("implementation", "window"))
 def values(q, k, v, w, route, implementation, **call):
-    """Values, statistics and gradients of ⟨w, values⟩."""
+    """Return values, statistics and gradients of ⟨w, values⟩."""
 
     def score(q, k, v, odds, route):
         out, _ = attend(q, k, v, **{**call, "odds": odds}, route=route, implementation=implementation)
@@ -83,7 +83,7 @@ def interpreter():
 
 @pytest.mark.parametrize(("rows", "programs"), [(9, 1), (14, 2)])
 def test_tiles_reach_the_rows_that_list_them(rows, programs, monkeypatch):
-    """With a step that needs no tensor core: several rows a program, rings that go round, rows with nothing to do."""
+    """Interpret a step without tensor cores: several rows per program, rings that wrap around, empty rows."""
     monkeypatch.setattr(program.plgpu, "kernel", partial(plgpu.kernel, interpret=interpreter()))
     monkeypatch.setattr(program, "_processors", lambda: programs)
     rng = np.random.default_rng(0)
@@ -97,17 +97,23 @@ def test_tiles_reach_the_rows_that_list_them(rows, programs, monkeypatch):
         at.take_turns()
         at.take_turns()
         new = state + r.k[...][: hopper.ROWS].astype(jnp.float32) * r.q[...].astype(jnp.float32)
-        plgpu.commit_smem()  # read by threads here, not by tensor cores: what is fetched next must wait for it
+        plgpu.commit_smem()  # threads read it here, not tensor cores, so the next fetch must wait
         return new
 
     order = np.arange(rows, dtype=np.int32)
     lists = hopper.Lists(*map(jnp.asarray, (order, counts, order, entries)), bias=None)
-    call = program.Call(
-        "sum", Settings("far", 1, 1.0, False, False, False, emulated=False),
-        lambda s, r: jnp.zeros((hopper.ROWS, CHANNELS), jnp.float32), step,
+    call = program.GpuKernel(
+        "sum",
+        Settings("far", 1, 1.0, False, False, False, emulated=False),
+        lambda s, r: jnp.zeros((hopper.ROWS, CHANNELS), jnp.float32),
+        step,
         lambda s, r, state: {"out": state, "pos": r.pos[...]},
-        {"out": "q"}, {"pos": ()}, (1, 1, rows), (1, 1, rows), turns=True,
-    )  # fmt: skip
+        {"out": "q"},
+        {"pos": ()},
+        (1, 1, rows),
+        (1, 1, rows),
+        turns=True,
+    )
     found = call(
         lists,
         {"q": jnp.asarray(q, jnp.bfloat16), "pos": jnp.asarray(pos)},

@@ -1,4 +1,4 @@
-"""Attention on a mesh: the same numbers, and no device waits for another's keys."""
+"""Attention on a mesh: equal results, without communication of keys."""
 
 import json
 import subprocess
@@ -15,4 +15,4 @@ def test_eight_devices_attend_as_one_does_and_gather_nothing():
     assert max(seen["gaps"]) < 1e-4
     assert seen["collectives"]["all-gather"] == 0
     assert seen["collectives"]["all-to-all"] == 0
-    assert seen["collectives"]["all-reduce"] > 0  # the score, and the gradients of what all devices share
+    assert seen["collectives"]["all-reduce"] > 0  # the score, and gradients of shared inputs

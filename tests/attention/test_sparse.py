@@ -1,4 +1,4 @@
-"""The tiled implementation against the definition, each way of it by itself and the choice between them."""
+"""The sparse implementation against the definition: each way separately, and the choice between them."""
 
 import dataclasses
 
@@ -15,25 +15,25 @@ LONG = Case(B=1, T=600, K=6, window=4, dial="one", H=8, Hv=8, packed=True)
 
 
 class TestInOrder(AttendSuite):
-    """Small problems always stay in order."""
+    """Positions of small problems always stay in order."""
 
     implementation = "sparse"
 
 
 def where_blocks_cost(cost, size=None):
-    """The engine with this price of tiles of one block, and perhaps a size for all of them."""
+    """Return an engine with this cost of pure tiles, and optionally one size for all of them."""
     pure = (dataclasses.replace(x, cost=cost, size=size or x.size) for x in sparse.CPU.pure)
     return dataclasses.replace(sparse.CPU, pure=tuple(pure))
 
 
 class TestByBlock(AttendSuite):
-    """The same with positions sorted by block however small the problem, in tiles of more queries than keys."""
+    """Positions are always sorted by block, in tiles with more queries than keys."""
 
     implementation = "sparse"
 
     @pytest.fixture(autouse=True)
     def _only_by_block(self, monkeypatch):
-        monkeypatch.setattr(sparse, "SMALLEST", 0)
+        monkeypatch.setattr(sparse, "MIN_PAIRS_BY_BLOCK", 0)
         monkeypatch.setattr(sparse, "CPU", where_blocks_cost(0.0, size=(32, 16, 4)))
 
 
@@ -42,7 +42,7 @@ def marks(call, side):
 
 
 def filed(call, groups):
-    """The keys' places [B, F, S], and the filing of each key/value head."""
+    """Return the keys' marks [B, F, S], and the filing of each key/value head."""
     if "filing" in call:
         return marks(call, "k"), call["filing"]
     return jax.tree.map(lambda x: x[:, None], marks(call, "k")), np.zeros(groups, int)
@@ -50,10 +50,10 @@ def filed(call, groups):
 
 def plans(call, qkv):
     q, k, _ = arrays(qkv)
-    how, keys = sparse.How(window=call["window"]), tiles.Filed(*filed(call, k.shape[2]))
+    spec, keys = sparse.CallSpec(window=call["window"]), tiles.Filed(*filed(call, k.shape[2]))
     return {
-        way: plan(how, q, k, jnp.asarray(call["odds"]), marks(call, "q"), keys)
-        for way, plan in sparse.PLANS.items()
+        way: plan(spec, q, k, jnp.asarray(call["odds"]), marks(call, "q"), keys)
+        for way, plan in sparse.PLANNERS.items()
     }
 
 
@@ -70,7 +70,7 @@ def open_pairs(call, pairs, groups=1):
     return {"near": near, "far": far, "all": near | far}[pairs]
 
 
-@pytest.mark.parametrize("way", list(sparse.PLANS))
+@pytest.mark.parametrize("way", list(sparse.PLANNERS))
 @pytest.mark.parametrize("dial", ["zero", "one"])
 @pytest.mark.parametrize("sizes", [{}, {"N": 4, "G": 2, "filings": 2}], ids=["one filing", "two filings"])
 def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(way, dial, sizes):
@@ -81,7 +81,7 @@ def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(w
         wanted = open_pairs(call, section.pairs, case.G)
         work, (B, I, _) = section.listed(), section.q_layout.index.shape
         at_q, filled_q = (np.asarray(x) for x in (section.q_layout.index, section.q_layout.filled))
-        block_q, block_k = (np.asarray(at.block)[..., 0] for at in (section.q_at, section.k_at))
+        block_q, block_k = (np.asarray(at.block)[..., 0] for at in (section.q_marks, section.k_marks))
         for row, (b, n, i) in enumerate(np.ndindex(B, section.heads, I)):
             g = n // (case.N // case.G)
             at_k, filled_k = (
@@ -91,7 +91,7 @@ def test_every_open_pair_is_visited_once_and_pure_tiles_only_where_one_is_open(w
             for j in np.asarray(work.lists[row, : work.counts[row]]):
                 pairs = np.ix_(at_q[b, i][filled_q[b, i]], at_k[j][filled_k[j]])
                 reached[b, n][pairs] += wanted[b, n][pairs]
-                if section.pairs == "far":  # no tile of a closed pair of blocks
+                if section.pairs == "far":  # tiles of closed pairs of blocks are skipped
                     block = block_k[b, g if block_k.shape[1] > 1 else 0, j]
                     assert call["odds"][0, n, block_q[b, i], block] > 0
     np.testing.assert_array_equal(reached, open_pairs(call, "all", case.G))
@@ -107,7 +107,7 @@ def test_layouts_lose_nothing():
     assert all(len(set(cut[at])) == 1 for at in np.ndindex(cut.shape[:2]) if filled[at].any())
     in_part = np.argwhere(filled.any(-1) & ~filled.all(-1))
     assert all(cut[b, at - 1, -1] != cut[b, at, -1] for b, at in in_part if at), "only a block's first tile"
-    filing = jnp.asarray([1, 0])  # two heads, each with tiles of its own
+    filing = jnp.asarray([1, 0])  # two heads with separate tiles
     keys = tiles.Filed(Marks(*[jnp.stack([block, block[:, ::-1]], 1)] * 3), filing)
     of_heads = tiles.by_block(keys.each().block, 7, 8).for_heads(keys)
     two = jnp.arange(300.0).reshape(3, 50, 2)
@@ -119,7 +119,7 @@ def test_layouts_lose_nothing():
 
 @pytest.mark.parametrize("overlap", [0, 3, 8, 19, 60])
 def test_tiles_that_overlap_hold_what_came_before_and_give_back_the_sum(overlap):
-    """Also where a tile reaches back over several, and where the last one is not full."""
+    """Check tiles that overlap several earlier ones, and a last tile that is not full."""
     x = jnp.arange(1.0, 101.0).reshape(2, 50, 1)
     layout = tiles.in_order(2, 50, 8, overlap)
     wanted = np.where(layout.filled, np.asarray(x[..., 0])[np.arange(2)[:, None, None], layout.index], 0)
@@ -131,7 +131,7 @@ def test_tiles_that_overlap_hold_what_came_before_and_give_back_the_sum(overlap)
 
 
 def test_the_way_with_less_to_do_is_taken():
-    """Half-open gates on a long row stay in order; one block in twelve goes by block."""
+    """Check the choice: half-open gates stay in order; one open block in twelve goes by block."""
     rng = np.random.default_rng(0)
     qkv, call = Case(B=1, T=2048, K=12, N=1, dial="one").make()
     cost = {}
@@ -144,11 +144,11 @@ def test_the_way_with_less_to_do_is_taken():
 
 
 def test_a_step_of_decoding_takes_few_open_pages_one_by_one_and_many_together(monkeypatch):
-    """A ninth of the pages open, or all; the result is the definition's either way."""
-    monkeypatch.setattr(sparse, "MANY", 512)
+    """Check results with a ninth of the pages open, and with all."""
+    monkeypatch.setattr(sparse, "MIN_KEYS_FOR_WIDE_PAGES", 512)
     T, K = 600, 9
     qkv, call = Case(B=2, T=T, K=K, dial="one", window=4).make()
-    of_key = np.minimum(np.arange(T) // 64, K - 1)  # pages of one block each
+    of_key = np.minimum(np.arange(T) // 64, K - 1)  # each page holds one block
     call["k_block"] = np.broadcast_to(of_key, (2, T))
     last = {name: call[name][:, -1:] for name in ("q_block", "q_pos", "q_seg")}
     q, k, v = qkv
@@ -166,7 +166,7 @@ def test_a_step_of_decoding_takes_few_open_pages_one_by_one_and_many_together(mo
 
 @pytest.mark.parametrize("order", ["in step", "shuffled", "with a gap"])
 def test_the_band_is_only_taken_where_it_holds_the_window(order, monkeypatch):
-    """Neighbours in place need not be neighbours in the row: then positions stay in order, and all is right still."""
+    """Check keys whose positions do not increase along the row, which makes calls stay in order."""
     monkeypatch.setattr(sparse, "CPU", where_blocks_cost(1e-9))
     qkv, call = dataclasses.replace(LONG, packed=False).make()
     place = np.arange(LONG.T)
@@ -184,7 +184,7 @@ def test_the_band_is_only_taken_where_it_holds_the_window(order, monkeypatch):
 
 @pytest.mark.parametrize("stats", ["none", "open"])
 def test_closed_blocks_are_never_read(stats, monkeypatch):
-    """Keys and values that no gate opens are NaN: reading a single one would spoil a whole row.
+    """Check that closed keys and values are never read: they are NaN, so reading one would spoil a row.
 
     (The window's own tiles hold neighbours that are masked; so the hidden block lies far from those who ask.)
     """
@@ -208,7 +208,7 @@ def test_closed_blocks_are_never_read(stats, monkeypatch):
 
 @pytest.mark.parametrize("dial", ["one", "between"])
 def test_long_rows_agree_with_the_reference(dial):
-    """Both ways compiled side by side, many tiles, all gradients; the reference is checked by the suite."""
+    """Check both ways with many tiles and all gradients against the reference."""
     case = dataclasses.replace(LONG, dial=dial, N=4, G=2)
     qkv, call = case.make()
     route = jnp.asarray(one_hot(call["q_block"], case.K), jnp.float32)
@@ -240,4 +240,4 @@ def test_it_lowers_for_accelerators(platform):
     lowered = jax.jit(jax.grad(score, (0, 1, 2, 3))).trace(*inputs).lower(lowering_platforms=(platform,))
     text = lowered.as_text()
     assert "stablehlo.while" in text
-    assert f"{LONG.T}x{LONG.T}" not in text  # never the square of the row
+    assert f"{LONG.T}x{LONG.T}" not in text  # no array has T² elements

@@ -21,28 +21,28 @@ RUN = tpu.tpu
 
 @partial(jax.jit, static_argnames=("settings", "window", "stats"))
 def compiled(*qkv, settings, **call):
-    """Faster than one operation at a time; settings of the modules are an argument, lest an old one be taken."""
+    """Compile `attend`; module settings are arguments, so that no program with old settings is reused."""
     return RUN(*qkv, **call)
 
 
 def run(*qkv, **call):
-    return compiled(*qkv, **call, settings=(tpu.ENGINE, tpu.LISTED, tiles_of.SMALLEST))
+    return compiled(*qkv, **call, settings=(tpu.ENGINE, tpu.MAX_LIST_ENTRIES, tiles_of.MIN_PAIRS_BY_BLOCK))
 
 
 class Interpreted(AttendSuite):
-    """With tiles so small that there are several of them; the kernels themselves ask for no size."""
+    """Tiles so small that there are several of them."""
 
     implementation = "tpu"
     pure_cost = 3.0
 
     @pytest.fixture(autouse=True)
     def _small_tiles(self, monkeypatch):
-        pure = (tiles_of.Pure((8, 8, 1), self.pure_cost),)
+        pure = (tiles_of.PureTiles((8, 8, 1), self.pure_cost),)
         sizes = dict(wide=(16, 32, 1), small=(8, 8, 1), band=(8, 16), pure=pure)
         monkeypatch.setattr(tpu, "ENGINE", dataclasses.replace(tpu.ENGINE, **sizes))
         monkeypatch.setattr(tpu, "tpu", run)
 
-    # Too slow here: a gradient more, decoding and queries' rows (the kernel sees only other numbers).
+    # Too slow under interpretation, and the kernel runs the same code: another gradient, decoding, query rows.
     test_statistics_do_not_change_the_values = None
     test_the_derivative_at_closed_odds_is_exactly_zero = None
     test_cached_keys_and_a_request_per_row = None
@@ -51,7 +51,7 @@ class Interpreted(AttendSuite):
 
 
 class TestInOrder(Interpreted):
-    """Tiles of mixed blocks."""
+    """The kernels on tiles of mixed blocks."""
 
     @pytest.mark.parametrize(
         "name", ["mixed dials per request and head", "one position", "wide values", "large logits", "long"]
@@ -75,7 +75,7 @@ class TestInOrder(Interpreted):
 
         whole = both(*arrays(qkv))
         assert "scan" not in str(jax.make_jaxpr(lambda *qkv: both(*qkv))(*arrays(qkv)))
-        monkeypatch.setattr(tpu, "LISTED", 30)
+        monkeypatch.setattr(tpu, "MAX_LIST_ENTRIES", 30)
         assert "scan" in str(jax.make_jaxpr(lambda *qkv: both(*qkv))(*arrays(qkv)))
         for a, b in zip(*(jax.tree.leaves(x) for x in (whole, both(*arrays(qkv)))), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -89,13 +89,13 @@ class TestInOrder(Interpreted):
 
 
 class TestByBlock(Interpreted):
-    """Pure tiles, and a band for the window."""
+    """The kernels on pure tiles, with a band for the window."""
 
     pure_cost = 0.0
 
     @pytest.fixture(autouse=True)
     def _only_by_block(self, monkeypatch):
-        monkeypatch.setattr(tiles_of, "SMALLEST", 0)
+        monkeypatch.setattr(tiles_of, "MIN_PAIRS_BY_BLOCK", 0)
 
     @pytest.mark.parametrize("name", ["mixed dials per request and head", "long"])
     def test_values_and_statistics_are_those_of_the_definition(self, name):
@@ -105,7 +105,7 @@ class TestByBlock(Interpreted):
     def test_gradients_are_those_of_the_definition(self, name):
         super().test_gradients_are_those_of_the_definition(name)
 
-    # Mapping knows nothing of tiles.
+    # `vmap` does not depend on tiles.
     test_batches_may_be_mapped = None
 
 

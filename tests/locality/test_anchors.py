@@ -38,7 +38,7 @@ def test_what_makes_no_sense_is_refused(keys, margin, wanted):
 
 
 def information(counts, block, tokens):
-    """I(is it the block's?; which of these tokens, if any), by the joint table."""
+    """Return I(position in block; which of these tokens, if any), from the joint table."""
     mine, others = counts[block], counts.sum(0) - counts[block]
     cells = [(mine[t], others[t]) for t in tokens]
     rest = np.array([mine.sum(), others.sum()]) - np.sum(cells, 0, initial=0)

@@ -1,4 +1,4 @@
-"""Gates by mass per pair within a budget, and where heads file their keys."""
+"""Gates chosen by mass per pair within a budget, and the filings of heads."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from localist_jax.locality import budget
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_other_choice_of_gates_with_as_few_pairs_lets_more_mass_through(seed):
-    """Against all subsets; pairs are many, so that one more of them moves no order."""
+    """Check against all subsets; with this many pairs, one more changes no order."""
     rng = np.random.default_rng(seed)
     mass, pairs = rng.random(9) * 1e6, rng.integers(1, 9, 9) * 1e6
     order = budget.by_density(mass, pairs)
@@ -64,7 +64,7 @@ def test_a_negative_budget_is_refused():
 
 
 def test_each_key_value_head_files_where_its_heads_capture_most():
-    """Head group 0 attends by own blocks, group 1 by the blocks before; tables are what their heads saw."""
+    """Check tables in which head group 0 attends by own blocks, and group 1 by the blocks before."""
     rng = np.random.default_rng(0)
     F, L, N, G, K = 2, 3, 4, 2, 5
     pairs = np.full((F, K, K), 100.0)

@@ -1,4 +1,4 @@
-"""Certificates hold on every input that was tried, are attained by the worst one, and round outward."""
+"""Certificates hold on random inputs, are attained by the worst input, and round outward."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from localist_jax.model.layers import rotate
 
 
 def head_logits(gains, x, positions):
-    """Logits of QK-normed, rotated vectors as the model computes them; x: [2, T, H]."""
+    """Return logits of QK-normed, rotated vectors x [2, T, H], as the model computes them."""
     q, k = (gain * v / np.sqrt((v**2).mean(-1, keepdims=True)) for gain, v in zip(gains, x, strict=True))
     turned = [
         np.asarray(rotate(jnp.asarray(v, jnp.float32)[None, :, None], positions, 10_000.0))[0, :, 0]
@@ -33,7 +33,7 @@ def test_no_input_exceeds_the_logit_bound_and_an_adversary_comes_close(H):
         largest = max(
             largest, np.abs(head_logits(gains, rng.normal(size=(2, 40, H)) * scale, positions)).max()
         )
-    # The adversary: all of both vectors in the strongest rotary pair's strongest channels, at aligning positions.
+    # The worst input: both vectors lie in the strongest channels of the strongest rotary pair, at aligned positions.
     pair_gain = np.abs(gains).reshape(2, 2, -1)
     pair = int((pair_gain[0].max(0) * pair_gain[1].max(0)).argmax())
     x = np.zeros((2, 4000, H))
@@ -83,7 +83,7 @@ def test_bounds_broadcast():
 
 
 def test_the_guarantee_survives_the_arithmetic_that_runs_the_model():
-    """The dial for ε, cast to float32, still gives F ≥ 1−ε on the worst logits in float32."""
+    """Check that the dial for ε, cast to float32, gives F ≥ 1−ε on the worst logits in float32."""
     for epsilon in (0.3, 1e-2, 1e-5):
         beta = jnp.float32(certificates.log_odds_for_fidelity(epsilon, 3.0, 2, 500))
         s = jnp.where(jnp.arange(502) < 2, -3.0, 3.0)
@@ -93,11 +93,20 @@ def test_the_guarantee_survives_the_arithmetic_that_runs_the_model():
 
 @pytest.mark.parametrize(("norm", "holds"), [(True, True), (False, False)])
 def test_biases_come_before_the_norm_and_leave_the_logit_bound_alone(norm, holds):
-    """In a model with huge biases no key outweighs another by more than e^{2S}; without the norm one does."""
+    """Check that with huge biases no key outweighs another by more than e^{2S}, and that without the norm one does."""
     shape = config.Model(
-        layers=2, width=32, heads=2, kv_heads=1, head_size=16, feed_forward=32, blocks=2, block_capacity=2,
-        block_units=0, qk_norm=norm, qkv_bias=True,
-    )  # fmt: skip
+        layers=2,
+        width=32,
+        heads=2,
+        kv_heads=1,
+        head_size=16,
+        feed_forward=32,
+        blocks=2,
+        block_capacity=2,
+        block_units=0,
+        qk_norm=norm,
+        qkv_bias=True,
+    )
     model, blocks = Transformer(shape, 300), Blocks.create(2, 2, 1)
     tokens = jax.random.randint(jax.random.key(1), (1, 24), 2, 300)
     params = nn.unbox(model.init(jax.random.key(0), tokens, Dial(0.0), blocks)["params"])

@@ -1,4 +1,4 @@
-"""Spherical k-means, and the router that it makes."""
+"""Spherical k-means, and the router made from it."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_groups_are_found_and_every_cluster_is_used():
     found = np.asarray(found)
     np.testing.assert_allclose(jnp.linalg.norm(centres, axis=-1), 1.0, atol=1e-5)
     assert len(set(found)) == 8
-    for cluster in set(found):  # each holds one group, near enough
+    for cluster in set(found):  # each holds one group, up to a few vectors
         inside = truth[found == cluster]
         assert np.bincount(inside).max() >= 0.9 * len(inside)
 
@@ -38,7 +38,7 @@ def test_the_router_takes_the_nearest_centre():
 
 
 def test_a_cluster_that_lost_its_vectors_is_drawn_anew():
-    """All vectors but one are the same: most centres start alike, and lose every tie."""
+    """Check vectors that are all equal but one, so that most centres start equal and become empty."""
     directions = jnp.tile(jnp.eye(4)[:1], (20, 1)).at[7].set(jnp.eye(4)[2])
     centres, found = clusters.spherical_kmeans(jax.random.key(0), directions, 3)
     assert np.isfinite(np.asarray(centres)).all()

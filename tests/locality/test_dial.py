@@ -78,7 +78,7 @@ def test_requests_may_mix_numbers_and_dials():
     np.testing.assert_allclose(dial.locality[0], 0.1, rtol=1e-5)
     np.testing.assert_allclose(dial.locality[1], [[0] * 3, [1] * 3])
     np.testing.assert_allclose(dial.locality[2, 1], [0.5, 0.6, 0.7], rtol=1e-5)
-    with pytest.raises(ValueError, match="one request has one dial"):
+    with pytest.raises(ValueError, match="each request takes one dial"):
         Dial.for_requests([dial, 0.5])
 
 

@@ -26,11 +26,11 @@ def test_steps_land_on_zero_and_stay_until_the_pull_exceeds_the_price():
     assert A.tolist() == [0.0, 0.0, 1.0]
     assert (
         float(gates.proximal_step(A, jnp.array(-1.2), 0.05, 1.0)[0]) > 0
-    )  # it comes back when the data asks
+    )  # a closed gate reopens when the gradient exceeds the price
 
 
 def test_fixed_points_of_the_step_are_the_stationary_points():
-    """T6 on a quadratic: minimise Σ c(A−m)²/2 + μA over the box, whose solution is known."""
+    """Check T6 on Σ c(A−m)²/2 + μA over the box, whose minimum is known."""
     rng = np.random.default_rng(1)
     c, m, price = rng.uniform(0.5, 2, 200), rng.uniform(-0.5, 1.8, 200), 0.4
     A = jnp.ones(200)

@@ -1,4 +1,4 @@
-"""A child takes its parent's positions only, whatever the logits."""
+"""A child takes positions from its parent only, whatever the logits."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ K = 8
 
 
 def walked(z, parent, born, active):
-    """Where one position ends up, step by step, as the module's first lines tell it."""
+    """Return where one position ends up, by the walk that the module describes."""
 
     def children(p):
         mine = (c for c in range(K) if active[c] and c != p and parent[c] == p)
@@ -28,7 +28,7 @@ def walked(z, parent, born, active):
 
 
 def family_tree(seed):
-    """A random forest with spare, retired and nested blocks; numbers of birth not in the order of places."""
+    """Return random trees with spare, retired and nested blocks, with birth numbers in no order."""
     rng = np.random.default_rng(seed)
     places, blocks = rng.permutation(K), Blocks.create(0, K, 1)
     for number, place in enumerate(places[: rng.integers(2, K + 1)]):
@@ -80,7 +80,7 @@ def test_a_child_with_its_parents_logit_takes_nothing():
     blocks = Blocks.create(2, 3, 1).with_child(2, 1, 1)
     z = jnp.zeros((1, 4, 3)).at[..., 1:].set(7.0)
     assert set(np.asarray(router.assign(z, blocks.active, blocks)[0]).ravel()) == {1}
-    first = blocks.with_child(0, 1, 1)  # places say nothing about who came first
+    first = blocks.with_child(0, 1, 1)  # block numbers do not follow birth order
     assert set(np.asarray(router.assign(z.at[..., 0].set(7.0), first.active, first)[0]).ravel()) == {1}
 
 

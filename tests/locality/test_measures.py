@@ -9,7 +9,7 @@ from localist_jax.locality import measures
 
 
 def packed(seed, B=3, T=30, K=5):
-    """Blocks, positions and segments of rows that hold several documents and padding; BOS is block 0."""
+    """Return blocks, positions and segments of rows with several documents and padding; BOS is block 0."""
     rng = np.random.default_rng(seed)
     positions, segments = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
     for row in range(B):
@@ -115,7 +115,7 @@ def test_measures_are_differentiable_at_exact_zeros():
 
 
 def test_open_keys_are_those_that_attention_may_see():
-    """Counted one by one; and they add up to what `pair_counts` counts."""
+    """Check against counting one by one, and against the sums of `pair_counts`."""
     rng = np.random.default_rng(3)
     B, T, K, L, N, window = 2, 14, 4, 2, 3, 3
     segments = np.array([[1] * 6 + [2] * 8, [1] * 11 + [0] * 3])

@@ -1,4 +1,4 @@
-"""The price of a gate: two phases, dual ascent, and gates that decide many pairs cost more."""
+"""The price of a gate: two phases, dual ascent, and the weight of gates that decide many pairs."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def pairs(always=10.0, total=100.0):
 
 
 def drive(loss_of, settings=SETTINGS, share_of=lambda step: 0.5, steps=STEPS):
-    """Prices and the opening step of a run with these losses and open shares."""
+    """Return the prices, and the step at which the price phase begins, for these losses and open shares."""
 
     @jax.jit
     def one(state, step, loss, share):
@@ -38,7 +38,7 @@ def drive(loss_of, settings=SETTINGS, share_of=lambda step: 0.5, steps=STEPS):
 
 
 def test_nothing_is_priced_before_the_loss_is_flat():
-    prices, opened = drive(lambda step: 5.0 * 0.99**step)  # falling steadily all the time
+    prices, opened = drive(lambda step: 5.0 * 0.99**step)  # falls steadily
     assert 0 <= opened - STEPS * SETTINGS.open_at_most <= 1
     assert (prices[:opened] == 0).all()
     assert prices[opened] > 0
@@ -69,7 +69,7 @@ def test_dual_ascent_rises_while_too_much_is_open_and_falls_when_too_little_is()
 
 
 def test_dual_ascent_finds_the_price_that_meets_the_target():
-    """Gates with known pulls: the open share settles at its target, the price between the two pulls there."""
+    """Check gates with known gradients: the open share reaches its target, with a price between two gradients."""
     pulls = np.geomspace(1e-6, 1e-3, 101)
     settings = dataclasses.replace(SETTINGS, open_share_target=0.3)
     state, history = Pricing.create(GATES), []
@@ -114,7 +114,7 @@ def test_a_useless_gate_can_travel_the_promised_distance():
 
 
 def test_splitting_a_block_changes_neither_the_penalty_nor_its_gradient():
-    """T15: block 2 is split into 2 and 3, each with half of its positions; inherited gates cost the same."""
+    """Check T15: if block 2 is split into halves 2 and 3, inherited gates cost the same."""
     one = np.array([[0, 0, 0, 0], [0, 40, 20, 0], [0, 20, 20, 0], [0, 0, 0, 0]], float) / 100
     two = np.array([[0, 0, 0, 0], [0, 40, 10, 10], [0, 10, 5, 5], [0, 10, 5, 5]], float) / 100
     A = np.array([[0, 0, 0, 0], [0, 0.3, 0.9, 0], [0, 0.7, 0.2, 0], [0, 0, 0, 0]])

@@ -1,4 +1,4 @@
-"""Which positions may influence which: literal masks, paths, and what holds for all texts."""
+"""Which positions may influence which: literal masks, paths, and certificates for all texts."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ K = 4
 
 
 def graph(*edges, K=K):
-    """One layer, one head: gates that let (query block, key block) through."""
+    """Return the gates of one layer and head that open these (query block, key block) pairs."""
     gates = np.zeros((1, 1, K, K), np.float32)
     for k, l in edges:
         gates[0, 0, k, l] = 0.3
@@ -18,7 +18,7 @@ def graph(*edges, K=K):
 
 
 def place(blocks, segments=None):
-    """blocks, positions, segments of one row; segments given as lengths, the last may be padding."""
+    """Return blocks, positions and segments of one row; segments are given as lengths, the last may be padding."""
     blocks = np.asarray(blocks)[None]
     if segments is None:
         return jnp.asarray(blocks), jnp.arange(blocks.size)[None], jnp.ones(blocks.shape, int)
@@ -28,7 +28,7 @@ def place(blocks, segments=None):
 
 
 def rows(text):
-    """A literal mask: one line per query, x where a key is open."""
+    """Parse a mask: one line per query, x where a key is open."""
     return np.array([[c == "x" for c in line.split()] for line in text.strip().splitlines()])
 
 
@@ -77,7 +77,7 @@ def test_one_open_head_opens_a_pair():
 
 
 def test_influence_takes_the_layers_in_their_order():
-    """3 → 2 → 1 needs 2's look at 1 in an earlier layer than 3's look at 2."""
+    """Check that 3 → 2 → 1 needs 2 → 1 in an earlier layer than 3 → 2."""
     text = place([0, 1, 2, 3])
     for layers, reaches in (([(2, 1)], [(3, 2)]), True), (([(3, 2)], [(2, 1)]), False):
         gates = jnp.concatenate([graph(*edges) for edges in layers])
@@ -91,7 +91,7 @@ def test_a_window_carries_influence_one_step_further_per_layer():
 
 
 def test_the_sink_relays_nothing_but_the_background_does():
-    gates = jnp.concatenate([graph((0, 2)), graph()])  # block 0 looks at 2; everyone looks at block 0
+    gates = jnp.concatenate([graph((0, 2)), graph()])  # block 0 attends to 2, and all attend to block 0
     active = jnp.ones(K, bool)
     assert not bool(flow.block_reach(gates, active, background=False)[1, 2])
     assert bool(flow.block_reach(gates, active, background=True)[1, 2])

@@ -66,7 +66,7 @@ def test_usage_ignores_padding(logits):
 
 
 def test_the_usage_penalty_is_zero_above_the_floor_and_rises_below():
-    enough = jnp.array([0.0, 0.8, 0.1, 0.1, 0.0])  # floor 0.2/3 = 0.067: unequal, but free
+    enough = jnp.array([0.0, 0.8, 0.1, 0.1, 0.0])  # unequal, but above the floor 0.2/3 = 0.067
     assert float(router.usage_penalty(enough, ALLOWED, 0.2)) == 0
     lacking = [jnp.array([0.0, 0.99 - x, x, 0.01, 0.0]) for x in (0.03, 0.02, 0.0)]
     penalties = [float(router.usage_penalty(share, ALLOWED, 0.2)) for share in lacking]

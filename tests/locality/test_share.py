@@ -1,4 +1,4 @@
-"""Shifts give exact shares, whatever the logits are; what cannot be given is told or left alone."""
+"""Shifts give exact shares whatever the logits; impossible shares raise an error or change nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_from_masses_and_from_logits_agree(phi):
 
 
 def test_masses_that_a_float_cannot_hold_are_raised_all_the_same():
-    """m = e^−1000 is 0 in any float; its shift is not."""
+    """Check m = e^−1000, which is 0 in any float, though its shift is not."""
     b = share.shift_of_lse(jnp.array(-1000.0), jnp.array(0.0), 0.5)
     assert float(b) == 1000.0
     assert float(share.shift(jnp.array(0.0), 0.5)) == 0.0
@@ -78,7 +78,7 @@ def test_nothing_is_added_where_nothing_can_be(target, rest):
 
 def test_a_set_without_keys_leaves_its_share_to_the_rest():
     found = share.shifts_of_lse(jnp.array([0.0, -jnp.inf]), jnp.array(0.0), jnp.array([0.5, 0.3]))
-    assert found.tolist() == [0.0, 0.0]  # the first has its half already
+    assert found.tolist() == [0.0, 0.0]  # the first already has its share
 
 
 def test_a_share_of_0_closes_a_set_among_several():

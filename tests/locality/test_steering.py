@@ -1,4 +1,4 @@
-"""Steering: which odds a query in scope reads, and that attention under them is what the definition says."""
+"""Steering: the odds of a query in scope, and attention under them, against the definition."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def test_the_row_of_one_query_is_that_of_the_whole_table():
     rules.gain[:] = rng.random(rules.gain.shape)
     of_layer = jax.tree.map(lambda x: x[0], rules.layers(0))
     whole = steering.steered(odds, relevant, beta, of_layer)
-    for query in (2, K + 1):  # a row of its block, or in scope that block's second one
+    for query in (2, K + 1):  # the row of its block, or in scope that block's second row
         block = jnp.full((2, 1), query % K)
         rows = (steering.own_row(table, block) for table in (odds, relevant))
         own = steering.steered(*rows, beta, of_layer)
@@ -67,11 +67,22 @@ def test_attention_under_steering_against_its_definition(implementation):
     rows = jax.random.uniform(keys[5], (1, N, 2 * K, 3 * K), minval=0.0, maxval=30.0)
     at = jnp.arange(T)[None]
     in_scope = at >= 12
-    out, stats = jax.jit(lambda *qkv: attend(
-        *qkv, q_block=steering.query_rows(block, in_scope, K), k_block=steering.key_columns(block, at, group, K),
-        q_pos=at, k_pos=at, q_seg=at * 0 + 1, k_seg=at * 0 + 1, odds=rows, relevant=rows > 20, window=2,
-        stats="open", implementation=implementation,
-    ))(q, k, v)  # fmt: skip
+    out, stats = jax.jit(
+        lambda *qkv: attend(
+            *qkv,
+            q_block=steering.query_rows(block, in_scope, K),
+            k_block=steering.key_columns(block, at, group, K),
+            q_pos=at,
+            k_pos=at,
+            q_seg=at * 0 + 1,
+            k_seg=at * 0 + 1,
+            odds=rows,
+            relevant=rows > 20,
+            window=2,
+            stats="open",
+            implementation=implementation,
+        )
+    )(q, k, v)
     q, k, v, block, group, rows, out, mass = map(
         np.asarray, (q, k, v, block, group, rows, out, stats.gated_mass)
     )

@@ -1,4 +1,4 @@
-"""The paged cache: where positions go, that nothing is lost, and that closed pages are never read."""
+"""The paged cache: positions get slots, nothing is lost, and closed pages are never read."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import pytest
 from localist_jax import config
 from localist_jax.locality import Dial
 from localist_jax.model import Cache, Transformer, forward, generate
-from localist_jax.model.cache import LONG, page_size
+from localist_jax.model.cache import LONG_CONTEXT, page_size
 from localist_jax.model.transformer import unrolled
 from localist_jax.training.state import GATES, at_path, with_leaf
 
@@ -32,7 +32,8 @@ def test_pages_are_pure_and_nothing_is_lost(sizes):
     cache = Cache.create(sizes, batch, capacity)
     block = rng.choice(5, (batch, capacity), p=[0.05, 0.5, 0.3, 0.1, 0.05])
     slots = []
-    for start, end in ((0, 40), (40, 41), (41, 42), (42, 75), (75, 100)):  # a prompt, steps, more at once
+    # A prompt, single steps, several tokens at once.
+    for start, end in ((0, 40), (40, 41), (41, 42), (42, 75), (75, 100)):
         positions = np.tile(np.arange(start, end), (batch, 1))
         cache, booked = book(cache, block[:, start:end], positions, np.ones_like(positions))
         slots.append(booked)
@@ -59,13 +60,15 @@ def test_padding_gets_no_slot(sizes):
 
 
 def test_a_step_at_lambda_1_reads_open_pages_only(small, params, blocks):
-    """Keys and values of closed blocks are made NaN: a single one that were read would spoil the logits."""
+    """Check that closed blocks are never read: their keys and values are NaN, which would spoil the logits."""
     one = dataclasses.replace(small, window=1)
     model = Transformer(one, 60)
     gates = np.zeros_like(np.asarray(at_path(params, GATES)))
-    gates[..., np.arange(one.block_capacity), np.arange(one.block_capacity)] = 1  # each block sees itself
+    gates[..., np.arange(one.block_capacity), np.arange(one.block_capacity)] = (
+        1  # each block attends to itself
+    )
     params = with_leaf(params, GATES, jnp.asarray(gates))
-    capacity, tokens = LONG, jnp.asarray(np.random.default_rng(1).integers(2, 60, (1, 40)), jnp.int32)
+    capacity, tokens = LONG_CONTEXT, jnp.asarray(np.random.default_rng(1).integers(2, 60, (1, 40)), jnp.int32)
 
     @functools.partial(jax.jit, static_argnums=2)
     def read(cache, tokens, start):

@@ -1,4 +1,4 @@
-"""What a localised model adds: keys filed under the block before, a wider sink, dialled perception, deltas, masses."""
+"""Features of a localised model: filing under the block before, a wider sink, dialled perception, deltas, masses."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def localised(small) -> Transformer:
 
 @pytest.fixture(scope="module")
 def filed_params(localised, params, blocks, tokens):
-    """Random parameters: half of the gates closed, heads that file in both ways, deltas that are not zero."""
+    """Return random parameters: half of the gates closed, both filings in use, deltas that are not zero."""
     start = jax.jit(lambda key: nn.unbox(localised.init(key, tokens, Dial(0.0), blocks))["params"])
     tree = with_leaf(start(jax.random.key(3)), GATES, at_path(params, GATES))
     tree = with_leaf(tree, FILING, jnp.asarray(FILED, jnp.float32))
@@ -41,7 +41,7 @@ def filed_params(localised, params, blocks, tokens):
 
 
 def attention_of(model, params, tokens, dial, blocks):
-    """The attention of the localist layers, [L, B, N, T, S]."""
+    """Return the attention of the localist layers, [L, B, N, T, S]."""
     out, sown = model.apply({"params": params}, tokens, dial, blocks, mutable=["intermediates"])
     return out, np.asarray(sown["intermediates"]["localist"]["attention"]["attention"][0]).swapaxes(2, 3)
 
@@ -71,7 +71,7 @@ def test_a_head_reads_keys_under_the_block_that_its_filing_says(localised, filed
 
 
 def test_certificates_know_the_filing(localised, filed_params, blocks, tokens):
-    """Open pairs, open keys and the open share are counted as attention shows them."""
+    """Check open pairs, open keys and the open share against the attention matrix."""
     out, alpha = attention_of(localised, filed_params, tokens, Dial(1.0), blocks)
     c, (B, T) = localised.config, tokens.shape
     places = jnp.broadcast_to(jnp.arange(T), (B, T)), jnp.ones((B, T), jnp.int32)
@@ -122,24 +122,26 @@ def test_at_dial_0_deltas_filing_and_windows_have_no_say(localised, filed_params
 
 
 def test_deltas_weigh_the_dial(localised, filed_params, blocks, tokens):
-    """At λ=1 they change the logits, and without them the model is another one."""
+    """Check that deltas change the logits at λ=1 only."""
     bare = filed_params
     for (name,) in DELTAS:
         path = ("localist", "attention", name, "up")
         bare = with_leaf(bare, path, 0 * at_path(bare, path))
     gap = [
-        float(jnp.abs(
-            forward(localised, filed_params, tokens, Dial(x), blocks).logits
-            - forward(localised, bare, tokens, Dial(x), blocks).logits
-        ).max())
+        float(
+            jnp.abs(
+                forward(localised, filed_params, tokens, Dial(x), blocks).logits
+                - forward(localised, bare, tokens, Dial(x), blocks).logits
+            ).max()
+        )
         for x in (0.0, 0.3, 1.0)
-    ]  # fmt: skip
+    ]
     assert gap[0] == 0
     assert gap[0] < gap[1] < gap[2]
 
 
 def test_masses_are_the_gradient_of_the_log_sum_exp(localised, filed_params, blocks, tokens):
-    """T17: what one pass over one-hot values counts is ∂(Σ lse)/∂ ln ω at ω = 1, under each filing."""
+    """Check T17: the masses from one-hot values are ∂(Σ lse)/∂ ln ω at ω = 1, under each filing."""
     out, sown = localised.apply({"params": filed_params}, tokens, Dial(0.0), blocks, mutable=["mass"])
     mass = np.asarray(sown["mass"]["localist"]["attention"]["beyond"][0])
     _, alpha = attention_of(localised, filed_params, tokens, Dial(0.0), blocks)
@@ -193,9 +195,13 @@ def test_perception_follows_the_dial_only_where_it_is_asked_to(small, params, bl
     for dialled in (False, True):
         model = Transformer(dataclasses.replace(small, perception_dialled=dialled), 60)
         prices.append(
-            [np.asarray(forward(model, params, tokens, Dial(x), blocks, stats="dense").stats.price_bits)[0].max()
-             for x in (0.0, 1.0)]
-        )  # fmt: skip
+            [
+                np.asarray(forward(model, params, tokens, Dial(x), blocks, stats="dense").stats.price_bits)[
+                    0
+                ].max()
+                for x in (0.0, 1.0)
+            ]
+        )
     assert prices[0] == [0.0, 0.0]
     assert prices[1][0] == pytest.approx(0.0, abs=1e-6)
     assert prices[1][1] > 0.01

@@ -47,7 +47,7 @@ def test_a_mixed_batch_equals_full_passes_without_a_cache(run, model, params, bl
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_request_does_not_depend_on_its_batch_mates(run, temperature):
-    # Streams are (seed, request number), so the first request is drawn alike alone and in company.
+    # Streams are (seed, request number), so the first request gets the same tokens alone and in a batch.
     alone = run(PROMPTS[:1], DIALS[:1], temperature=temperature)[0]
     assert run(PROMPTS, DIALS, temperature=temperature)[0].tokens == alone.tokens
 
@@ -99,7 +99,7 @@ def test_a_constraint_has_the_last_word(run):
 
 
 def poisoned(value, row, step):
-    """A constraint that gives one request nothing but `value`, from a step on."""
+    """A constraint that gives one request only `value` logits, from a step on."""
     return lambda logits, so_far: logits.at[row].set(value) if len(so_far[row]) >= step else logits
 
 

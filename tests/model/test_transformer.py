@@ -1,4 +1,4 @@
-"""The transformer: names, causality, what the dial does and does not change, anchors, packing."""
+"""The transformer: names, causality, effects of the dial, anchors, packing."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ def logits_of(model, params, blocks, tokens, dial, **options):
 
 @functools.partial(jax.jit, static_argnums=0)
 def sown_by(model, params, *inputs):
-    """The output with dense statistics, and what the layers sowed."""
+    """Return the output with dense statistics, and the sown intermediates."""
     return model.apply({"params": params}, *inputs, stats="dense", mutable=["intermediates"])
 
 
@@ -41,13 +41,13 @@ def test_every_parameter_names_all_its_axes(model, blocks, tokens):
 
 @pytest.mark.parametrize("dial", DIALS)
 def test_no_output_depends_on_a_later_token(model, params, blocks, tokens, dial):
-    at, marker = 5, model.vocab_size - 1  # a token that stands at one place only
+    at, marker = 5, model.vocab_size - 1  # a token that occurs once
     marked = jnp.where(tokens == marker, 2, tokens).at[:, at].set(marker)
     weights = jax.random.normal(jax.random.key(4), (*tokens.shape, marker))
 
     def gradient(positions):
         def score(p):
-            # The marker's own output row is tied to its embedding: leave it out.
+            # The marker's output row is tied to its embedding, so it is left out.
             logits = logits_of(model, p, blocks, marked, Dial(dial))[..., :marker]
             return (weights * logits)[:, positions].sum()
 
@@ -96,7 +96,7 @@ def test_perception_looks_no_farther_than_its_window_and_has_no_price_at_any_dia
             0
         ]  # [B, T, N, S]
         gap = np.arange(tokens.shape[1])[:, None] - np.arange(tokens.shape[1])
-        far = (gap >= small.perception_window) & (np.arange(tokens.shape[1]) > 0)  # the sink is always seen
+        far = (gap >= small.perception_window) & (np.arange(tokens.shape[1]) > 0)  # the sink is always open
         assert (attention.swapaxes(2, 3)[:, far] == 0).all()
         assert (np.asarray(out.stats.price_bits)[: small.router_layer] == 0).all()
     assert (np.asarray(out.stats.price_bits)[small.router_layer :] > 0).any()

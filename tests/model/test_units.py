@@ -24,7 +24,7 @@ def by_loop(x, block, w_in, w_out):
 def case(B, T, K, D=6, U=5):
     keys = jax.random.split(jax.random.key(B * T + K), 4)
     x = jax.random.normal(keys[0], (B, T, D))
-    # Skewed: one block takes most positions, some may take none.
+    # A skewed assignment: one block has most positions, some may have none.
     block = jnp.minimum(jax.random.geometric(keys[1], 0.5, (B, T)) - 1, K - 1).astype(jnp.int32)
     return x, block, jax.random.normal(keys[2], (K, D, U)), jax.random.normal(keys[3], (K, U, D))
 

@@ -1,4 +1,4 @@
-"""A child process with eight simulated devices: trains on several meshes and prints what it saw as JSON.
+"""A child process with eight simulated devices: trains on several meshes and prints measurements as JSON.
 
 python on_eight_devices.py WORKDIR SETTINGS_JSON
 """
@@ -20,7 +20,7 @@ from localist_jax.data import prepare, train_batches
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer, generate
 from localist_jax.parallel import mesh as meshes
-from localist_jax.parallel import rules
+from localist_jax.parallel import sharding
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.run import abstract_state, fresh_state
 from localist_jax.training.step import make_train_step
@@ -43,14 +43,14 @@ def main(workdir: Path, settings: config.Config):
     states, models = {}, {}
     for name in MESHES:
         mesh = mesh_of(name)
-        shards = rules.shards("batch", mesh)
+        shards = sharding.shards("batch", mesh)
         model = models[name] = Transformer(settings.model, prepared.tokenizer.vocab_size, shards, mesh)
         state = fresh_state(model, settings, mesh)
         step = jax.jit(make_train_step(model, settings, prepared.tokenizer.byte_lengths), donate_argnums=0)
         batches = train_batches(prepared.train, settings.data.batch, seed=0)
         losses = []
         for _ in range(STEPS):
-            state, metrics = step(state, jax.device_put(next(batches), rules.batch_sharding(mesh)))
+            state, metrics = step(state, jax.device_put(next(batches), sharding.batch_sharding(mesh)))
             losses.append(float(metrics["bits_per_token"]))
         seen["losses"][name] = losses
         leaves = jax.tree_util.tree_leaves_with_path(state.params)

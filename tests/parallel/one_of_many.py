@@ -36,7 +36,7 @@ import stream_of_many
 
 
 class Convinced(Recruiter):
-    """Tries whatever is proposed, and the evidence is kind to it."""
+    """A recruiter that tries every proposal, with evidence in its favour."""
 
     def _worth_a_trial(self, found, proposal, directions):
         return True
@@ -55,7 +55,7 @@ class Convinced(Recruiter):
 
 
 class Signal(loop.Hook):
-    """Sends this process a signal before a step."""
+    """A hook that sends this process a signal before a step."""
 
     def __init__(self, every, number):
         self.every, self.number = every, number
@@ -70,7 +70,7 @@ WHOLE_SAVE = Checkpoints.save
 
 
 def torn_at(step):
-    """A save that starts, and kills the process while the arrays are still being written."""
+    """Return a save that starts, and kills the process while arrays are still being written."""
 
     def save(self, at, *args, **kwargs):
         WHOLE_SAVE(self, at, *args, **kwargs)
@@ -102,9 +102,13 @@ def _train(settings, workdir, doom, step, process):
     share = hosts.share(loop.rules.batch_sharding(run.mesh), settings.data.batch)
     split = run.state.params["localist"]["attention"]["query"].addressable_shards[0].data.size
     told = {
-        "devices": jax.device_count(), "here": jax.local_device_count(), "share": share,
-        "step": int(run.state.step), "blocks": int(run.state.blocks.active.sum()), "split": split,
-    }  # fmt: skip
+        "devices": jax.device_count(),
+        "here": jax.local_device_count(),
+        "share": share,
+        "step": int(run.state.step),
+        "blocks": int(run.state.blocks.active.sum()),
+        "split": split,
+    }
     (Path(workdir) / f"process_{jax.process_index()}.json").write_text(json.dumps(told))
     return run.tokenizer
 

@@ -1,4 +1,4 @@
-"""Run by test_specialists.py in a process of its own: two specialists on four devices each, in one program."""
+"""A child process of test_specialists.py: two specialists on four devices each, in one program."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from experiments.compile_for import page, programs
 from localist_jax import config
 from localist_jax.data import Batch
-from localist_jax.parallel import ahead, rules
+from localist_jax.parallel import ahead, sharding
 from localist_jax.parallel import mesh as meshes
 from localist_jax.training.run import fresh_state
 
@@ -35,7 +35,7 @@ def main(settings: config.Config):
     places = np.broadcast_to(np.arange(d.context, dtype=np.int32), rows.shape)
     batch = Batch(rows, np.roll(rows, -1, 2), np.ones_like(rows), places)
     states = [fresh_state(shapes.model, settings.replace(train={"seed": i}), mesh) for i in range(3)]
-    inputs = rules.stacked((shapes.state, Batch(*[shapes.array((d.batch, d.context), "batch")] * 4)), mesh)
+    inputs = sharding.stacked((shapes.state, Batch(*[shapes.array((d.batch, d.context), "batch")] * 4)), mesh)
 
     def put(tree, like):
         return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
@@ -50,12 +50,14 @@ def main(settings: config.Config):
     print(
         json.dumps(
             {
-                "figures": figures, "between": len(between), "losses": [losses, others],
+                "figures": figures,
+                "between": len(between),
+                "losses": [losses, others],
                 "first is the same": bool(np.array_equal(one[0], other[0])),
                 "second is the same": bool(np.array_equal(one[1], other[1])),
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `one_of_many.py` does with an ensemble: a stream in which an LLM is recruited, and asking it afterwards."""
+"""The ensemble of `one_of_many.py`: a stream in which an LLM is recruited, and questions to it afterwards."""
 
 import dataclasses
 import json
@@ -16,18 +16,18 @@ from localist_jax.parallel import mesh as meshes
 from localist_jax.training.run import fresh_state
 
 HIERARCHY = {"every": 1, "start": 12, "survey": 2, "smallest": 2, "horizon": 8, "placebos": 2}
-DOMAINS = ((2, 40), (40, 78))  # token ids; they share none
+DOMAINS = ((2, 40), (40, 78))  # ranges of token ids, which do not overlap
 
 
 def batch_of(settings, seed, domains):
-    """Documents, of each domain in turn."""
+    """Return documents of each domain in turn."""
     d, rng = settings.data, np.random.default_rng(seed)
     drawn = [rng.integers(*DOMAINS[domains[i % len(domains)]], d.context) for i in range(d.batch)]
     return rows(drawn, d.context, 1)
 
 
 class Convinced(SpecialistRecruiter):
-    """To whose candidates the evidence is kind."""
+    """A recruiter whose candidates get evidence in their favour."""
 
     def _decide(self):
         evidence = self.trial.evidence
@@ -36,7 +36,7 @@ class Convinced(SpecialistRecruiter):
 
 
 def recruit(settings, tokenizer, folder):
-    """Learns one domain, meets another beside it, recruits, and saves."""
+    """Train on one domain, then on two, recruit, and save."""
     settings = settings.replace(hierarchy=HIERARCHY, optimizer={"learning_rate": 1e-2})
     mesh = meshes.make_mesh(settings.mesh)
     house = House.of(folder, None, settings, tokenizer, mesh)
@@ -52,11 +52,13 @@ def recruit(settings, tokenizer, folder):
 
 
 def consult(settings, folder, house=None):
-    """How the ensemble codes a batch, told by each process."""
+    """Print how the ensemble codes a batch, in each process."""
     house = house or House.open(folder, meshes.make_mesh(settings.mesh))
     coded, _ = code(house.ensemble, house.engine, batch_of(settings, 99, (0, 1)))
     told = {
-        "names": house.ensemble.names, "bits": coded.bits.tolist(), "members": coded.member.tolist(),
+        "names": house.ensemble.names,
+        "bits": coded.bits.tolist(),
+        "members": coded.member.tolist(),
         "records": [r and dataclasses.asdict(r) for r in house.ensemble.records],
-    }  # fmt: skip
+    }
     (Path(folder) / f"process_{jax.process_index()}.json").write_text(json.dumps(told))

@@ -1,4 +1,4 @@
-"""The persistent compilation cache: on by default, where the user says if he says so."""
+"""The persistent compilation cache: on by default, in the folder that the user names."""
 
 import os
 import subprocess
@@ -28,7 +28,10 @@ def test_programs_are_kept_where_they_should(environment, words, tmp_path):
         k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**inherited, "HOME": str(tmp_path), **environment},
-    )  # fmt: skip
+    )
     assert words.format(home=tmp_path) in done.stdout, done.stderr

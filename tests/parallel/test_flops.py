@@ -1,4 +1,4 @@
-"""Matrix products counted from jaxprs, against counts by hand."""
+"""Matrix products counted from jaxprs against counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,12 @@ def mapped(a, b):
         (
             lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b + a @ b, lambda: a @ b),
             2,
-        ),  # the dearer branch
+        ),  # the more expensive branch
         (jax.grad(lambda a, b: (a @ b).sum(), (0, 1)), 3),
         (
             jax.grad(jax.checkpoint(lambda a, b: jnp.sin(a @ b).sum()), (0, 1)),
             4,
-        ),  # once more in the backward pass
+        ),  # recomputed in the backward pass
         (lambda a, b: jnp.einsum("ij,jk->ki", a, b), 1),
         (mapped, 1),
         (lambda a, b: jax.lax.ragged_dot(a, jnp.stack([b, b, b]), jnp.array([1, 2, 1])), 1),

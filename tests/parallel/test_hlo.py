@@ -1,4 +1,4 @@
-"""Reading compiled programs: loops, cut-up operations, groups of devices and slices, on texts small enough to check."""
+"""Parsing of compiled programs: loops, split operations, groups of devices and slices, on small texts."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_collectives_count_as_often_as_their_loop_runs_and_once_by_channel(progr
         "layer",
     )
     assert gather.wire == 5 * SIZE / 2
-    assert (scatter.times, scatter.bytes, scatter.group) == (5, SIZE, 4)  # by the fusion it stands in
+    assert (scatter.times, scatter.bytes, scatter.group) == (5, SIZE, 4)  # from the fusion that contains it
     assert scatter.wire == 5 * SIZE * 3 / 4
 
 
@@ -96,7 +96,7 @@ def test_groups_of_devices(attributes, ids):
     [
         ("f32[2,3]{1,0}", True, 24),
         ("(bf16[4]{0:T(8,128)(2,1)S(1)}, s32[])", True, 12),
-        ("(bf16[4]{0:T(8,128)(2,1)S(1)}, s32[])", False, 4),  # what lies on the chip is not in memory
+        ("(bf16[4]{0:T(8,128)(2,1)S(1)}, s32[])", False, 4),  # arrays on the chip are not in main memory
         ("token[]", True, 0),
     ],
 )

@@ -26,31 +26,44 @@ from tests.parallel import stream_of_many
 SCRIPT = Path(__file__).with_name("one_of_many.py")
 TIMING = ("time", "tokens_per_second")
 TRIAL = {"every": 20, "start": 0.0, "stop": 1.0, "horizon": 4, "candidates": 1, "placebos": 2, "survey": 2}
-SHARDED = config.Mesh(data=1, fsdp=2, tensor=2)  # two processes of two devices: parameters lie across both
+SHARDED = config.Mesh(
+    data=1, fsdp=2, tensor=2
+)  # two processes with two devices: parameters are split over both
 
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings):
     return tiny_settings.replace(
-        data={"batch": 8}, model={"layers": 2, "generations": 2}, optimizer={"kind": "adamw"},
+        data={"batch": 8},
+        model={"layers": 2, "generations": 2},
+        optimizer={"kind": "adamw"},
         recruitment=TRIAL,
         train={"eval_every": 12, "save_every": 4},
-    )  # fmt: skip
+    )
 
 
 def launch(settings, mesh, processes, devices, *runs):
-    """Starts the processes, waits, and ends all when one has died; their exit statuses and standard errors."""
+    """Run the processes, ending all when one dies; return their exit statuses and standard errors."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     text = json.dumps({**settings.to_dict(), "mesh": mesh.__dict__})
     children = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, text, str(devices), f"127.0.0.1:{port},{processes},{i}", *map(json.dumps, runs)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            [
+                sys.executable,
+                SCRIPT,
+                text,
+                str(devices),
+                f"127.0.0.1:{port},{processes},{i}",
+                *map(json.dumps, runs),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for i in range(processes)
-    ]  # fmt: skip
+    ]
     try:
         while all(child.poll() in (None, 0, 2, 75) for child in children) and None in [
             c.poll() for c in children
@@ -73,7 +86,7 @@ def losses(workdir):
 
 
 def decided(workdir):
-    """The recruiter's record, without what may differ in the last digits or in time."""
+    """Return the recruiter's record, without fields that may differ in the last digits or in time."""
     found = journal.read(workdir / record.FILE)
     return [{k: v for k, v in r.items() if not isinstance(v, float | list)} for r in found]
 
@@ -89,7 +102,7 @@ def saved(workdir):
 
 @pytest.fixture(scope="module")
 def trained(settings, tmp_path_factory):
-    """Two processes: a run to its end, a stream with an ensemble, and a run that is killed in the middle of step 7."""
+    """Run two processes: a complete run, a stream with an ensemble, and a run that is killed during step 7."""
     folder = tmp_path_factory.mktemp("many")
     whole, stream, killed = folder / "whole", folder / "stream", folder / "killed"
     doomed = {"workdir": str(killed), "doom": "killed", "step": 7, "process": 1}
@@ -131,7 +144,7 @@ def test_two_processes_recruit_a_specialist_and_one_finds_it(trained, settings):
 
 
 def test_a_killed_process_costs_nothing_but_time(trained, settings):
-    """Its last checkpoint lies at the end of the block's pilot."""
+    """Check a run whose last checkpoint is at the end of the block's pilot."""
     whole, _, killed = trained
     assert saved(killed) == [4]
     statuses, errors = launch(settings, SHARDED, 2, 2, {"workdir": str(killed)})

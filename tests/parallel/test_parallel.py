@@ -15,10 +15,10 @@ import pytest
 from localist_jax import config
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
-from localist_jax.parallel.rules import LOGICAL_AXIS_RULES, state_shardings
+from localist_jax.parallel.sharding import AXIS_SHARDING, state_shardings
 from localist_jax.training.run import abstract_state
 
-# Sums are taken in another order on another mesh: float32 rounding, amplified by five optimizer steps.
+# Another mesh sums in another order; five optimizer steps amplify the rounding of float32.
 TOLERANCE = 2e-4  # relative, bits per token
 
 
@@ -96,10 +96,10 @@ def test_a_size_that_does_not_divide_is_named(small):
 
 def test_an_axis_without_a_rule_is_named():
     box = {"w": nn.LogicallyPartitioned(jnp.zeros((2, 2)), ("embed", "colour"))}
-    with pytest.raises(ValueError, match="w has the axis 'colour', which no rule names"):
+    with pytest.raises(ValueError, match="w has the axis 'colour', which is not in"):
         state_shardings(box, make_mesh(config.Mesh(), jax.devices()[:1]))
 
 
 def test_no_axis_is_mapped_twice():
-    names = [name for name, _ in LOGICAL_AXIS_RULES]
+    names = [name for name, _ in AXIS_SHARDING]
     assert len(set(names)) == len(names)

@@ -1,4 +1,4 @@
-"""Specialists side by side in one program, and what compiling it ahead of time says."""
+"""Specialists side by side in one program, and its ahead-of-time compilation."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def seen(tiny_settings):
 
 def test_nothing_is_told_from_one_specialist_to_another(seen):
     assert seen["between"] == 0
-    assert seen["figures"]["collectives"] > 0  # within a specialist there is
+    assert seen["figures"]["collectives"] > 0  # within a specialist there are some
 
 
 def test_a_specialist_does_not_depend_on_the_others(seen):
@@ -44,11 +44,11 @@ def test_what_was_compiled_is_told_per_device(seen, tiny_settings):
     assert figures["error"] is None
     assert (figures["devices"], figures["mesh"]["specialist"]) == (8, 2)
     assert figures["tokens"] == 2 * tiny_settings.data.batch * tiny_settings.data.context
-    # Three float32 copies of parameters that are split over four devices, or repeated; and the batch.
+    # Three float32 copies of the parameters, which are split over four devices or replicated, and the batch.
     assert 3 * 4 * figures["parameters"] / 4 < figures["argument_bytes"] < 3 * 4 * figures["parameters"]
     assert figures["flops"] > figures["model_flops"] / 2 > 0
     assert figures["collective_bytes"]["all-reduce"] > 0
-    assert "capacity_bytes" not in figures  # nothing is published of a simulated device
+    assert "capacity_bytes" not in figures  # simulated devices have no published capacity
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from command_line import command
 
 from localist_jax.rules import versions
 from localist_jax.training.checkpoint import Checkpoints
-from localist_jax.training.run import RULES, Run
+from localist_jax.training.run import ACTIVE_RULES, Run
 
 HOUSE = """
 concepts:
@@ -80,14 +80,14 @@ def test_inject_generate_and_audit(house, tiny_run, tmp_path):
     status, out, _ = command("rules", "show", house, "--run", tiny_run.workdir)
     assert status == 0
     assert "uncovered: " in out
-    (tiny_run.workdir / RULES).unlink()
+    (tiny_run.workdir / ACTIVE_RULES).unlink()
 
 
 def test_a_checkpoint_brings_its_rules_along(house, tiny_run, tmp_path):
     shutil.copytree(tiny_run.workdir, tmp_path / "run")
     wanted = versions.store(tmp_path / "run", house)
     run = Run.open(tmp_path / "run")
-    assert run.rules == ""  # that checkpoint is older than the rules
+    assert run.saved_rules == ""  # that checkpoint is older than the rules
     with Checkpoints(run.workdir / "checkpoints", keep=9) as checkpoints:
         checkpoints.save(13, run.state, manifest=run.manifest(), cursor={})
     house.write_text(HOUSE.replace("'a*'", "'b*'"))
@@ -95,7 +95,7 @@ def test_a_checkpoint_brings_its_rules_along(house, tiny_run, tmp_path):
     again = Run.open(run.workdir)
     assert versions.of(again).version == other.version != wanted.version
     assert versions.of(again, as_saved=True).version == wanted.version
-    (run.workdir / RULES).unlink()
+    (run.workdir / ACTIVE_RULES).unlink()
     assert versions.of(again).version == wanted.version
     audit = tmp_path / "out.json"
     status, _, err = command("generate", run.workdir, "value", "--tokens", "3", "--audit", audit)

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, complete or absent, and clear about what does not fit."""
+"""Checkpoints: exact, complete or absent, with errors that name what does not fit."""
 
 import json
 import shutil
@@ -15,9 +15,12 @@ from localist_jax.training.checkpoint import CheckpointError, Checkpoints
 def state(seed=0, width=4):
     key = jax.random.key(seed)
     return {
-        "w": jax.random.normal(key, (3, width)), "gates": jnp.ones((2, 2)), "step": jnp.int32(7), "key": key,
+        "w": jax.random.normal(key, (3, width)),
+        "gates": jnp.ones((2, 2)),
+        "step": jnp.int32(7),
+        "key": key,
         "flag": jnp.array([True, False]),
-    }  # fmt: skip
+    }
 
 
 def abstract(tree):
@@ -27,7 +30,7 @@ def abstract(tree):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three checkpoints at 2, 4 and 6."""
+    """Save checkpoints at steps 2, 4 and 6."""
     with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
         for step in (2, 4, 6):
             checkpoints.save(
@@ -108,7 +111,7 @@ def test_missing_ones_are_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with (
         Checkpoints(tmp_path / "empty") as checkpoints,
-        pytest.raises(CheckpointError, match="no whole checkpoint here"),
+        pytest.raises(CheckpointError, match="no complete checkpoint here"),
     ):
         checkpoints.manifest()
 
@@ -119,7 +122,7 @@ def test_damage_is_reported_with_a_remedy(folder):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(CheckpointError, match=r"6 .* is damaged .*delete it to go on from 4"),
+        pytest.raises(CheckpointError, match=r"6 .* is damaged .*delete it to continue from 4"),
     ):
         checkpoints.restore(abstract(state()), 6)
     with Checkpoints(folder) as checkpoints:
@@ -142,12 +145,12 @@ def test_one_flipped_byte_of_the_arrays_is_noticed(folder):
 
 
 def test_arrays_that_read_well_but_are_others_are_noticed(folder):
-    """What no format's own checks can see: whole files of another step."""
+    """Check files replaced by those of another step, which formats cannot notice."""
     shutil.rmtree(folder / "6" / "state")
     shutil.copytree(folder / "4" / "state", folder / "6" / "state")
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(
-            CheckpointError, match=r"6 .* is damaged \(state/\w+ is not what was saved\); .* from 4"
+            CheckpointError, match=r"6 .* is damaged \(state/\w+ differs from what was saved\); .* from 4"
         ):
             checkpoints.restore(abstract(state()), 6)
         checkpoints.restore(abstract(state()), 4)
@@ -158,7 +161,7 @@ def test_a_manifest_that_was_edited_is_noticed(folder):
     path.write_text(path.read_text().replace('"a": 1', '"a": 2'))
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(CheckpointError, match="manifest is not as it was"),
+        pytest.raises(CheckpointError, match="manifest differs from what was"),
     ):
         checkpoints.manifest(6)
 
@@ -171,7 +174,7 @@ def test_a_save_that_was_never_committed_is_not_there(folder):
     with Checkpoints(folder, keep=3) as checkpoints:
         assert checkpoints.latest() == 6
         checkpoints.save(8, state(8), manifest={}, cursor={})
-    assert not torn.exists()  # the one who writes cleans up, before its first save
+    assert not torn.exists()  # a writer cleans up before its first save
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.steps() == [4, 6, 8]
 
@@ -188,7 +191,7 @@ def test_a_newer_format_is_refused(folder):
 
 @pytest.mark.parametrize("method", ["save", "wait_until_finished", "close"])
 def test_a_save_that_meets_a_full_disk_is_one_line_with_a_remedy(tmp_path, monkeypatch, method):
-    """It may come up at once or later: arrays are written in the background."""
+    """Check an error that may come up at once or later, since arrays are written in the background."""
 
     def full(self, *_, **__):
         raise ValueError(
@@ -203,7 +206,7 @@ def test_a_save_that_meets_a_full_disk_is_one_line_with_a_remedy(tmp_path, monke
         "wait_until_finished": checkpoints.wait,
         "close": checkpoints.close,
     }
-    words = r"could not be written \(No space left on device\); earlier ones are whole"
+    words = r"could not be written \(No space left on device\); earlier ones are complete"
     with pytest.raises(CheckpointError, match=words) as error:
         calls[method]()
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Which dial a step runs at."""
+"""The dial of a training step."""
 
 import jax
 import numpy as np
@@ -16,7 +16,9 @@ def localities(settings, progress=0.5, layers=3, draws=4000):
 
 
 def test_any_draws_both_ends_and_log_odds_uniformly_between():
-    settings = config.Dial(mode="any", power=0.0, share_distributed=0.2, share_localist=0.4, max_log_odds=7.0)
+    settings = config.DialTraining(
+        mode="any", power=0.0, share_distributed=0.2, share_localist=0.4, max_log_odds=7.0
+    )
     drawn = localities(settings)[:, 0]
     assert (drawn == 0).mean() == pytest.approx(0.2, abs=0.03)
     assert (drawn == 1).mean() == pytest.approx(0.4, abs=0.03)
@@ -27,21 +29,21 @@ def test_any_draws_both_ends_and_log_odds_uniformly_between():
 
 
 def test_fixed_is_fixed():
-    assert np.ptp(localities(config.Dial(mode="fixed", locality=0.7, power=0.0))) == 0
+    assert np.ptp(localities(config.DialTraining(mode="fixed", locality=0.7, power=0.0))) == 0
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
 def test_a_schedule_rises_to_its_end(progress):
-    settings = config.Dial(mode="schedule", locality=0.8, power=0.0)
+    settings = config.DialTraining(mode="schedule", locality=0.8, power=0.0)
     np.testing.assert_allclose(localities(settings, progress, draws=2), 0.8 * progress, rtol=1e-6)
 
 
 def test_power_makes_it_progressive_over_the_layers():
-    settings = config.Dial(mode="fixed", locality=0.9, power=2.0)
+    settings = config.DialTraining(mode="fixed", locality=0.9, power=2.0)
     np.testing.assert_allclose(
         localities(settings, draws=1)[0], 0.9 * (np.array([1, 2, 3]) / 3) ** 2, rtol=1e-6
     )
 
 
 def test_the_last_layer_is_exactly_localist_whatever_the_power():
-    assert localities(config.Dial(mode="fixed", locality=1.0, power=3.0), draws=1)[0, -1] == 1.0
+    assert localities(config.DialTraining(mode="fixed", locality=1.0, power=3.0), draws=1)[0, -1] == 1.0

@@ -1,4 +1,4 @@
-"""Evaluation against hand-made sums, and a sweep that compiles once."""
+"""Evaluation against sums by hand, and a sweep that compiles once."""
 
 import jax
 import numpy as np
@@ -20,9 +20,15 @@ def test_figures_are_ratios_of_sums_over_all_tokens(tiny_run, evaluator, value):
     code, entropy, tokens, size = 0.0, 0.0, 0, 0
     for batch in tiny_run.valid:
         out = jax.jit(forward, static_argnums=0, static_argnames="stats")(
-            tiny_run.model, tiny_run.state.params, batch.tokens, Dial(value), tiny_run.state.blocks,
-            positions=batch.positions, segments=batch.segments, stats="open",
-        )  # fmt: skip
+            tiny_run.model,
+            tiny_run.state.params,
+            batch.tokens,
+            Dial(value),
+            tiny_run.state.blocks,
+            positions=batch.positions,
+            segments=batch.segments,
+            stats="open",
+        )
         logits, valid = np.asarray(out.logits, np.float64), np.asarray(batch.segments) > 0
         chosen = np.take_along_axis(logits, np.asarray(batch.targets)[..., None], -1)[..., 0]
         code += ((np.log(np.exp(logits).sum(-1)) - chosen) / np.log(2))[valid].sum()
@@ -56,7 +62,7 @@ def test_a_sweep_of_twenty_settings_compiles_once(tiny_run):
     assert fidelity[0] < 0.999
     assert (
         np.diff(fidelity) > -1e-3
-    ).all()  # on the same states it is monotone (T1); deeper layers see others
+    ).all()  # monotone on equal states (T1); deeper layers have different states
     for row in rows:
         assert len(row["by_layer"]["entropy_bits"]) == layers
         for name in STATISTICS:

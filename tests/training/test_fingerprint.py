@@ -1,4 +1,4 @@
-"""Fingerprints: one changed bit changes them for certain, places count, meshes do not."""
+"""Fingerprints: a changed bit always changes them, positions matter, meshes do not."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The journal and the line of progress."""
+"""The journal and the progress line."""
 
 import errno
 import io

@@ -25,7 +25,7 @@ TIMING = ("time", "tokens_per_second")
 
 
 def curve(workdir):
-    """The loop's own records, without what depends on the clock."""
+    """Return the loop's records, without fields that depend on the clock."""
     records = journal.read(workdir / "metrics.jsonl")
     return [
         {k: v for k, v in r.items() if k not in TIMING} for r in records if r["kind"] in ("train", "eval")
@@ -63,7 +63,7 @@ def test_a_finished_run_is_not_trained_again(tiny_settings, tiny_run, capsys):
 
 
 class Terminated(Hook):
-    """The machine is asked for, before a step."""
+    """A hook that sends SIGTERM before a step."""
 
     every = 6
 
@@ -90,7 +90,7 @@ def test_sigterm_saves_and_stops_with_a_status_of_its_own_and_the_run_goes_on(
 
 
 class Poison(Hook):
-    """Makes a parameter infinite before a step, as a bad gradient would."""
+    """A hook that makes a parameter infinite before a step, as a bad gradient would."""
 
     every = 7
 
@@ -122,7 +122,12 @@ def test_hooks_act_at_their_steps_and_the_step_is_compiled_once(tiny_settings, t
             return state
 
     train(tiny_settings, tmp_path, hooks=[Witness()])
-    assert Witness.seen == [(3, 2), (6, 5), (9, 8), (12, 11)]  # the state has not learned from that batch yet
+    assert Witness.seen == [
+        (3, 2),
+        (6, 5),
+        (9, 8),
+        (12, 11),
+    ]  # the state has not been trained on that batch yet
     assert [step._cache_size() for step in made] == [1]
 
 

@@ -1,4 +1,4 @@
-"""A run owns the tokenizer that it was made with, whatever becomes of the corpus, the folder or the settings."""
+"""A run keeps its tokenizer, even if the corpus, the folder or the settings change."""
 
 import dataclasses
 import shutil
@@ -16,12 +16,12 @@ from localist_jax.training.checkpoint import CheckpointError
 from localist_jax.training.loop import train
 from localist_jax.training.run import Run
 
-TOLD = "is not what this run was trained on; it is read as new data, with the run's own tokenizer"
+TOLD = "has changed since this run was trained on it; it is used as new data, with the run's own tokenizer"
 
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings, tmp_path_factory):
-    """Of a run on a folder of prose."""
+    """Return the settings of a run on a folder of prose."""
     corpus = tmp_path_factory.mktemp("texts") / "one"
     corpus.mkdir()
     for i in range(6):
@@ -33,7 +33,7 @@ def settings(tiny_settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(settings, tmp_path_factory):
-    """That run, and what the loop measured at λ=0."""
+    """Return that run, and the code length that the loop measured at λ=0."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     run = train(settings, workdir)
     return workdir, run.watch((0.0,))["bits_per_token@0"]
@@ -41,7 +41,7 @@ def trained(settings, tmp_path_factory):
 
 @pytest.fixture
 def other(settings, trained, tmp_path):
-    """A copy of the run, whose corpus has grown since."""
+    """Return a copy of the run, whose corpus has grown since."""
     corpus = tmp_path / "one"
     shutil.copytree(settings.data.corpus, corpus)
     workdir = tmp_path / "run"
@@ -70,7 +70,8 @@ def test_text_that_changed_is_new_data_in_the_old_tokens_and_that_is_said(other,
     assert err.count(TOLD) == 1
     assert longer.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert (workdir / "tokenizer.json").read_bytes() == before
-    assert journal.read(workdir / "metrics.jsonl")[-1]["bits_per_token"] < last + 1.0  # it was + 3.8
+    # With a new tokenizer it was + 3.8.
+    assert journal.read(workdir / "metrics.jsonl")[-1]["bits_per_token"] < last + 1.0
     train(settings.replace(train={"steps": 7}), workdir)
     assert TOLD not in capsys.readouterr().err, "by now it is the text that the run was trained on"
 
@@ -113,7 +114,7 @@ def test_another_tokenizer_in_the_folder_is_refused(trained, settings, tmp_path)
 
 def test_settings_that_ask_for_another_are_refused(trained, settings, tmp_path):
     workdir = shutil.copytree(trained[0], tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"config\.data\.vocab_size: the run .* made with 320, got 400"):
+    with pytest.raises(CheckpointError, match=r"config\.data\.vocab_size: the run in .* has 320, got 400"):
         train(settings.replace(data={"vocab_size": 400}), workdir)
     own = Tokenizer.load(workdir / "tokenizer.json")
     odd = Tokenizer.train(["other words altogether " * 30], 300)
@@ -122,7 +123,7 @@ def test_settings_that_ask_for_another_are_refused(trained, settings, tmp_path):
         train(settings.replace(data={"tokenizer": str(tmp_path / "odd.json")}), workdir)
     with pytest.raises(ValueError, match="the data: expected the tokenizer that the run was made with"):
         train(settings, workdir, prepared=prepare(settings.data, tmp_path / "cache", odd))
-    spaced = own.to_json().replace(",", ", ", 1)  # the same one, written in another way
+    spaced = own.to_json().replace(",", ", ", 1)  # the same tokenizer, formatted differently
     (tmp_path / "same.json").write_text(spaced, encoding="utf-8")
     again = train(settings.replace(data={"tokenizer": str(tmp_path / "same.json")}), workdir)
     assert again.tokenizer.fingerprint == own.fingerprint

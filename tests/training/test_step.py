@@ -1,4 +1,4 @@
-"""One training step: what moves, what does not, and what is an exact zero afterwards."""
+"""One training step: which parameters change, which do not, and which are exactly zero afterwards."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ def settings_of(small, steps=40, **sections):
 
 
 def batches(count, seed=0):
-    """Noise: nothing far away helps, so every gate is useless."""
+    """Yield batches of noise, on which every gate is useless."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         tokens = rng.integers(2, VOCABULARY, (B, T)).astype(np.int32)
@@ -36,14 +36,16 @@ def batches(count, seed=0):
         segments = np.ones((B, T), np.int32)
         segments[0, -4:] = 0
         yield Batch(
-            tokens=tokens, targets=np.where(segments > 0, np.roll(tokens, -1, 1), UNSCORED), segments=segments,
+            tokens=tokens,
+            targets=np.where(segments > 0, np.roll(tokens, -1, 1), UNSCORED),
+            segments=segments,
             positions=np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture(scope="module")
 def program(small):
-    """The model, the first state and the step of some settings, which is traced once however often it is used."""
+    """Return model, first state and compiled step for some settings; cached."""
     traced: list[config.Config] = []
     model = Transformer(small, VOCABULARY)
 
@@ -64,7 +66,7 @@ def program(small):
 
 @pytest.fixture(scope="module")
 def train(program):
-    """Trains on noise: the state before, after, and the metrics of every step."""
+    """Train on noise; return the state before and after, and the metrics of every step."""
 
     @functools.cache
     def on_noise(settings, steps):
@@ -94,7 +96,7 @@ def test_gates_rest_until_the_price_phase_and_everything_else_learns(train, smal
 
 
 def beyond_price(small):
-    """A price that no useless gate can pay."""
+    """Check a price that closes every useless gate."""
     gates = {"open_share_target": 0.0, "gate_bits": 2e3, "open_at_least": 0.1, "open_at_most": 0.1}
     return settings_of(small, steps=60, gates=gates)
 
@@ -107,7 +109,9 @@ def test_useless_gates_travel_to_exactly_zero(train, small):
     priced = found[:, :, active, active]
     assert (priced == 0).mean() > 0.95
     assert bool(gates.inside(found))
-    np.testing.assert_array_equal(found[:, :, :, small.blocks :], 1.0)  # blocks not in use: untouched
+    np.testing.assert_array_equal(
+        found[:, :, :, small.blocks :], 1.0
+    )  # gates of inactive blocks do not change
     shares = [m["open_share"] for m in history]
     assert shares[-1] < 0.7 * shares[0]
     assert history[-1]["gates_closed"] > 0.7
@@ -136,19 +140,24 @@ def test_a_price_on_units_makes_groups_exactly_zero(train, small):
 
 
 def without_chance(small):
-    """At a fixed dial and without noise."""
+    """Check gates at a fixed dial and without noise."""
     return settings_of(small, dial={"mode": "fixed", "locality": 0.6, "power": 0.0}, router={"noise": 0.0})
 
 
 def test_the_logged_loss_is_the_code_length(train, small):
-    """From a second forward pass and by hand."""
+    """Check metrics against a second forward pass and sums by hand."""
     settings, batch = without_chance(small), next(batches(1))
     first, _, history = train(settings, data=[batch])
     model = Transformer(small, VOCABULARY)
     out = jax.jit(forward, static_argnums=0)(
-        model, first.params, batch.tokens, Dial(0.6), first.blocks,
-        positions=batch.positions, segments=batch.segments,
-    )  # fmt: skip
+        model,
+        first.params,
+        batch.tokens,
+        Dial(0.6),
+        first.blocks,
+        positions=batch.positions,
+        segments=batch.segments,
+    )
     logits = np.asarray(out.logits, np.float64)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     code = -np.log2(np.take_along_axis(p, batch.targets[..., None], -1))[..., 0][batch.segments > 0]
@@ -185,7 +194,7 @@ def test_it_learns_a_repeated_batch(train, small):
 
 
 def test_only_scored_positions_count(train, small):
-    """A target of UNSCORED is not asked for: the loss is the mean over the others."""
+    """Check that targets UNSCORED do not count: the loss is the mean over the others."""
     settings, batch = without_chance(small), next(batches(1))
     half = dataclasses.replace(batch, targets=np.where(batch.positions % 2, batch.targets, UNSCORED))
     rest = dataclasses.replace(batch, targets=np.where(batch.positions % 2, UNSCORED, batch.targets))
@@ -202,14 +211,14 @@ def with_muon(small):
 
 
 def test_muon_makes_every_direction_of_a_matrix_move_alike(train, small):
-    """The update of each layer's matrix is close to a rotation, of the size of AdamW's."""
+    """Check that updates of matrices are nearly orthogonal, and as large as AdamW's."""
     settings = with_muon(small)
-    first, last, _ = train(settings, data=[next(batches(1))] * 2)  # the first at learning rate 0
+    first, last, _ = train(settings, data=[next(batches(1))] * 2)  # the first step has learning rate 0
     for path, split in ((("localist", "attention", "query"), 1), (("localist", "attention", "out"), 2)):
         moved = np.asarray(at_path(last.params, path)) - np.asarray(at_path(first.params, path))
         matrix = moved[0].reshape(np.prod(moved.shape[1 : 1 + split]), -1)
         sizes = np.linalg.svd(matrix, compute_uv=False)
-        assert sizes.max() < 4 * np.quantile(sizes, 0.1)  # a scale that the norm undoes has no gradient
+        assert sizes.max() < 4 * np.quantile(sizes, 0.1)  # a scale that the norm removes has no gradient
     assert not np.array_equal(last.params["embedding"], first.params["embedding"])  # by AdamW
 
 
@@ -219,11 +228,11 @@ def test_muon_learns_a_repeated_batch(train, small):
     assert history[-1]["bits_per_token"] < 0.6 * history[0]["bits_per_token"]
 
 
-def test_every_parameter_needs_a_rule():
+def test_every_parameter_needs_an_optimizer_group():
     with pytest.raises(
-        ValueError, match=r"no rule covers parameter a/mystery; add it to training\.state\.RULES"
+        ValueError, match=r"parameter a/mystery has no group; add it to training\.state\.OPTIMIZER_GROUPS"
     ):
-        states.rule_of({"a": {"mystery": jnp.zeros(1)}})
+        states.optimizer_groups({"a": {"mystery": jnp.zeros(1)}})
 
 
 def test_the_learning_rate_warms_up_and_decays(small):

@@ -1,14 +1,14 @@
 """`flash.forward` and `flash.backward` as kernels for Hopper GPUs (Pallas on Mosaic), over the same work lists.
 
-A program works through rows of a work list. One of its warpgroups fetches the tiles on their lists into a ring of
-slots, running ahead into the next row; two others compute, 64 of a row's 128 positions each, and take turns at the
-tensor cores. Three kernels: forward and dq take query tiles as rows and visit key tiles; dk and dv take key tiles as
-rows and visit the query tiles of one head. An entry of a list says whether every pair of the two tiles is seen and
-lies beyond the window: only the others are masked. Heads stay where they lie in memory: nothing is copied to be cut.
+A program works through rows of a work list. One of its warpgroups fetches the listed tiles into a ring of slots,
+running ahead into the next row; two others compute 64 of the row's 128 positions each, and take turns at the tensor
+cores. Three kernels: forward and dq take query tiles as rows and visit key tiles; dk and dv take key tiles as rows and
+visit the query tiles of one head. An entry of a list says whether every pair of the two tiles is visible and beyond
+the window; only other pairs of tiles are masked. Heads are read from their place in memory, without a copy.
 
-Blocks are channels: in tiles of mixed blocks, ln ω of a query with each block, cut into two bfloat16 that add up to it
-(to 2⁻¹⁷ of it), times the one-hot blocks of the keys is a matrix product, as are sums by block. In pure tiles ln ω is
-a number per entry. Logits are kept to base 2 within.
+In tiles of mixed blocks, ln ω of a query with each block is split into two bfloat16 that sum to it (with relative error
+2⁻¹⁷) and multiplied with the one-hot blocks of the keys; sums by block are matrix products too. In pure tiles ln ω is
+a number per entry. Kernels compute logits to base 2.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from localist_jax.attention import flash, tiled
-from localist_jax.attention.flash import Slopes, Terms
+from localist_jax.attention import flash, kernel_passes
+from localist_jax.attention.flash import Gradients, Terms
 from localist_jax.attention.hopper import steps
 from localist_jax.attention.hopper.lists import TILE, Lists, Side, is_mixed
-from localist_jax.attention.hopper.program import Call
+from localist_jax.attention.hopper.program import GpuKernel
 from localist_jax.attention.hopper.steps import LOG2E, Settings
-from localist_jax.attention.sparse import Engine, Pure, sparse
-from localist_jax.attention.tiled import Pass
+from localist_jax.attention.kernel_passes import Pass
+from localist_jax.attention.sparse import AttentionEngine, PureTiles, sparse
 from localist_jax.attention.tiles import Section
 
-CHANNELS = 64  # of bfloat16 in a swizzled row of shared memory, to which head sizes are padded
-MOST_BLOCKS, LARGEST_HEAD = 64, 128
+CHANNELS = 64  # bfloat16 in a swizzled row of shared memory, to which head sizes are padded
+MAX_BLOCKS, MAX_HEAD_SIZE = 64, 128
 
 
 def gpu(q, k, v, **call):
-    """See `attend`: `sparse` with these kernels; elsewhere than on a GPU their arithmetic is emulated, slowly.
+    """Compute `attend` by `sparse` with these kernels; off GPU their arithmetic is emulated, which is slow.
 
     Raises:
-      ValueError: for other inputs than bfloat16, for heads over 128, or over 64 blocks.
+      ValueError: if inputs are not bfloat16, heads are larger than 128, or there are more than 64 blocks.
     """
     if not suits(q, v, call["odds"]):
         raise ValueError(
@@ -50,16 +50,16 @@ def gpu(q, k, v, **call):
 
 
 def suits(q, v, odds) -> bool:
-    """Whether the kernels take these inputs."""
+    """Return whether the kernels support these inputs."""
     return (
         q.dtype == jnp.bfloat16
-        and max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD
-        and max(odds.shape[2:]) <= MOST_BLOCKS
+        and max(q.shape[-1], v.shape[-1]) <= MAX_HEAD_SIZE
+        and max(odds.shape[2:]) <= MAX_BLOCKS
     )
 
 
 def on_hopper() -> bool:
-    """Whether the GPU, or the one that is compiled for, has the instructions of compute capability 9."""
+    """Return whether the GPU, or the compilation target, has the instructions of compute capability 9."""
     target = jax.sharding.get_abstract_mesh().abstract_device
     if target is not None:
         return any(name in target.device_kind for name in ("H100", "H200", "H800", "H20"))
@@ -67,12 +67,12 @@ def on_hopper() -> bool:
 
 
 def forward(p: Pass, q, k, v):
-    """See `tiled.forward`."""
-    return _as_it_needs(p, partial(_forward, q=q, k=k, v=v))
+    """Run the forward kernel that `kernel_passes.forward` takes."""
+    return _without_zero_odds(p, partial(_forward, q=q, k=k, v=v))
 
 
-def _as_it_needs(p: Pass, run: Callable):
-    """Runs a pass without ln ω where all of it is 0, as at λ=0."""
+def _without_zero_odds(p: Pass, run: Callable):
+    """Run a pass, leaving ln ω out if all of it is 0, as at λ=0."""
     if not is_mixed(p):
         return run(p)
     plain = dataclasses.replace(p, queries=dataclasses.replace(p.queries, rows=None))
@@ -92,29 +92,27 @@ def _forward(p: Pass, q, k, v):
         results["zsum"] = ()
     if K:
         results["mass"] = keys["e"].shape[-1:]
-    call = Call(
-        "attend", s, steps.forward_begin, steps.forward_step, steps.forward_end, {"out": "q"}, results, *sides,
-        turns=True,
-    )  # fmt: skip
-    found = call(Lists.of_queries(p), queries, keys)
-    lse = found["lse"]
-    entropy = jnp.where(jnp.isfinite(lse), lse - found["zsum"], 0.0) if p.measured else None
-    return found["out"][..., :value], lse, entropy, found["mass"][..., :K] if K else None
+    stages = (steps.forward_begin, steps.forward_step, steps.forward_end)
+    kernel = GpuKernel("attend", s, *stages, {"out": "q"}, results, *sides, turns=True)
+    made = kernel(Lists.of_queries(p), queries, keys)
+    lse = made["lse"]
+    entropy = jnp.where(jnp.isfinite(lse), lse - made["zsum"], 0.0) if p.measured else None
+    return made["out"][..., :value], lse, entropy, made["mass"][..., :K] if K else None
 
 
 def backward(
-    s: Section, terms: Terms, q, k, v, dout, given, wanted: flash.SumsByBlock, slopes: Slopes | None
-) -> Slopes:
-    """See `flash.backward`; where statistics have cotangents it is that one which runs."""
+    s: Section, terms: Terms, q, k, v, dout, given, wanted: flash.SumsByBlock, before: Gradients | None
+) -> Gradients:
+    """Do what `flash.backward` does; that function itself runs where statistics have cotangents."""
     if not all(given[name] is None for name in ("dentropy", "dmass", "dexpected")):
-        return flash.backward(s, terms, q, k, v, dout, given, wanted, slopes)
-    return tiled.backward(_kernel, s, terms, q, k, v, dout, given, wanted, slopes)
+        return flash.backward(s, terms, q, k, v, dout, given, wanted, before)
+    return kernel_passes.backward(_backward_kernels, s, terms, q, k, v, dout, given, wanted, before)
 
 
-def _kernel(p: Pass, q, k, v, lse, c, dout, columns: int, **_):
-    """See `tiled.backward`."""
+def _backward_kernels(p: Pass, q, k, v, lse, c, dout, columns: int, **_):
+    """Run the two kernels, for dq and for dk and dv, that `kernel_passes.backward` takes."""
     keyed = p.pairs != "near" and columns > 0
-    return _as_it_needs(p, partial(_backward, q=q, k=k, v=v, lse=lse, c=c, dout=dout, keyed=keyed))
+    return _without_zero_odds(p, partial(_backward, q=q, k=k, v=v, lse=lse, c=c, dout=dout, keyed=keyed))
 
 
 def _backward(p: Pass, q, k, v, lse, c, dout, keyed: bool):
@@ -131,32 +129,29 @@ def _backward(p: Pass, q, k, v, lse, c, dout, keyed: bool):
     lists = Lists.of_queries(p)
 
     sums = {"sums": by_key["e"].shape[-1:]} if blocked else {}
-    call = Call(
-        "attend_dq", Settings.of(p, by_block=blocked), steps.dq_begin, steps.dq_step, steps.as_it_is, {"dq": "q"}, sums,
-        queries_side, keys_side,
-    )  # fmt: skip
-    dq = call(lists, queries, keys | by_key)
+    settings, stages = Settings.of(p, by_block=blocked), (steps.dq_begin, steps.dq_step, steps.identity)
+    kernel = GpuKernel("attend_dq", settings, *stages, {"dq": "q"}, sums, queries_side, keys_side)
+    dq = kernel(lists, queries, keys | by_key)
     sums = {"by_query": by_query["own"].shape[-1:]} if keyed else {}
-    call = Call(
-        "attend_dk", Settings.of(p, by_block=keyed), steps.dk_begin, steps.dk_step, steps.as_it_is,
-        {"dk": "k", "dv": "v"}, sums, keys_side, queries_side,
-    )  # fmt: skip
-    dk = call(lists.of_keys(p), keys | (by_key if is_mixed(p) else {}), queries | by_query)
+    settings, stages = Settings.of(p, by_block=keyed), (steps.dk_begin, steps.dk_step, steps.identity)
+    results = {"dk": "k", "dv": "v"}
+    kernel = GpuKernel("attend_dk", settings, *stages, results, sums, keys_side, queries_side)
+    dk = kernel(lists.of_keys(p), keys | (by_key if is_mixed(p) else {}), queries | by_query)
 
-    def of_group(x):
-        """Sums the query heads that share a head of keys."""
+    def sum_over_group(x):
+        """Sum over the query heads that share a key/value head."""
         return x.reshape(*x.shape[:3], groups, heads // groups, -1).sum(4, dtype=jnp.float32)
 
     return (
         dq["dq"][..., :size] * p.scale,
-        of_group(dk["dk"])[..., :size] * p.scale,
-        of_group(dk["dv"])[..., :value],
+        sum_over_group(dk["dk"])[..., :size] * p.scale,
+        sum_over_group(dk["dv"])[..., :value],
         dq["sums"][..., : p.keys.blocks] if blocked else None,
         dk["by_query"][..., : p.queries.own.shape[-1]] if keyed else None,
     )
 
 
-# Arrays as the kernels want them.
+# Conversion of arrays to the layout of the kernels.
 
 
 def _sides(q, k) -> tuple[Side, Side]:
@@ -169,18 +164,18 @@ def _padded(x, channels: int):
 
 
 def _alike(*arrays):
-    """Pads heads to whole rows of shared memory, all to the same size."""
+    """Pad heads to whole rows of shared memory, all to the same size."""
     channels = -(-max(x.shape[-1] for x in arrays) // CHANNELS) * CHANNELS
     return [_padded(x, channels) for x in arrays]
 
 
 def _channels(blocks: int) -> int:
-    """Columns that hold so many blocks, and fill a row of shared memory."""
+    """Return the number of columns that hold so many blocks and fill a row of shared memory."""
     return next(size for size in (16, 32, 64) if size >= blocks)
 
 
 def _one_hot(block, blocks: int, side: Side, alike: bool = True):
-    """Blocks [R, C | 1] as bfloat16: [B, tiles, C, K] where all heads are alike, else by tile, [R, C, K]."""
+    """Return blocks [R, C | 1] as one-hot bfloat16: [B, tiles, C, K] where all heads are alike, else [R, C, K]."""
     batch, heads, tiles = side
     if alike:
         block = block.reshape(batch, heads, tiles, -1)[:, 0]
@@ -189,7 +184,7 @@ def _one_hot(block, blocks: int, side: Side, alike: bool = True):
 
 
 def _log_odds(p: Pass):
-    """ln ω of each query with each block to base 2, in tiles of mixed blocks: two bfloat16 [R, C, K]."""
+    """Return ln ω of each query with each block to base 2, as two bfloat16 [R, C, K]; empty if tiles are not mixed."""
     if not is_mixed(p):
         return {}
     rows = _padded(p.queries.rows * LOG2E, _channels(p.queries.rows.shape[-1]))
@@ -198,8 +193,15 @@ def _log_odds(p: Pass):
     return {"high": high.astype(jnp.bfloat16), "low": (rows - high).astype(jnp.bfloat16)}
 
 
-ENGINE = Engine(
-    forward=partial(tiled.forward, forward), backward=backward, wide=(TILE, TILE, 1), small=(TILE, TILE, 1),
-    pure=(Pure((TILE, TILE, 1), 1.2),), band=(TILE, TILE), lanes=TILE, whole=True, overlaps=False,
-    many_blocks=MOST_BLOCKS + 1,
-)  # fmt: skip
+ENGINE = AttentionEngine(
+    forward=partial(kernel_passes.forward, forward),
+    backward=backward,
+    wide=(TILE, TILE, 1),
+    small=(TILE, TILE, 1),
+    pure=(PureTiles((TILE, TILE, 1), 1.2),),
+    band=(TILE, TILE),
+    lanes=TILE,
+    whole=True,
+    overlaps=False,
+    many_blocks=MAX_BLOCKS + 1,
+)

@@ -1,4 +1,4 @@
-"""What the programs of a kernel do: rows, the tiles that each visits, and what is known of a visit beforehand."""
+"""Work lists of the kernels: rows, the tiles that each row visits, and facts about each visit."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import math
 import jax
 import jax.numpy as jnp
 
-from localist_jax.attention.tiled import Pass
+from localist_jax.attention.kernel_passes import Pass
 from localist_jax.attention.tiles import work_list
 
-GROUPS, ROWS = 2, 64  # warpgroups that compute, and the positions of each
+GROUPS, ROWS = 2, 64  # number of warpgroups that compute, and of positions in each
 TILE = GROUPS * ROWS
-FULL = 1 << 30  # marks an entry of a list whose pairs are all seen, and beyond the window
+FULL = 1 << 30  # bit of a list entry: all pairs are visible and beyond the window, so nothing is masked
 LOG2E = math.log2(math.e)
-# Batch, heads, and tiles of each: a tile's number counts through all, in this order.
+# Sizes (batch, heads, tiles per head): tiles are numbered through all of them, in this order.
 Side = tuple[int, int, int]
 
 
 def is_mixed(p: Pass) -> bool:
-    """Whether ln ω differs within a tile."""
+    """Return whether ln ω differs within a tile."""
     return p.queries.rows is not None and p.queries.rows.shape[1] > 1
 
 
 def is_pure(p: Pass) -> bool:
-    """Whether ln ω is one number in each pair of tiles."""
+    """Return whether ln ω is one number in each pair of tiles."""
     return p.queries.rows is not None and p.queries.rows.shape[1] == 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-    """What a kernel's programs do.
+    """The rows of a kernel and the tiles that each visits.
 
     Attributes:
-      order: int32 [rows], the longest lists first.
-      counts: int32 [rows], entries of each list.
-      tile: int32 [rows], whose arrays a row has.
-      entries: int32 [rows, J], tiles to visit, with FULL.
+      order: int32 [rows], rows sorted by decreasing length of their lists.
+      counts: int32 [rows], number of entries of each list.
+      tile: int32 [rows], the tile that each row reads its own arrays from.
+      entries: int32 [rows, J], tiles to visit, with the bit FULL.
       bias: float32 [rows, J], ln ω of each entry to base 2; None unless tiles are pure.
     """
 
@@ -49,7 +49,7 @@ class Lists:
 
     @classmethod
     def of_queries(cls, p: Pass):
-        """The pass's own lists."""
+        """Return the lists of a pass, with query tiles as rows."""
         R, a, b = len(p.work.lists), p.queries, p.keys
         tile = p.first[:, None] + p.work.lists
         seg, lowest, highest = a.seg[:, :1], b.seg.min(-1)[tile], b.seg.max(-1)[tile]
@@ -64,14 +64,14 @@ class Lists:
         )
 
     def of_keys(self, p: Pass):
-        """The same visits by key tile and query head, [B·N·J, I]."""
+        """Return the same visits with key tiles of each query head as rows, [B·N·J, I]."""
         (R, J), S = p.work.lists.shape, len(p.keys.pos)
         I, heads = R // p.heads, p.heads * J // S
         row, live = jnp.arange(R)[:, None], jnp.arange(J) < p.work.counts[:R, None]
         place = jnp.where(live, p.work.lists, J)
 
         def turned(x):
-            """[R, J], as the lists lie → [B·N, J, I]."""
+            """Transpose values of list entries [R, J] to [B·N, J, I]."""
             by_key = jnp.zeros((R, J + 1), x.dtype).at[row, place].set(x)[:, :J]
             return by_key.reshape(-1, I, J).swapaxes(1, 2)
 

@@ -1,4 +1,4 @@
-"""How data moves in the kernels: one warpgroup fetches tiles into a ring of slots, the others work on them."""
+"""Data movement of the kernels: one warpgroup fetches tiles into a ring of slots, the others compute on them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from localist_jax.attention.hopper.lists import FULL, GROUPS, ROWS, TILE, Lists, Side
 from localist_jax.attention.hopper.steps import Settings
 
-SHARED = 220 << 10  # bytes of shared memory that a program may take
+SHARED_MEMORY = 220 << 10  # bytes that a program may use
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class GpuKernel:
     """A kernel over work lists.
 
     Attributes:
-      name, settings: of the kernel.
-      begin, step, end: the state of a row's half in registers before, after each visit, and its results.
-      narrow: results in bfloat16 that lie as heads do, and the row's array whose place in shared memory each may take.
-      wide: what stands in each position of the other results; float32.
-      row_side, visit_side: of the arrays.
+      name, settings: name and static parameters.
+      begin, step, end: functions that return the register state of half a row before the first visit and after each
+        visit, and the results.
+      narrow: results in bfloat16 with the layout of heads, each with the row's array whose shared memory it may reuse.
+      wide: the shape per position of the other results, which are float32.
+      row_side, visit_side: tile numbering of the arrays.
       turns: whether steps take turns at the tensor cores, twice each.
     """
 
@@ -45,15 +46,15 @@ class Call:
     turns: bool = False
 
     def __call__(self, lists: Lists, per_row: dict, per_visit: dict) -> dict[str, jax.Array]:
-        """Runs it.
+        """Run the kernel.
 
         Args:
-          lists: what to do.
-          per_row, per_visit: arrays by name: [B, tiles, C, heads, H], the same for all heads [B, tiles, C, K], or by
+          lists: the rows and their visits.
+          per_row, per_visit: arrays by name: [B, tiles, C, heads, H], [B, tiles, C, K] if all heads share them, or by
             tile [R, C, …].
 
         Returns:
-          By name [B, tiles, C, heads of the lists, H] if narrow, else [rows, C, …].
+          Results by name: [B, tiles, C, heads of the lists, H] if narrow, else [rows, C, …].
         """
         rows = len(lists.order)
         if self.settings.emulated:
@@ -63,11 +64,11 @@ class Call:
         slot_at = {name: (TILE, *x.shape[2:][-1:]) for name, x in per_visit.items()}
         each = sum(_bytes(shape, per_visit[name].dtype) for name, shape in slot_at.items())
         own = sum(_bytes(shape, per_row[name].dtype) for name, shape in row_at.items())
-        buffers = 2 if 2 * (own + each) <= SHARED else 1
-        slots = min(4, (SHARED - buffers * own) // each)
+        buffers = 2 if 2 * (own + each) <= SHARED_MEMORY else 1
+        slots = min(4, (SHARED_MEMORY - buffers * own) // each)
         if slots < 1:
             raise ValueError(
-                f"attend: {self.name} needs {own + each} bytes of shared memory, there are {SHARED}"
+                f"attend: {self.name} needs {own + each} bytes of shared memory, there are {SHARED_MEMORY}"
             )
         batch, _, tiles = self.row_side
         heads = rows // batch // tiles
@@ -99,11 +100,11 @@ class Call:
             compiler_params=plgpu.CompilerParams(approx_math=True),
         )
         scalars = [lists.order, lists.counts, lists.tile, lists.entries]
-        found = run(scalars if lists.bias is None else [*scalars, lists.bias], halves, per_visit)
-        for name, x in found.items():
-            at = 2 if name in self.narrow else 1
-            found[name] = x.reshape(*x.shape[:at], TILE, *x.shape[at + 2 :])
-        return found
+        results = run(scalars if lists.bias is None else [*scalars, lists.bias], halves, per_visit)
+        for name, x in results.items():
+            axis = 2 if name in self.narrow else 1
+            results[name] = x.reshape(*x.shape[:axis], TILE, *x.shape[axis + 2 :])
+        return results
 
     def _program(self, rows, programs, side, scalars, per_row, per_visit, out, row_at, slot_at, *barriers):
         loaded, released, filled, freed, turns = barriers
@@ -125,29 +126,29 @@ class Call:
 
             def visit(j, carry):
                 entry, shift, state = carry
-                following = jnp.minimum(j + 1, count - 1)  # read early: it takes its time
+                following = jnp.minimum(j + 1, count - 1)  # read early, to hide the latency
                 then = entries[row, following], shift if bias is None else bias[row, following]
                 slot = lax.rem(done + j, jnp.int32(slots))
                 plgpu.barrier_wait(filled.at[slot])
                 r = SimpleNamespace(**own, **{name: ref.at[slot] for name, ref in slot_at.items()})
-                at = SimpleNamespace(
+                facts = SimpleNamespace(
                     full=entry >= FULL, bias=None if bias is None else shift, take_turns=take_turns
                 )
-                state = self.step(s, r, at, state)
+                state = self.step(s, r, facts, state)
                 plgpu.barrier_arrive(freed.at[slot])
                 return *then, state
 
             r = SimpleNamespace(**own, **{name: ref.at[0] for name, ref in slot_at.items()})
             start = entries[row, 0], jnp.float32(0) if bias is None else bias[row, 0], self.begin(s, r)
-            # One is half a visit behind the other, until the row is done: else it would wait for the other's next row.
+            # One group runs half a visit behind the other until the row is done; the last turn lets it finish the row.
             pl.when(self.turns & (group == 1))(take_turns)
             *_, state = lax.fori_loop(0, count, visit, start)
             pl.when(self.turns & (group == 0))(take_turns)
-            found = self.end(s, r, state)
+            results = self.end(s, r, state)
             for name in self.wide:
-                out[name][row, group] = found[name]
+                out[name][row, group] = results[name]
             for name, place in self.narrow.items():
-                own[place][...] = found[name].astype(jnp.bfloat16)
+                own[place][...] = results[name].astype(jnp.bfloat16)
             plgpu.commit_smem()
             for name, place in self.narrow.items():
                 batch, head, tile = _places(row, side)
@@ -195,12 +196,12 @@ class Call:
             visits = lax.fori_loop(0, mine, fetch, jnp.int32(0))
             for left, barrier, places in ((visits, freed, slots), (mine, released, buffers)):
 
-                @pl.loop(jnp.maximum(0, left - places), left)  # stays until all is read
+                @pl.loop(jnp.maximum(0, left - places), left)  # wait until all slots have been read
                 def _(i, barrier=barrier, places=places):
                     plgpu.barrier_wait(barrier.at[lax.rem(i, jnp.int32(places))])
 
     def _emulate(self, lists: Lists, per_row, per_visit):
-        """The same without a GPU: its arithmetic, not its movements of data."""
+        """Do the arithmetic of the kernel without a GPU, and without its data movement."""
         batch, _, tiles = self.row_side
 
         def program(row):
@@ -213,8 +214,8 @@ class Call:
                     entry, tile = lists.entries[row, j], lists.entries[row, j] & (FULL - 1)
                     r = {name: _find(x, tile, self.visit_side) for name, x in per_visit.items()}
                     bias = None if lists.bias is None else lists.bias[row, j]
-                    at = SimpleNamespace(full=entry >= FULL, bias=bias, take_turns=lambda: None)
-                    return self.step(self.settings, SimpleNamespace(**part, **r), at, state)
+                    facts = SimpleNamespace(full=entry >= FULL, bias=bias, take_turns=lambda: None)
+                    return self.step(self.settings, SimpleNamespace(**part, **r), facts, state)
 
                 r = SimpleNamespace(
                     **part, **{name: _find(x, 0, self.visit_side) for name, x in per_visit.items()}
@@ -224,15 +225,15 @@ class Call:
 
             return jax.tree.map(lambda *x: jnp.concatenate(x), *map(half, range(GROUPS)))
 
-        found = lax.map(program, jnp.arange(len(lists.order)))
+        results = lax.map(program, jnp.arange(len(lists.order)))
         for name in self.narrow:
-            x = found[name].astype(jnp.bfloat16)
-            found[name] = jnp.moveaxis(x.reshape(batch, -1, tiles, *x.shape[1:]), 1, 3)
-        return found
+            x = results[name].astype(jnp.bfloat16)
+            results[name] = jnp.moveaxis(x.reshape(batch, -1, tiles, *x.shape[1:]), 1, 3)
+        return results
 
 
 def _places(number, side: Side):
-    """Batch row, head and tile of a tile's number."""
+    """Return batch row, head and tile of a tile's number."""
     _, heads, tiles = side
     if isinstance(number, int):
         number = jnp.int32(number)
@@ -241,13 +242,16 @@ def _places(number, side: Side):
 
 
 def _find(x, number, side: Side, half: int | None = None):
-    """A tile, or a half of it where tiles are cut into halves: of an array, or of a reference to one."""
-    at, halves = getattr(x, "at", x) if not isinstance(x, jax.Array) else x, () if half is None else (half,)
+    """Return a tile of an array or of a reference to one, or half of it where tiles are cut into halves."""
+    source, halves = (
+        getattr(x, "at", x) if not isinstance(x, jax.Array) else x,
+        () if half is None else (half,),
+    )
     rank = x.ndim - len(halves)
     if rank < 4:
-        return at[(number, *halves)]
+        return source[(number, *halves)]
     batch, head, tile = _places(number, side)
-    return at[(batch, tile, *halves, slice(None), head)] if rank == 5 else at[(batch, tile, *halves)]
+    return source[(batch, tile, *halves, slice(None), head)] if rank == 5 else source[(batch, tile, *halves)]
 
 
 def _halved(x):
@@ -256,7 +260,7 @@ def _halved(x):
 
 
 def _processors() -> int:
-    """Streaming multiprocessors of the GPU, or of the one that is compiled for."""
+    """Return the number of streaming multiprocessors of the GPU, or of the compilation target."""
     target = jax.sharding.get_abstract_mesh().abstract_device
     if target is not None and target.num_cores:
         return target.num_cores
@@ -268,7 +272,7 @@ def _bytes(shape, dtype) -> int:
 
 
 def _shared(shape, dtype):
-    """Shared memory; matrices lie as the tensor cores want them."""
+    """Allocate shared memory; bfloat16 matrices get the layout that tensor cores need."""
     if dtype != jnp.bfloat16:
         return plgpu.SMEM(shape, dtype)
     columns = min(64, shape[-1])

@@ -1,4 +1,4 @@
-"""Logical axis names → mesh axes, in one table; and the shardings that follow from it."""
+"""The table that maps logical axis names to mesh axes, and the shardings that follow from it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from localist_jax.types import PyTree
 
-# Localist units are sharded by block, so that growth really moves data. Everything not split is replicated.
-# A mesh may lack axes of this table; they then count as 1.
-LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+# Localist units are sharded by block. Axes without a mesh axis are replicated, and a mesh may lack axes of this table.
+AXIS_SHARDING: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("slice", "data", "fsdp")),
     ("embed", "fsdp"),
     ("vocab", "tensor"),
@@ -36,16 +35,16 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def mesh_axes(logical: str, mesh: AnyMesh, size: int | None = None) -> tuple[str, ...]:
-    """Mesh axes that split a logical axis, those of size 1 left out.
+    """Return the mesh axes that split a logical axis, without those of size 1.
 
     Args:
-      logical: a name of the table.
-      mesh: where.
-      size: of the dimension; axes are taken in their order as long as they divide it. None: all of them.
+      logical: a name in the table.
+      mesh: the mesh.
+      size: size of the dimension; axes are taken in their order while they divide it. None: take all.
     """
-    found = dict(LOGICAL_AXIS_RULES)[logical] or ()
+    axes = dict(AXIS_SHARDING)[logical] or ()
     taken: tuple[str, ...] = ()
-    for axis in (found,) if isinstance(found, str) else found:
+    for axis in (axes,) if isinstance(axes, str) else axes:
         parts = math.prod(mesh.shape[a] for a in (*taken, axis) if a in mesh.shape)
         if mesh.shape.get(axis, 1) > 1 and (size is None or size % parts == 0):
             taken = (*taken, axis)
@@ -53,43 +52,44 @@ def mesh_axes(logical: str, mesh: AnyMesh, size: int | None = None) -> tuple[str
 
 
 def shards(logical: str, mesh: AnyMesh) -> int:
-    """Parts that a logical axis is split into."""
+    """Return the number of parts that a logical axis is split into."""
     return math.prod(mesh.shape[axis] for axis in mesh_axes(logical, mesh))
 
 
 def state_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
-    """The sharding of every leaf of a tree whose parameters carry logical axis names.
+    """Return the sharding of every leaf of a tree whose parameters carry logical axis names.
 
     Args:
       boxed: (abstract) tree with `nn.LogicallyPartitioned` leaves; the others are replicated.
-      mesh: where the tree will lie.
+      mesh: the mesh to shard over.
 
     Raises:
-      ValueError: a dimension that does not divide over its mesh axis, by leaf path.
+      ValueError: if an axis is not in the table, or a dimension does not divide over its mesh axis; names the leaf.
     """
-    table = {name: mesh_axes(name, mesh) or None for name, _ in LOGICAL_AXIS_RULES}
+    table = {name: mesh_axes(name, mesh) or None for name, _ in AXIS_SHARDING}
     for path, leaf in _boxes(boxed):
         for name in leaf.names:
             if name not in table:
                 raise ValueError(
-                    f"sharding: {path} has the axis {name!r}, which no rule names; add it to the table"
+                    f"sharding: {path} has the axis {name!r}, which is not in parallel.sharding.AXIS_SHARDING; "
+                    "add it there"
                 )
     _check_divisible(boxed, mesh)
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, tuple(table.items()))
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """Rows of a batch are split over the batch's axes, and repeated over the others."""
+    """Return the sharding of a batch: rows are split over the batch's axes, and repeated over the others."""
     return NamedSharding(mesh, PartitionSpec(mesh_axes("batch", mesh) or None))
 
 
 def placed(x: jax.Array, mesh: AnyMesh | None, *names: str | None) -> jax.Array:
-    """The same array, held where the table says; without this the compiler may gather activations for their weights.
+    """Constrain an array to the sharding that the table gives; else the compiler may gather activations to the weights.
 
     Args:
-      x: inside a jitted function.
-      mesh: None, or one of a single device, leaves it alone.
-      names: logical axes of its first dimensions; None, and those not named: not split.
+      x: an array inside a jitted function.
+      mesh: the mesh; None or a single device changes nothing.
+      names: logical axes of the first dimensions; None and unnamed dimensions are not split.
     """
     if mesh is None or mesh.size == 1:
         return x
@@ -99,13 +99,13 @@ def placed(x: jax.Array, mesh: AnyMesh | None, *names: str | None) -> jax.Array:
 
 
 def within(mesh: AnyMesh) -> AnyMesh:
-    """The mesh as the function around sees it: inside one that is mapped over some axes those are taken."""
+    """Return the mesh as the enclosing function sees it: inside a `shard_map`, the mesh with its manual axes."""
     around = jax.sharding.get_abstract_mesh()
     return around if around.manual_axes else mesh
 
 
 def on_each(function: Callable[..., Any], mesh: AnyMesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`jax.shard_map` of `function` over the axes of a mesh that are not taken yet; may stand inside another."""
+    """Apply `jax.shard_map` over the axes of a mesh that are not manual yet; may be nested in another `shard_map`."""
     inner = within(mesh)
     free = set(mesh.axis_names) - set(getattr(inner, "manual_axes", ()))
     return jax.shard_map(
@@ -114,15 +114,15 @@ def on_each(function: Callable[..., Any], mesh: AnyMesh, in_specs: Any, out_spec
 
 
 def for_each_specialist(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function` of one specialist's trees as a function of stacked ones, each on its own devices, all at once.
+    """Turn a function of one specialist's trees into one of stacked trees, which runs each on its own devices.
 
     Args:
       function: trees → trees, without the specialist axis.
-      mesh: whose specialist axis has as many places as the stacks.
+      mesh: a mesh whose specialist axis is as long as the stacks.
 
     Returns:
-      A function, to be jitted, whose arguments and results have a leading axis of specialists. Branches and loops
-      go each specialist's own way, and nothing is said from one to another.
+      A function, to be jitted, whose arguments and results have a leading axis of specialists. Each specialist takes
+      its own branches and loop counts, and specialists do not communicate.
     """
 
     def one(*stacked):
@@ -136,7 +136,7 @@ def for_each_specialist(function: Callable[..., Any], mesh: Mesh) -> Callable[..
 
 
 def stacked(abstract: PyTree, mesh: Mesh) -> PyTree:
-    """Shapes and shardings of one specialist's tree, stacked over the mesh's specialist axis."""
+    """Return the shapes and shardings of one specialist's tree, stacked over the mesh's specialist axis."""
 
     def stack(leaf):
         spec = PartitionSpec("specialist", *leaf.sharding.spec)
