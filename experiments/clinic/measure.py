@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from experiments.clinic.alignment import kinds_of, nmi
 from experiments.clinic.setting import BATCH, VOCABULARY, Clinic, clinic, settings
 from experiments.clinic.world import DOMAINS, Note
+from experiments.pool import measured_once
 from localist_jax import config
 from localist_jax.data import Tokenizer
 from localist_jax.hierarchy import signature
@@ -27,7 +27,7 @@ from localist_jax.hierarchy.shipping import House
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.journal import read
-from localist_jax.training.run import boxed_state, fresh_state, write_json
+from localist_jax.training.run import boxed_state, fresh_state
 from localist_jax.training.state import TrainState
 
 OPENING = 16  # tokens of a document by which its signature is read
@@ -43,16 +43,18 @@ def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, 
       root: folder of all runs.
       phases: of the stream (`setting.PHASES`).
     """
-    folder = root / f"{condition}{width}_seed{seed}"
-    if (folder / "result.json").is_file():
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    case = clinic(seed, phases)
+    folder, chosen = root / f"{condition}{width}_seed{seed}", settings(seed, width)
+    about = {"settings": chosen.to_dict(), "condition": condition, "phases": phases}
+    return measured_once(folder, about, lambda: _run(condition, chosen, folder, phases))
+
+
+def _run(condition: str, chosen: config.Config, folder: Path, phases) -> dict[str, Any]:
+    case = clinic(chosen.train.seed, phases)
     ends = np.cumsum([sessions * len(case.notes) // sum(n for n, _ in phases) for sessions, _ in phases])
-    recruiter, result = streamed(case, settings(seed, width), folder, condition != "one", ends.tolist())
-    result |= {"condition": condition, "width": width, "blocks": blocks(recruiter, case)}
-    house = House.of(folder, recruiter.ensemble, settings(seed, width), case.tokenizer)
+    recruiter, result = streamed(case, chosen, folder, condition != "one", ends.tolist())
+    result |= {"condition": condition, "width": chosen.model.width, "blocks": blocks(recruiter, case)}
+    house = House.of(folder, recruiter.ensemble, chosen, case.tokenizer)
     house.save(len(case.notes), "python -m experiments.clinic")
-    write_json(folder / "result.json", result)
     return result
 
 

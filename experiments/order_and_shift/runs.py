@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from experiments.clinic import measure
 from experiments.clinic.setting import Clinic
 from experiments.order_and_shift.base import pretrained, settings, trained
 from experiments.order_and_shift.texts import BOOKS, DOMAINS, MIXED, SESSION, Library
+from experiments.pool import measured_once
 from localist_jax import config
 from localist_jax.hierarchy.recruiter import SpecialistRecruiter
 from localist_jax.hierarchy.signature import Division
 from localist_jax.locality import Dial
-from localist_jax.training.run import write_json
 from localist_jax.training.state import TrainState
 
 FIRST, EACH = 8, 6  # sessions of the first domain, and of the time when each other one is new
@@ -102,8 +101,12 @@ def prepare(root: Path) -> None:
 def job(root: Path, name: str, condition: str, seed: int) -> dict[str, Any]:
     """One run; read from its folder if it was done before."""
     folder = root / f"{name.replace(' ', '_')}_{condition}_seed{seed}"
-    if (folder / "result.json").is_file():
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    stream, chosen = sessions(name, seed), settings(seed, WIDTH)
+    about = {"settings": chosen.to_dict(), "condition": condition, "stream": name, "sessions": stream}
+    return measured_once(folder, about, lambda: _job(root, folder, name, condition, seed))
+
+
+def _job(root: Path, folder: Path, name: str, condition: str, seed: int) -> dict[str, Any]:
     stream, chosen = sessions(name, seed), settings(seed, WIDTH)
     case, base = _library().case(stream, seed), pretrained(_library(), WIDTH, root)
     if condition == "told":
@@ -114,8 +117,6 @@ def job(root: Path, name: str, condition: str, seed: int) -> dict[str, Any]:
             Blind if name == NULL else SpecialistRecruiter,
         )  # fmt: skip
         result["served"] = {d: row["members"] for d, row in measure.held_out(recruiter, case).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "result.json", result | {"sessions": stream})
     return result | {"sessions": stream}
 
 
