@@ -1,4 +1,4 @@
-"""The first model: what one set of weights does at each dial, with controls, on a corpus of real text.
+"""What does one set of weights do at each dial? With controls, on a corpus of real text.
 
     python -m experiments.first_model runs/wikitext2_small/seed0 runs/wikitext2_small/seed1
 

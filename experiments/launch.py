@@ -1,4 +1,4 @@
-"""Launches an experiment from a configuration file.
+"""Launch an experiment from a configuration file.
 
     python -m experiments.launch --config=experiments/configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.launch --config=experiments/configs/quickstart.py:tiny \\

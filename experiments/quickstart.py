@@ -1,4 +1,4 @@
-"""`make quickstart`: a pretrained LLM becomes localist in minutes, on text that every machine has.
+"""Make a pretrained LLM localist in minutes, on text that every machine has: `make quickstart`.
 
     python -m experiments.quickstart
 

@@ -1,4 +1,4 @@
-"""Scaling on paper: step time and memory of the pod configurations from 8 to 4,096 chips.
+"""Compute step time and memory of the pod configurations from 8 to 4,096 chips, on paper.
 
     python -m experiments.scaling
 

@@ -1,4 +1,4 @@
-"""The study of the clinic: a base LLM meets general medicine, then radiology, then pharmacology.
+"""Which members does an ensemble recruit from the stream of a generated clinic, and what do they save?
 
     python -m experiments.clinic
 

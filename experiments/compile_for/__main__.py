@@ -1,4 +1,4 @@
-"""`python -m experiments.compile_for`: a configuration compiled for a pod, on a machine without one.
+"""Compile a configuration for a pod, on a machine without one.
 
     pip install -e '.[tpu]'   # the compiler of TPUs; half a gigabyte
     python -m experiments.compile_for --config=experiments/configs/pod_1b.py --topology=v5e:16x16

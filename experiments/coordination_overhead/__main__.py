@@ -1,4 +1,4 @@
-"""What does it cost to have many LLMs, as their number M grows from 1 to 64?
+"""Measure what it costs to have many LLMs, as their number M grows from 1 to 64.
 
     python -m experiments.coordination_overhead
 

@@ -1,4 +1,4 @@
-"""The dial study: does localism cost anything, and where?
+"""Does localism cost anything, and where?
 
     LOCALIST_DATA=… python -m experiments.dial_sweep
 

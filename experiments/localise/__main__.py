@@ -1,4 +1,4 @@
-"""The study of a real pretrained model made localist by calibration, beside a window and other controls.
+"""What does λ=1 cost a pretrained LLM that calibration made localist, beside a window and other controls?
 
     LOCALIST_DATA=… python -m experiments.localise
 

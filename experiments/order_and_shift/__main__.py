@@ -1,4 +1,4 @@
-"""The study of orders and shifts, on textbooks and statute law.
+"""Does an ensemble find the domains of textbooks and statute law, in any order and as they shift?
 
     LOCALIST_DATA=~/corpora python -m experiments.order_and_shift
 

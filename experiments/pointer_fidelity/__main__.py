@@ -1,4 +1,4 @@
-"""The pointer study: attention on the facts of bAbI by dial, with and without a rule that names them.
+"""Does attention on the facts of bAbI make answers right, by dial, with and without a rule that names them?
 
     LOCALIST_DATA=… python -m experiments.pointer_fidelity
 

@@ -1,4 +1,4 @@
-"""The study of recruitment where the truth is known: are the fields of a stream found, one by one, and nothing else?
+"""Does recruitment find the fields of a stream one by one, and nothing else, where the truth is known?
 
     python -m experiments.recruitment_recovery
 

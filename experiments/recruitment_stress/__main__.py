@@ -1,4 +1,4 @@
-"""The stress study: streams that try to mislead a recruiter, small enough for minutes.
+"""What does a recruiter do with streams that try to mislead it?
 
     python -m experiments.recruitment_stress
 

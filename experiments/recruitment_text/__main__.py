@@ -1,4 +1,4 @@
-"""The study of recruitment on real text: are the books of a stream found, and what does it save?
+"""Does recruitment find the books in a stream of real text, and what does it save?
 
     LOCALIST_DATA=~/corpora python -m experiments.recruitment_text
 

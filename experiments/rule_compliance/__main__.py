@@ -1,4 +1,4 @@
-"""The study of rules: compliance, attacks, over-refusal, price, time, damaged files.
+"""Do rules hold? Compliance, attacks, over-refusal, price, time, damaged files.
 
     LOCALIST_DATA=… python -m experiments.rule_compliance
 
