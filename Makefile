@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 # Huge pages for large arrays: a quarter faster on CPU with glibc, ignored elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-all lint format docs clean tpu-check
+.PHONY: quickstart test test-fast test-all lint format docs clean tpu-check
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)            ## make a pretrained LLM localist, measure the dial, report; prints the report's path last
@@ -16,6 +16,11 @@ quickstart: $(READY)            ## make a pretrained LLM localist, measure the d
 
 test: $(READY)                  ## the suite; ARGS="-k dial" narrows it
 	$(BIN)/python -m pytest -n 2 --dist=worksteal -m "not slow" $(ARGS)
+
+FAST = tests/locality tests/data tests/report tests/docs tests/test_bits.py tests/test_config.py tests/test_readme.py \
+	tests/test_architecture.py tests/rules/test_rules_language.py tests/recruitment/test_evidence.py
+test-fast: $(READY)             ## a part of it in under two minutes: pure functions, data, configuration, pages
+	$(BIN)/python -m pytest -n 2 --dist=worksteal -m "not slow" $(FAST) $(ARGS)
 
 test-all: $(READY)              ## the same, and a few that start many processes or compile most
 	$(BIN)/python -m pytest -n 2 --dist=worksteal $(ARGS)
