@@ -104,7 +104,7 @@ def test_transformers_reads_the_same_logits_from_the_same_file(tmp_path, kind):
         theirs = reference(torch.from_numpy(ids)).logits.numpy()
     ours = forward(run.model, run.state.params, jnp.asarray(ids), Dial(0.0), run.state.blocks).logits
     assert theirs.std() > 0.1
-    np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1, theirs.std()), rtol=0)
+    np.testing.assert_allclose(ours, theirs, atol=2e-4 * max(1, theirs.std()), rtol=0)
 
 
 def test_a_run_has_the_files_tokenizer_stop_and_template(tmp_path):

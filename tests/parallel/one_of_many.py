@@ -99,7 +99,7 @@ def _train(settings, workdir, doom, step, process):
         hooks.append(Signal(step, signal.SIGKILL if doom == "killed" else signal.SIGTERM))
     Checkpoints.save = torn_at(step) if mine and doom == "torn" else WHOLE_SAVE
     run = loop.train(settings, Path(workdir), hooks=hooks)
-    share = hosts.share(loop.rules.batch_sharding(run.mesh), settings.data.batch)
+    share = hosts.share(loop.sharding.batch_sharding(run.mesh), settings.data.batch)
     split = run.state.params["localist"]["attention"]["query"].addressable_shards[0].data.size
     told = {
         "devices": jax.device_count(),

@@ -55,7 +55,7 @@ def test_what_was_compiled_is_told_per_device(seen, tiny_settings):
     ("topology", "words"),
     [
         ("v9x:2x2", "unknown kind of TPU 'v9x'; known: v5e, v5p, v6e, and cpu"),
-        ("cpu:5", r"cpu:5: 1 device\(s\) are here"),
+        ("cpu:5", r"cpu:5: found 1 device\(s\); set XLA_FLAGS"),
     ],
 )
 def test_unknown_topologies_are_refused(topology, words):
