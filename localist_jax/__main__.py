@@ -167,13 +167,13 @@ def _dial(text: str) -> float | str:
 def _open(arguments: argparse.Namespace, text: str = ""):
     """Open the run in that folder (of an ensemble, the member that the text is routed to); keep what is compiled."""
     from localist_jax.hierarchy import command
-    from localist_jax.hierarchy.shipping import House
+    from localist_jax.hierarchy.shipping import EnsembleRun
     from localist_jax.parallel.compilation import keep_programs
     from localist_jax.training.run import Run
 
     keep_programs()
     if text and command.is_ensemble(arguments.workdir):
-        return command.member_for(House.open(arguments.workdir), text)[0]
+        return command.member_for(EnsembleRun.open(arguments.workdir), text)[0]
     return Run.open(arguments.workdir, arguments.step)
 
 
@@ -309,12 +309,12 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from localist_jax.hierarchy.command import is_ensemble
-    from localist_jax.hierarchy.shipping import House
+    from localist_jax.hierarchy.shipping import EnsembleRun
     from localist_jax.report import tree
     from localist_jax.report.job import measure
 
     if is_ensemble(arguments.workdir):
-        house = House.open(arguments.workdir)
+        house = EnsembleRun.open(arguments.workdir)
         print(tree.text(tree.branches(house)), file=sys.stderr)
         print(tree.write(house))
         return

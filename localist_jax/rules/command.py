@@ -151,5 +151,5 @@ def enforced(run, arguments: argparse.Namespace):
     if not arguments.watch:
         yield enforcer
         return
-    with versions.Watch(path, enforcer, lambda line: print(line, file=sys.stderr, flush=True)):
+    with versions.FileWatch(path, enforcer, lambda line: print(line, file=sys.stderr, flush=True)):
         yield enforcer
