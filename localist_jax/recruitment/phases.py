@@ -49,6 +49,23 @@ class Trial:
     horizon: int
 
 
+@dataclasses.dataclass(frozen=True)
+class TrialPlan:
+    """The next trial, which process 0 plans for all.
+
+    Attributes:
+      gain_bits: estimated gain of the best division, whether or not it is worth a trial.
+      candidates: the divisions that are tried; if empty there is no trial.
+      placebos: directions, for each place of the trial and each of its placebos.
+      leaving: the block that the model is also tried without, or 0.
+    """
+
+    gain_bits: float
+    candidates: list[Proposal]
+    placebos: list[list[np.ndarray]]
+    leaving: int
+
+
 Phase = Idle | Pilot | Trial
 
 

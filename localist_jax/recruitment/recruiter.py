@@ -37,7 +37,7 @@ from localist_jax.recruitment import growth, phases, trial
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
 from localist_jax.recruitment.evidence import Judgement, judged, standing, surprise_bits
 from localist_jax.recruitment.growth import Birth
-from localist_jax.recruitment.phases import Idle, Phase, Pilot, Trial
+from localist_jax.recruitment.phases import Idle, Phase, Pilot, Trial, TrialPlan
 from localist_jax.recruitment.policy import PROMISING, Policy, childless
 from localist_jax.recruitment.programs import programs
 from localist_jax.recruitment.proposals import (
@@ -67,23 +67,6 @@ from localist_jax.training.loop import Hook
 from localist_jax.training.run import Run, boxed_state
 from localist_jax.training.state import TrainState
 from localist_jax.types import PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialPlan:
-    """The next trial, which process 0 plans for all.
-
-    Attributes:
-      gain_bits: estimated gain of the best division, whether or not it is worth a trial.
-      candidates: the divisions that are tried; if empty there is no trial.
-      placebos: directions, for each place of the trial and each of its placebos.
-      leaving: the block that the model is also tried without, or 0.
-    """
-
-    gain_bits: float
-    candidates: list[Proposal]
-    placebos: list[list[np.ndarray]]
-    leaving: int
 
 
 def hooks(settings: config.Config, concepts: Sequence[Concept] = ()) -> list[Hook]:
