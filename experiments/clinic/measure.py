@@ -20,10 +20,10 @@ from localist_jax import config
 from localist_jax.data import Tokenizer
 from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.coding import code
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble, tree
-from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.recruiter import FILE, MemberRecruiter
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.journal import read
@@ -53,7 +53,7 @@ def _run(condition: str, chosen: config.Config, folder: Path, phases) -> dict[st
     ends = np.cumsum([sessions * len(case.notes) // sum(n for n, _ in phases) for sessions, _ in phases])
     recruiter, result = streamed(case, chosen, folder, condition != "one", ends.tolist())
     result |= {"condition": condition, "width": chosen.model.width, "blocks": blocks(recruiter, case)}
-    house = House.of(folder, recruiter.ensemble, chosen, case.tokenizer)
+    house = EnsembleRun.of(folder, recruiter.ensemble, chosen, case.tokenizer)
     house.save(len(case.notes), "python -m experiments.clinic")
     return result
 
@@ -65,8 +65,8 @@ def streamed(
     recruits: bool,
     ends: Sequence[int],
     base: TrainState | None = None,
-    kind: type[SpecialistRecruiter] = SpecialistRecruiter,
-) -> tuple[SpecialistRecruiter, dict[str, Any]]:
+    kind: type[MemberRecruiter] = MemberRecruiter,
+) -> tuple[MemberRecruiter, dict[str, Any]]:
     """Streams the notes of a case; measures held-out ones at the ends of phases, and before and after every birth.
 
     `base` is the state of the first LLM; None: untrained. A row of the curve: batch, domain of its first note, bits per
@@ -109,8 +109,8 @@ def _recruiter(
     recruits: bool,
     folder: Path,
     base: TrainState | None,
-    kind: type[SpecialistRecruiter],
-) -> SpecialistRecruiter:
+    kind: type[MemberRecruiter],
+) -> MemberRecruiter:
     if not recruits:
         chosen = chosen.replace(hierarchy={"every": 0, "capacity": 1})
     engine = engine_of(case.tokenizer, chosen.replace(train={"seed": 0}))
@@ -120,12 +120,12 @@ def _recruiter(
 
 
 @functools.lru_cache(maxsize=2)
-def engine_of(tokenizer: Tokenizer, chosen: config.Config) -> Engine:
+def engine_of(tokenizer: Tokenizer, chosen: config.Config) -> EnsembleEngine:
     """For LLMs of that configuration; those that were compiled last are kept."""
-    return Engine(Transformer(chosen.model, tokenizer.vocab_size), chosen, tokenizer.byte_lengths)
+    return EnsembleEngine(Transformer(chosen.model, tokenizer.vocab_size), chosen, tokenizer.byte_lengths)
 
 
-def _nearly(recruiter: SpecialistRecruiter) -> int:
+def _nearly(recruiter: MemberRecruiter) -> int:
     """The trial's clock from which the next batch may bring the verdict."""
     return recruiter.settings.horizon - BATCH
 
@@ -142,7 +142,7 @@ def width_of(at_least: int) -> int:
     return next(width for width in itertools.count(32, 4) if parameters(width) >= at_least)
 
 
-def held_out(recruiter: SpecialistRecruiter, case: Clinic) -> dict[str, Any]:
+def held_out(recruiter: MemberRecruiter, case: Clinic) -> dict[str, Any]:
     """By domain: bits per token, under the mixture and under the best member of each document; who was chosen.
 
     `members` counts documents by the member that coded them best, `by_signature` by the one whose signature fits
@@ -174,7 +174,7 @@ def held_out(recruiter: SpecialistRecruiter, case: Clinic) -> dict[str, Any]:
     return found
 
 
-def blocks(recruiter: SpecialistRecruiter, case: Clinic) -> dict[str, Any]:
+def blocks(recruiter: MemberRecruiter, case: Clinic) -> dict[str, Any]:
     """How much the blocks of the member that serves a domain tell about the kinds of concepts in its notes.
 
     NMI = 2·I(block; kind)/(H(block) + H(kind)) over the tokens of held-out notes, function words left out; and the same

@@ -26,7 +26,7 @@ from localist_jax.errors import one_line
 from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.answer import answer, route
 from localist_jax.hierarchy.coding import mixed
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.model.generate import read_tokens
 from localist_jax.report import figures as drawing
@@ -83,7 +83,7 @@ def measured(seed: int, arguments: argparse.Namespace) -> dict[int, dict[str, fl
     return found
 
 
-def quality(domains: Domains, engine: Engine, ensemble: Ensemble, seed: int) -> dict[str, float]:
+def quality(domains: Domains, engine: EnsembleEngine, ensemble: Ensemble, seed: int) -> dict[str, float]:
     """Coordination bits of the full mixture, and bits per token with shortlists, of documents of all M domains."""
     M, vocabulary = len(ensemble.active), ensemble.signatures.shape[1]
     rng = np.random.default_rng([seed, 99])
@@ -131,7 +131,7 @@ def _compilations() -> int:
 
 
 def speed(
-    domains: Domains, engine: Engine, everyone: Ensemble, sizes: list[int], rounds: int
+    domains: Domains, engine: EnsembleEngine, everyone: Ensemble, sizes: list[int], rounds: int
 ) -> dict[int, dict[str, float]]:
     """Tokens/s at CALL requests per call, and routing time, all M in turn in each round; recompilations.
 

@@ -9,7 +9,7 @@ from localist_jax import config
 from localist_jax.data import Batch, Tokenizer
 from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.documents import rows
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
@@ -65,12 +65,12 @@ def settings() -> config.Config:
     )  # fmt: skip
 
 
-def trained(seed: int, count: int, steps: int) -> tuple[Domains, Engine, Ensemble]:
+def trained(seed: int, count: int, steps: int) -> tuple[Domains, EnsembleEngine, Ensemble]:
     """An ensemble with one member for each domain, all of them trained from one beginning."""
     domains, chosen = Domains(seed, count), settings()
     vocabulary = domains.tokenizer.vocab_size
     model = Transformer(chosen.model, vocabulary)
-    engine = Engine(model, chosen, domains.tokenizer.byte_lengths)
+    engine = EnsembleEngine(model, chosen, domains.tokenizer.byte_lengths)
     first = fresh_state(
         model, chosen.replace(train={"seed": seed}), make_mesh(config.Mesh(), jax.devices()[:1])
     )

@@ -11,9 +11,9 @@ from experiments.clinic import setting
 from experiments.order_and_shift.texts import Library
 from localist_jax import config
 from localist_jax.hierarchy.command import is_ensemble
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.run import fresh_state
@@ -46,10 +46,10 @@ def pretrained(library: Library, width: int, root: Path) -> TrainState:
     """The base after `STEPS` batches of WikiText-2; read from its folder if it was trained before."""
     folder = _folder(width, root)
     if trained(width, root):
-        return House.open(folder).ensemble.state(0)
+        return EnsembleRun.open(folder).ensemble.state(0)
     chosen, tokenizer = settings(0, width), library.tokenizer
     model = Transformer(chosen.model, tokenizer.vocab_size)
-    engine = Engine(model, chosen, tokenizer.byte_lengths)
+    engine = EnsembleEngine(model, chosen, tokenizer.byte_lengths)
     state = fresh_state(model, chosen, make_mesh(config.Mesh(), jax.devices()[:1]))
     alone = Ensemble.create(state, 1, tokenizer.vocab_size)
     for step, batch in enumerate(library.general(STEPS, 0), 1):
@@ -57,5 +57,5 @@ def pretrained(library: Library, width: int, root: Path) -> TrainState:
             rate = engine.losses(state, batch, alone.dial(0)).sum() / batch.scored.sum()
             print(f"order_and_shift: base, batch {step} of {STEPS}: {rate:.2f} bits/token", file=sys.stderr)
         state = engine.train(state, batch)
-    House.of(folder, alone.with_state(0, state), chosen, tokenizer).save(STEPS)
+    EnsembleRun.of(folder, alone.with_state(0, state), chosen, tokenizer).save(STEPS)
     return state

@@ -17,7 +17,7 @@ from experiments.order_and_shift.base import pretrained, settings, trained
 from experiments.order_and_shift.texts import BOOKS, DOMAINS, MIXED, SESSION, Library
 from experiments.pool import measured_once
 from localist_jax import config
-from localist_jax.hierarchy.recruiter import SpecialistRecruiter
+from localist_jax.hierarchy.recruiter import MemberRecruiter
 from localist_jax.hierarchy.signature import Division
 from localist_jax.locality import Dial
 from localist_jax.training.state import TrainState
@@ -77,7 +77,7 @@ class AtRandom(Division):
         return np.asarray(sums) < self.share * 2**32
 
 
-class Blind(SpecialistRecruiter):
+class Blind(MemberRecruiter):
     """Tries divisions at random, as if each promised much."""
 
     def _division(self, arrivals: bool) -> tuple[int, Division] | None:
@@ -114,7 +114,7 @@ def _job(root: Path, folder: Path, name: str, condition: str, seed: int) -> dict
     else:
         recruiter, result = measure.streamed(
             case, chosen, folder, condition == "recruits", [len(case.notes)], base,
-            Blind if name == NULL else SpecialistRecruiter,
+            Blind if name == NULL else MemberRecruiter,
         )  # fmt: skip
         result["served"] = {d: row["members"] for d, row in measure.held_out(recruiter, case).items()}
     return result | {"sessions": stream}

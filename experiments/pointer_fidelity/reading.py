@@ -18,7 +18,7 @@ from localist_jax.model import Transformer
 from localist_jax.rules import parse
 from localist_jax.rules.attending import steer
 from localist_jax.rules.enforcement import logit_bound
-from localist_jax.rules.program import Program
+from localist_jax.rules.program import RuleProgram
 from localist_jax.rules.request import Request
 from localist_jax.rules.vocabulary import Vocabulary
 from localist_jax.training.run import Run
@@ -50,7 +50,7 @@ class Reader:
         self._run, self._vocabulary = run, Vocabulary(run.tokenizer)
         self._bound = logit_bound(run.settings.model, run.state.params)
         self._look = jax.jit(functools.partial(_look, run.model))
-        self._program = functools.cache(lambda rules: Program(parse(rules), self._vocabulary))
+        self._program = functools.cache(lambda rules: RuleProgram(parse(rules), self._vocabulary))
 
     def __call__(
         self, cases: Sequence[Case], locality: float, rules: Sequence[str] = (), *, params=None

@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +26,28 @@ from experiments.words import one_token_each
 from localist_jax.data import Tokenizer, pack
 from localist_jax.data.fields import Fields
 from localist_jax.recruitment.evidence import Judgement
+from localist_jax.recruitment.phases import Idle
+from localist_jax.recruitment.policy import Policy
 from localist_jax.recruitment.proposals import Proposal, Survey
 from localist_jax.recruitment.record import FILE
 from localist_jax.recruitment.recruiter import Recruiter
 from localist_jax.training.journal import Journal, read
 from localist_jax.training.progress import human_time
 from localist_jax.training.run import Run
-from localist_jax.training.state import TrainState
 from localist_jax.training.step import make_train_step
 
 STEPS = 300  # of training before the streams begin
 
 
-class Eager(Recruiter):
-    """Tries whatever is proposed, once."""
+class Eager(Policy):
+    """Tries whatever is proposed."""
 
-    decided = False
-
-    def start(self, run: Run, journal: Journal, step: int) -> None:
-        """Another stream."""
-        super().start(run, journal, step)
-        self.decided = False
-
-    def _decide(self, step: int, state: TrainState, reason: str, said: Judgement | None = None) -> TrainState:
-        self.decided = True
-        return super()._decide(step, state, reason, said)
-
-    def _is_promising(self, pilot: Judgement) -> bool:
+    def is_promising(self, pilot: Judgement, candidates: Sequence[Proposal]) -> bool:
+        """Accept every pilot."""
         return True
 
-    def _worth_a_trial(self, found: Survey, proposal: Proposal, directions: list[np.ndarray]) -> bool:
+    def is_worth_a_trial(self, seen: Survey, proposal: Proposal, placebos: list[np.ndarray]) -> bool:
+        """Accept every division."""
         return True
 
 
@@ -78,7 +71,7 @@ def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:
     step = jax.jit(make_train_step(run.model, settings, run.tokenizer.byte_lengths))
     kept = folder / "streams.jsonl"
     seen = read(kept)[:streams] if kept.exists() else []
-    begun, first, hook = time.monotonic(), len(seen), Eager()
+    begun, first, hook = time.monotonic(), len(seen), Recruiter(policy=Eager())
     for number in range(first, streams):
         seen.append(_verdict(hook, run, step, seed, number))
         with kept.open("a", encoding="utf-8") as file:
@@ -100,7 +93,7 @@ def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:
     }
 
 
-def _verdict(hook: Eager, run: Run, step: Any, seed: int, number: int) -> dict[str, Any]:
+def _verdict(hook: Recruiter, run: Run, step: Any, seed: int, number: int) -> dict[str, Any]:
     """One stream: a survey, a trial, and its verdict."""
     r, data = run.settings.recruitment, run.settings.data
     count = r.survey + r.horizon
@@ -108,7 +101,7 @@ def _verdict(hook: Eager, run: Run, step: Any, seed: int, number: int) -> dict[s
     words, _ = world.sample(1000 + number, count * data.batch, data.context, np.ones(1))
     _, ids = one_token_each(world.words)
     rows = pack(list(ids[words]), data.context, Tokenizer.BOS)
-    state = run.state
+    state, was_open = run.state, False
     with tempfile.TemporaryDirectory() as place:
         stream = dataclasses.replace(run, workdir=Path(place))
         with Journal(Path(place)) as journal:
@@ -117,8 +110,10 @@ def _verdict(hook: Eager, run: Run, step: Any, seed: int, number: int) -> dict[s
                 index = np.arange(at * data.batch, (at + 1) * data.batch) % len(rows)
                 batch = rows.take(index)
                 state = hook(STEPS + at + 1, state, batch)
-                if hook.decided:
+                is_open = not isinstance(hook.phase, Idle)
+                if was_open and not is_open:
                     break
+                was_open = is_open
                 state, _ = step(state, batch)
         lines = [json.loads(line) for line in (Path(place) / FILE).read_text().splitlines()]
     tried = next(line for line in lines if line["kind"] in ("recruited", "rejected"))

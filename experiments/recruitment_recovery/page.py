@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.recruitment_recovery.runs import BASE, CONDITIONS, PHASE
 from localist_jax import bits
 from localist_jax.recruitment import chronicle
-from localist_jax.recruitment.record import ENDED
+from localist_jax.recruitment.record import REACHED_HORIZON
 from localist_jax.report import figures, study
 
 TITLE = "Are the fields of a stream found, one by one, and nothing else?"
@@ -133,7 +133,7 @@ def _body(results, measured: dict[str, Any], worlds: Sequence[int]) -> str:
     worst = max(ratio for seeds in measured["code_length_over_oracle"].values() for ratio in seeds)
     moves = [m for fields in worlds for r in results["recruits", fields] for m in r["moves"]]
     enough = [m for m in chronicle.trials(moves) if chronicle.beyond_bits(m) >= m["threshold_bits"]]
-    refused = sum(m["kind"] == "rejected" and m["reason"] == ENDED for m in enough)
+    refused = sum(m["kind"] == "rejected" and m["reason"] == REACHED_HORIZON for m in enough)
     rows_of_fields = [row for fields in worlds for r in results["recruits", fields] for row in r["table"]]
     whole = float(np.mean([max(row) / sum(row) for row in rows_of_fields]))
     asked = bits.integer_code_length(1) - math.log2(measured["alpha"])

@@ -19,9 +19,10 @@ from localist_jax.data.fields import Fields
 from localist_jax.locality import Dial
 from localist_jax.model import forward
 from localist_jax.recruitment import chronicle
+from localist_jax.recruitment.policy import PROMISING
 from localist_jax.recruitment.proposals import Concept
-from localist_jax.recruitment.record import ENDED, UNPROMISING
-from localist_jax.recruitment.recruiter import PROMISING, Recruiter
+from localist_jax.recruitment.record import REACHED_HORIZON, UNPROMISING
+from localist_jax.recruitment.recruiter import Recruiter
 from localist_jax.recruitment.signs import lost_bits
 from localist_jax.report.watch import Watch
 from localist_jax.training import journal
@@ -105,7 +106,7 @@ ROUNDED = 0.01  # bits, to which a record gives its figures
 
 def explained(trial: chronicle.Record) -> bool:
     """Whether the figures of the record say what was decided; what was given up had to promise nothing."""
-    if trial["reason"] == ENDED:
+    if trial["reason"] == REACHED_HORIZON:
         enough = chronicle.beyond_bits(trial) >= trial["threshold_bits"]
         enough &= trial["surprise_bits"] >= trial["surprise_threshold_bits"]
         return enough == (trial["kind"] == "recruited")

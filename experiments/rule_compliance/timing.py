@@ -22,7 +22,7 @@ from localist_jax.locality import Blocks, Dial
 from localist_jax.model import Transformer, generate
 from localist_jax.rules import RuleSet, parse, verify
 from localist_jax.rules.enforcement import Enforcer
-from localist_jax.rules.program import Program
+from localist_jax.rules.program import RuleProgram
 
 
 def _scale() -> tuple[config.Config, list[str], Tokenizer]:
@@ -60,7 +60,7 @@ def loading(repeats: int = 9) -> dict[str, float]:
     for _ in range(repeats):
         rules = clocked("parse", lambda: parse(text))
         clocked("verify", partial(_verify, rules))
-        program = clocked("compile", partial(Program, rules, enforcer.vocabulary))
+        program = clocked("compile", partial(RuleProgram, rules, enforcer.vocabulary))
         enforcer.swap(program)
         clocked("first", lambda: enforcer.steering([[]]))
         clocked("later", lambda: enforcer.steering([[]]))
@@ -139,7 +139,7 @@ def times(rounds: int = 40, tokens: int = 50) -> dict[str, Any]:
 
     rules = parse(many_rules(100))
     enforcer = _Clocked(tokenizer, c, params)
-    empty, program = enforcer.program, Program(rules, enforcer.vocabulary)
+    empty, program = enforcer.program, RuleProgram(rules, enforcer.vocabulary)
     ruled = _Clocked(tokenizer, c, params, rules)
     everyone = {"plain": None, "none": enforcer, "hundred": ruled}
     for one in everyone.values():

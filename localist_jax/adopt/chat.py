@@ -148,7 +148,7 @@ class _Generation(Extension):
 
 
 def _aligned(parts: Sequence[str | None], written: str) -> list[str]:
-    """What stands in `written` for each part; None stands for a text that is not known."""
+    """Return the text in `written` for each part; None in `parts` stands for an unknown text."""
     found = []
     for anything in ("(.*?)", "(.*)"):  # the first place, and the last: there may be but one
         pattern = "".join(anything if part is None else f"({re.escape(part)})" for part in parts)
@@ -167,7 +167,7 @@ def _refuse(message: str) -> None:
 
 
 def _tojson(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """As `transformers` has it: Jinja's own escapes HTML."""
+    """Serialise as `transformers` does; Jinja's own filter escapes HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

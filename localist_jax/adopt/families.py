@@ -16,7 +16,7 @@ from localist_jax import config
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What sets one family apart from the others.
+    """The conventions that distinguish one model family.
 
     Attributes:
       architecture: class of `transformers`.

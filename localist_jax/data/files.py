@@ -49,7 +49,7 @@ class CorpusError(ValueError):
 
 @dataclass
 class Contents:
-    """What a file or a folder holds.
+    """The documents of a file or folder.
 
     Attributes:
       splits: documents by split.

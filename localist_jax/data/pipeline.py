@@ -352,7 +352,7 @@ def _write_cache(path: Path, tokenizer: Tokenizer, train: Rows, valid: Rows) -> 
 
 
 def _read_cache(path: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Rows, Rows] | None:
-    """What was kept there; None if nothing was, if it does not read, or if another tokenizer made it."""
+    """Return the tokens kept there, or None if there are none, they do not read, or another tokenizer made them."""
     if not path.exists():
         return None
     try:

@@ -18,7 +18,7 @@ from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.coding import mixed
 from localist_jax.hierarchy.decoding import ReadingAlong
 from localist_jax.hierarchy.documents import rows
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.locality import Dial
 from localist_jax.model import Generation, generate
@@ -46,7 +46,7 @@ class Route:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one request got, from whom, and why.
+    """The answer to one request, with the member that gave it and the reason.
 
     Attributes:
       name: of the member that wrote, or had the most weight after the prompt.
@@ -61,7 +61,7 @@ class Answer:
     weights: tuple[float, ...]
 
 
-def route(ensemble: Ensemble, engine: Engine, batch: Batch, shortlist: int = 2) -> list[Route]:
+def route(ensemble: Ensemble, engine: EnsembleEngine, batch: Batch, shortlist: int = 2) -> list[Route]:
     """Routes every row of a batch that is not padding.
 
     Args:
@@ -97,7 +97,7 @@ def route(ensemble: Ensemble, engine: Engine, batch: Batch, shortlist: int = 2) 
 
 def answer(
     ensemble: Ensemble,
-    engine: Engine,
+    engine: EnsembleEngine,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,

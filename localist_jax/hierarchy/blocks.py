@@ -17,7 +17,7 @@ import jax
 from localist_jax import config
 from localist_jax.data import Batch, Tokenizer
 from localist_jax.hierarchy.account import Account
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.parallel import hosts
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.recruitment import recruiter
@@ -41,7 +41,7 @@ class BlockRecruiters:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EnsembleEngine,
         tokenizer: Tokenizer,
         workdir: Path,
         make: Callable[[config.Config], Hook] | None = None,

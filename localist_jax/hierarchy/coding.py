@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from localist_jax.data import Batch
 from localist_jax.hierarchy import mixture
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.parallel import hosts
 
@@ -37,7 +37,9 @@ class Coded:
     weights: Float[np.ndarray, "B M"]
 
 
-def code(ensemble: Ensemble, engine: Engine, batch: Batch) -> tuple[Coded, Float[np.ndarray, "B T M1"]]:
+def code(
+    ensemble: Ensemble, engine: EnsembleEngine, batch: Batch
+) -> tuple[Coded, Float[np.ndarray, "B T M1"]]:
     """Codes a batch, a document per row, by Bayes' mixture of all members with equal prior weights.
 
     Returns:

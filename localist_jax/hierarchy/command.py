@@ -7,7 +7,7 @@ from pathlib import Path
 
 from localist_jax.hierarchy.answer import Route, route
 from localist_jax.hierarchy.documents import rows
-from localist_jax.hierarchy.shipping import ENSEMBLE, House
+from localist_jax.hierarchy.shipping import ENSEMBLE, EnsembleRun
 from localist_jax.training.run import Run
 
 
@@ -16,7 +16,7 @@ def is_ensemble(workdir: Path) -> bool:
     return (workdir / ENSEMBLE).is_file()
 
 
-def member_for(house: House, prompt: str) -> tuple[Run, Route]:
+def member_for(house: EnsembleRun, prompt: str) -> tuple[Run, Route]:
     """The member that a prompt is routed to, as a run, and why; it is told on standard error.
 
     All members read the prompt: on the command line there is one, so no shortlist is needed.

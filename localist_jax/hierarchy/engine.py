@@ -1,4 +1,4 @@
-"""What an ensemble runs on: two compiled functions, one that codes and one that trains, for every LLM of one shape.
+"""Two compiled functions for all members of an ensemble: one computes code lengths, one trains.
 
 Member, contender or a specialist that was loaded a minute ago: each is a state, and states are traced. So recruiting,
 dropping, training and consulting LLMs compile nothing after the first call. On a mesh, of one process or many, each
@@ -25,7 +25,7 @@ from localist_jax.training.step import make_train_step
 from localist_jax.types import PyTree
 
 
-class Engine:
+class EnsembleEngine:
     """Codes and trains LLMs of one shape.
 
     Args:

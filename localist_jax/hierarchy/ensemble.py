@@ -31,7 +31,7 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of a member beside its state.
+    """The facts about a member that are not in its state.
 
     Attributes:
       name: unique in its ensemble.
@@ -108,7 +108,7 @@ class Ensemble:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the members, by place."""
+        """Return the names of the members, by place."""
         return tuple(record.name for record in self.records if record)
 
     def place(self, name: str) -> int:
@@ -123,7 +123,7 @@ class Ensemble:
         raise ValueError(f"ensemble: no member {name!r}; there are {', '.join(self.names)}")
 
     def record(self, at: int) -> Record:
-        """Of the member at a place.
+        """Return the record of the member at a place.
 
         Raises:
           ValueError: the place is free.

@@ -26,8 +26,8 @@ from localist_jax.hierarchy.blocks import BlockRecruiters
 from localist_jax.hierarchy.coding import Coded, code
 from localist_jax.hierarchy.command import is_ensemble
 from localist_jax.hierarchy.documents import pieces, rows
-from localist_jax.hierarchy.recruiter import SpecialistRecruiter
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.recruiter import MemberRecruiter
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.parallel import hosts
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.parallel.preemption import Preemption
@@ -40,7 +40,7 @@ from localist_jax.training.run import Run, compare_hosts, report_new_text
 
 def run(
     settings: config.Config, workdir: Path, *, command: str = "", concepts: Sequence[Concept] = ()
-) -> House:
+) -> EnsembleRun:
     """Streams the corpus through an ensemble, or goes on with the one in that folder; returns what it has become.
 
     Args:
@@ -72,18 +72,18 @@ def run(
     if goes_on:
         recruiter = stream.resume(house, workdir, **options)
     else:
-        recruiter = SpecialistRecruiter(house.ensemble, engine, settings.hierarchy, workdir, **options)
+        recruiter = MemberRecruiter(house.ensemble, engine, settings.hierarchy, workdir, **options)
     with contextlib.closing(recruiter):
-        _Loop(house, recruiter, _pieces(corpus.train, house), command).go()
+        _Stream(house, recruiter, _pieces(corpus.train, house), command).go()
     return house
 
 
-def _begun(settings: config.Config, workdir: Path, corpus: corpora.Corpus, mesh: Mesh | None) -> House:
+def _begun(settings: config.Config, workdir: Path, corpus: corpora.Corpus, mesh: Mesh | None) -> EnsembleRun:
     """An ensemble of one: of the base, with an optimizer that begins anew, or of an LLM that has learned nothing."""
     if folder := settings.hierarchy.base:
         base = Run.open(Path(folder))
         settings = dataclasses.replace(settings, model=base.settings.model)
-        house = House.begin(workdir, settings, base.tokenizer, mesh)
+        house = EnsembleRun.begin(workdir, settings, base.tokenizer, mesh)
         fresh, old = house.ensemble.state(0), base.state
         learned = {name: getattr(old, name) for name in ("step", "params", "blocks", "pricing")}
         house.ensemble = house.ensemble.with_state(0, dataclasses.replace(fresh, **learned))
@@ -93,12 +93,12 @@ def _begun(settings: config.Config, workdir: Path, corpus: corpora.Corpus, mesh:
         lambda: Tokenizer.load(given) if given else Tokenizer.train(corpus.train, size)
     )
     hosts.compare(data={"tokenizer": tokenizer.fingerprint})
-    return House.begin(workdir, settings, tokenizer, mesh)
+    return EnsembleRun.begin(workdir, settings, tokenizer, mesh)
 
 
-def _opened(settings: config.Config, workdir: Path, mesh: Mesh | None) -> House:
+def _opened(settings: config.Config, workdir: Path, mesh: Mesh | None) -> EnsembleRun:
     """The ensemble in that folder, under settings that may have changed in all but its shape."""
-    house = House.open(workdir, mesh)
+    house = EnsembleRun.open(workdir, mesh)
     if settings.hierarchy.base:
         settings = dataclasses.replace(settings, model=house.settings.model)
     for section in ("data", "model"):
@@ -109,11 +109,11 @@ def _opened(settings: config.Config, workdir: Path, mesh: Mesh | None) -> House:
                 "use another folder, or --fresh"
             )
     return dataclasses.replace(
-        House.of(workdir, house.ensemble, settings, house.tokenizer, mesh), seen=house.seen
+        EnsembleRun.of(workdir, house.ensemble, settings, house.tokenizer, mesh), seen=house.seen
     )
 
 
-def _pieces(documents: Sequence[str], house: House) -> list[np.ndarray]:
+def _pieces(documents: Sequence[str], house: EnsembleRun) -> list[np.ndarray]:
     """Token ids of the stream's rows, in their order; those of a document follow one another."""
     order = np.arange(len(documents))
     if house.settings.data.shuffle:
@@ -123,11 +123,11 @@ def _pieces(documents: Sequence[str], house: House) -> list[np.ndarray]:
 
 
 @dataclasses.dataclass
-class _Loop:
+class _Stream:
     """One pass over the rest of the stream, with what it has to look after."""
 
-    house: House
-    recruiter: SpecialistRecruiter
+    house: EnsembleRun
+    recruiter: MemberRecruiter
     documents: list[np.ndarray]
     command: str
 
@@ -176,7 +176,7 @@ class _Loop:
         return rows(mine, d.context, Tokenizer.BOS, d.batch)
 
     def _figures(self, recent: Sequence[tuple[Coded, Batch]], step: int) -> dict[str, float]:
-        """Of the batches since the last call."""
+        """Return the figures of the batches since the last call."""
         tokens = max(1, sum(int(batch.scored.sum()) for _, batch in recent))
         spent, best, bound = (
             float(sum(getattr(coded, name).sum() for coded, _ in recent)) / tokens
@@ -202,7 +202,7 @@ class _Loop:
         return line + (f"  trial {trial.number}: {trial.llr_bits:+.0f} bits" if trial else "")
 
 
-def held_out(house: House, documents: Sequence[str]) -> dict[str, float]:
+def held_out(house: EnsembleRun, documents: Sequence[str]) -> dict[str, float]:
     """Bits per token of documents that the stream did not have, under the mixture, its best member, and the first."""
     d, e = house.settings.data, house.ensemble
     found = [p for ids in house.tokenizer.encode_batch(list(documents)) for p in pieces(ids, d.context)]

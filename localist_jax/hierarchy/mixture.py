@@ -104,7 +104,7 @@ def tuning_free_bound(count: Numeric, switched: Bool[Array, "*batch T-1"] | Int[
 
 
 def _logsumexp(x):
-    """Of the last axis; −∞ for nothing, taken as 0 by `normalised`."""
+    """Return the log-sum-exp over the last axis; `normalised` takes −∞ (no mass) as 0."""
     top = x.max(-1)
     safe = jnp.where(top > -jnp.inf, top, 0.0)
     total = jnp.exp(x - safe[..., None]).sum(-1)

@@ -30,13 +30,13 @@ from localist_jax.hierarchy.account import Account
 from localist_jax.hierarchy.blocks import BlockRecruiters
 from localist_jax.hierarchy.coding import Coded, code, mixed
 from localist_jax.hierarchy.documents import rows
-from localist_jax.hierarchy.engine import Engine, Queue, apart, together
+from localist_jax.hierarchy.engine import EnsembleEngine, Queue, apart, together
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.hierarchy.signature import KINDS, Division, Memory
-from localist_jax.hierarchy.trial import HEIR, NEWCOMER, Trial
+from localist_jax.hierarchy.trial import HEIR, NEWCOMER, MemberTrial
 from localist_jax.parallel import hosts
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
-from localist_jax.recruitment.evidence import Verdict, surprise_bits, threshold_bits, verdicts
+from localist_jax.recruitment.evidence import Decision, surprise_bits, threshold_bits, verdicts
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Records
 from localist_jax.training.state import TrainState
@@ -46,7 +46,7 @@ FILE = "hierarchy.jsonl"
 LOOK = 4  # batches between two looks for arrivals
 
 
-class SpecialistRecruiter:
+class MemberRecruiter:
     """Takes a stream batch by batch; `ensemble` is what it has become.
 
     Args:
@@ -64,7 +64,7 @@ class SpecialistRecruiter:
     def __init__(
         self,
         ensemble: Ensemble,
-        engine: Engine,
+        engine: EnsembleEngine,
         settings: config.Hierarchy,
         workdir: Path,
         seed: int = 0,
@@ -76,7 +76,7 @@ class SpecialistRecruiter:
         self._tried: set[str] = set()  # concepts
         self.ensemble, self.engine, self.settings = ensemble, engine, settings
         self.account = Account()
-        self.trial: Trial | None = None
+        self.trial: MemberTrial | None = None
         self.trials = self.batches = 0
         self._records = Records(workdir / FILE, resume_step)
         self._rng = np.random.default_rng([seed, 7])
@@ -199,9 +199,9 @@ class SpecialistRecruiter:
             explained=round(division.explained, 3), concept=division.name,
         )  # fmt: skip
 
-    def _trial(self, parent: int, division: Division, cost_bits: float, opened: int) -> Trial:
+    def _trial(self, parent: int, division: Division, cost_bits: float, opened: int) -> MemberTrial:
         """The last one that was opened."""
-        return Trial(
+        return MemberTrial(
             self.engine, parent, self.ensemble.state(parent), self.ensemble.dial(parent), self._queues[parent],
             division, placebos=self.settings.placebos, horizon=self.settings.horizon, cost_bits=cost_bits,
             opened=opened, number=self.trials, rng=self._rng,
@@ -274,12 +274,12 @@ class SpecialistRecruiter:
             return hopeless, int(verdicts(trial.evidence, trial.clock, s.alpha, number)[0])
 
         hopeless, verdict = hosts.agreed(judge)
-        if verdict == Verdict.WAIT and not (overdue or hopeless):
+        if verdict == Decision.WAIT and not (overdue or hopeless):
             return
         said = self._said(trial)
-        if verdict == Verdict.RECRUIT:
+        if verdict == Decision.RECRUIT:
             self._recruit(trial, said)
-        elif verdict == Verdict.REJECT:
+        elif verdict == Decision.REJECT:
             self._write("rejected", **said)
         else:
             reason = (
@@ -288,8 +288,8 @@ class SpecialistRecruiter:
             self._write("abandoned", reason=reason, **said)
         self.trial, self._next, self._turn = None, self.batches + s.every, self.batches + 2 * s.every
 
-    def _said(self, trial: Trial) -> dict[str, Any]:
-        """What the record says of a trial when it is over."""
+    def _said(self, trial: MemberTrial) -> dict[str, Any]:
+        """Return the record's figures of a trial that is over."""
         evidence, alpha = trial.evidence, self.settings.alpha
         number = bits.integer_code_length(trial.number)
         return {
@@ -303,7 +303,7 @@ class SpecialistRecruiter:
             "curve_bits": [[round(x, 1) for x in row] for row in trial.curve_bits],
         }  # fmt: skip
 
-    def _recruit(self, trial: Trial, said: dict[str, Any]) -> None:
+    def _recruit(self, trial: MemberTrial, said: dict[str, Any]) -> None:
         """The newcomer joins, the heir stands in for its parent; both keep the documents that wait for them."""
         winner, llr = trial.contenders[0], trial.llr_bits
         parent = self.ensemble.record(trial.parent)

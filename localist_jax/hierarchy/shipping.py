@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from localist_jax import config
 from localist_jax.data import Tokenizer
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.locality import Dial
 from localist_jax.model import Transformer
@@ -42,7 +42,7 @@ ENSEMBLE, SPECIALIST = "ensemble.json", "specialist.json"
 
 
 @dataclasses.dataclass
-class House:
+class EnsembleRun:
     """An ensemble with what it takes to use it.
 
     Attributes:
@@ -56,7 +56,7 @@ class House:
     ensemble: Ensemble
     settings: config.Config
     tokenizer: Tokenizer
-    engine: Engine
+    engine: EnsembleEngine
     seen: str = ""
 
     @classmethod
@@ -67,17 +67,21 @@ class House:
         settings: config.Config,
         tokenizer: Tokenizer,
         mesh: Mesh | None = None,
-    ) -> House:
+    ) -> EnsembleRun:
         """With an engine of its own, on a mesh; None: on the first device."""
         model = _model(settings, tokenizer, mesh)
         return cls(
-            Path(workdir), ensemble, settings, tokenizer, Engine(model, settings, tokenizer.byte_lengths)
+            Path(workdir),
+            ensemble,
+            settings,
+            tokenizer,
+            EnsembleEngine(model, settings, tokenizer.byte_lengths),
         )
 
     @classmethod
     def begin(
         cls, workdir: str | Path, settings: config.Config, tokenizer: Tokenizer, mesh: Mesh | None = None
-    ) -> House:
+    ) -> EnsembleRun:
         """An ensemble of one LLM that has learned nothing, with room for `hierarchy.capacity`."""
         model = _model(settings, tokenizer, mesh)
         state = fresh_state(model, settings, mesh or make_mesh(config.Mesh(), jax.devices()[:1]))
@@ -115,7 +119,7 @@ class House:
         hosts.meet("ensemble saved")
 
     @classmethod
-    def open(cls, workdir: str | Path, mesh: Mesh | None = None) -> House:
+    def open(cls, workdir: str | Path, mesh: Mesh | None = None) -> EnsembleRun:
         """Opens what `save` wrote, on whatever mesh.
 
         Args:

@@ -110,7 +110,7 @@ class Division:
 
     @property
     def name(self) -> str:
-        """Of the concept; "" without one."""
+        """Return the name of the concept, or ""."""
         return self.concept.name if self.concept else ""
 
     @property
@@ -125,7 +125,7 @@ class Division:
 
     @classmethod
     def of_dict(cls, found: Mapping[str, Any]) -> Division:
-        """What `to_dict` made."""
+        """Return the division that `to_dict` wrote."""
         concept = found["concept"] and Concept(found["concept"][0], dict(found["concept"][1]))
         return cls(**{**found, "direction": np.asarray(found["direction"]), "concept": concept})
 

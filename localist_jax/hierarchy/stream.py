@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from localist_jax.hierarchy.recruiter import SpecialistRecruiter
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.recruiter import MemberRecruiter
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.training.checkpoint import CheckpointError, Checkpoints
 
 
-def save(recruiter: SpecialistRecruiter, house: House, command: str = "") -> None:
+def save(recruiter: MemberRecruiter, house: EnsembleRun, command: str = "") -> None:
     """Saves the ensemble as it is now into the house's folder, and beside it what the recruiter knows.
 
     Hooks that recruit blocks inside members are not kept: they begin anew.
@@ -20,13 +20,13 @@ def save(recruiter: SpecialistRecruiter, house: House, command: str = "") -> Non
     house.save(recruiter.batches, command, memory=arrays, stream=about)
 
 
-def resume(house: House, workdir: Path, **options: Any) -> SpecialistRecruiter:
+def resume(house: EnsembleRun, workdir: Path, **options: Any) -> MemberRecruiter:
     """The recruiter of a folder that `save` wrote; `house` was opened from it.
 
     Args:
       house: with the ensemble as it was.
       workdir: with the recruiter's record, which is cut after the batch at which it was saved.
-      options: of `SpecialistRecruiter`: seed, blocks, concepts.
+      options: of `MemberRecruiter`: seed, blocks, concepts.
 
     Raises:
       CheckpointError: the folder's ensemble was saved without a recruiter, or is damaged.
@@ -38,7 +38,7 @@ def resume(house: House, workdir: Path, **options: Any) -> SpecialistRecruiter:
             raise CheckpointError(
                 f"{house.workdir}: no stream to go on with; it was saved without its recruiter"
             )
-        recruiter = SpecialistRecruiter(
+        recruiter = MemberRecruiter(
             house.ensemble,
             house.engine,
             house.settings.hierarchy,

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from localist_jax.data import Batch
-from localist_jax.hierarchy.engine import Engine, Queue
+from localist_jax.hierarchy.engine import EnsembleEngine, Queue
 from localist_jax.hierarchy.signature import Division
 from localist_jax.locality import Dial
 from localist_jax.recruitment.evidence import Evidence
@@ -46,7 +46,7 @@ class Contender:
         return cls([parent, parent], (Queue(waiting), Queue()))
 
 
-class Trial:
+class MemberTrial:
     """One candidate and m placebos, for one member.
 
     Args:
@@ -65,7 +65,7 @@ class Trial:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EnsembleEngine,
         parent: int,
         state: TrainState,
         dial: Dial,
@@ -162,7 +162,7 @@ class Trial:
 
     @property
     def queues(self) -> list[Queue]:
-        """Of all contenders, heir before newcomer."""
+        """Return the queues of all contenders, the heir before the newcomer."""
         return [queue for contender in self.contenders for queue in contender.queues]
 
     def memory(self) -> dict[str, PyTree]:

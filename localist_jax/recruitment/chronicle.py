@@ -1,4 +1,4 @@
-"""What a recruiter wrote down, read again: the lives of blocks, and every decision in words."""
+"""Read a recruiter's records: the lives of blocks, and every decision in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from localist_jax.recruitment.record import ENDED, FILE
+from localist_jax.recruitment.record import FILE, REACHED_HORIZON
 from localist_jax.training import journal
 
 Record = Mapping[str, Any]
@@ -39,12 +39,12 @@ def read(workdir: Path) -> list[Record]:
 
 
 def tried(records: Iterable[Record]) -> list[Record]:
-    """Those of candidates about which something was decided, by a trial or by its pilot."""
+    """Return the records of candidates that a trial or its pilot decided about."""
     return [r for r in records if r["kind"] in TRIED]
 
 
 def trials(records: Iterable[Record]) -> list[Record]:
-    """Those of them whose pilot was promising, so that they spent a codeword."""
+    """Return the records of candidates whose pilot was promising; each of these spent a codeword."""
     return [r for r in tried(records) if r["trial"]]
 
 
@@ -64,7 +64,7 @@ def best_placebo_bits(trial: Record) -> float:
 
 
 def lives(records: Iterable[Record]) -> list[Life]:
-    """Of all blocks that the records speak of, in the order in which they are met."""
+    """Return the lives of all blocks in the records, in order of first mention."""
     found: list[Life] = []
 
     def meet(block: int) -> int:
@@ -117,7 +117,7 @@ def _rejected(r: Record) -> str:
         f"block {r['parent']} is not divided{_of(r)}. On {r['tokens']:,} tokens a newcomer with {r['share']:.0%} of "
         f"its positions would have saved {r['llr_bits']:,.1f} bits, {abs(ahead):,.1f} {more} than {_rival(r)}"
     )
-    if r["reason"] != ENDED:
+    if r["reason"] != REACHED_HORIZON:
         return f"{said}; given up, {r['reason']}"
     wanting = []
     if ahead < r["threshold_bits"]:

@@ -1,4 +1,4 @@
-"""What a candidate costs to describe, in code-length bits: its structure and its parameters.
+"""The description length of a candidate, in code-length bits: its structure and its parameters.
 
 Structure is coded so that 2^−bits sums to at most 1 over all candidates that could ever be proposed (Kraft): the
 number of the trial by Rissanen's universal code, then each choice among what there was to choose from. That sum is

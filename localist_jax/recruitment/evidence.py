@@ -109,8 +109,8 @@ def sufficient_together(
     return total >= -jnp.log(alpha)
 
 
-class Verdict(enum.IntEnum):
-    """What may be done with a trial now."""
+class Decision(enum.IntEnum):
+    """The decision about a candidate."""
 
     WAIT = 0
     RECRUIT = 1
@@ -160,7 +160,7 @@ def standing(
 def verdicts(
     evidence: Evidence, step: Numeric, alpha: Numeric, placebo_cost_bits: Numeric = 0.0
 ) -> Int[Array, " C"]:
-    """A `Verdict` for each trial, given once, at its horizon.
+    """Return a `Decision` for each trial, taken once, at its horizon.
 
     Recruited is what then has evidence beyond its threshold even after the best placebo's is taken off, and as much of
     it as surprises by at least `placebo_cost_bits` + log₂(1/α), where two placebos or more tell what to expect. Closed
@@ -177,13 +177,13 @@ def verdicts(
     if evidence.placebo_bits.shape[-1] > 1:
         cost = jnp.broadcast_to(jnp.asarray(placebo_cost_bits, jnp.float32), evidence.llr_bits.shape)
         enough &= sufficient(surprise_bits(evidence.llr_bits, evidence.placebo_bits), cost, alpha)
-    decided = jnp.where(enough, Verdict.RECRUIT, Verdict.REJECT)
-    return jnp.where(due, decided, Verdict.WAIT)
+    decided = jnp.where(enough, Decision.RECRUIT, Decision.REJECT)
+    return jnp.where(due, decided, Decision.WAIT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What evidence says of each candidate, as numbers of the host.
+    """The evidence about each candidate, as Python numbers.
 
     Attributes:
       llr_bits, cost_bits, threshold_bits, placebo_bits, surprise_bits: of each.
@@ -213,7 +213,7 @@ def judged(
     evidence = jax.tree.map(jnp.asarray, evidence)
     said = verdicts(evidence, step, alpha, placebo_cost_bits).tolist()
     llr = evidence.llr_bits.tolist()
-    worthy = [at for at in range(candidates) if said[at] == Verdict.RECRUIT]
+    worthy = [at for at in range(candidates) if said[at] == Decision.RECRUIT]
     return Judgement(
         llr_bits=llr,
         cost_bits=evidence.cost_bits.tolist(),

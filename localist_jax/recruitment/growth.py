@@ -1,4 +1,4 @@
-"""Growth: a state takes on a block (or, by the same code, a whole specialist), and nothing changes at birth.
+"""Growth: a state gains a block (or, by the same code, an ensemble gains a member), and no output changes at birth.
 
 A newcomer is a copy, but for its localist units. Along every axis that counts blocks, in parameters, optimizer moments
 and running means, its place is filled with its parent's, found by the leaf's path and the names of its axes. Its
@@ -88,7 +88,7 @@ class Birth:
 
 @dataclasses.dataclass(frozen=True)
 class GrowthReport:
-    """What a growth did.
+    """The report of a growth.
 
     Attributes:
       births: (child, parent) of each newcomer.

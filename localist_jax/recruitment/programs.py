@@ -44,7 +44,7 @@ class Programs:
 
 @functools.lru_cache(maxsize=4)
 def programs(model: Transformer, settings: config.Config, mesh: Mesh) -> Programs:
-    """Those of a model at this capacity; the same objects, compiled already, wherever the arguments are the same."""
+    """Return the programs for a model at this capacity; equal arguments return the same compiled objects."""
     boxed, everywhere = boxed_state(model, settings), hosts.everywhere(mesh)
     names = growth.axis_names(boxed)
     surveyed = settings.recruitment.survey * settings.data.batch * settings.data.context

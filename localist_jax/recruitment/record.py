@@ -1,4 +1,4 @@
-"""What is written down of a candidate: a line of `recruitment.jsonl`."""
+"""The record of a candidate: one line of `recruitment.jsonl`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from localist_jax.recruitment.evidence import Judgement
 from localist_jax.recruitment.proposals import Proposal
 
 FILE = "recruitment.jsonl"
-# Why a candidate's trial, or its pilot, was over.
-ENDED, BEHIND = "at its horizon", "it gathered nothing"
+# Why a candidate's trial or pilot ended.
+REACHED_HORIZON, GATHERED_NOTHING = "at its horizon", "it gathered nothing"
 UNPROMISING = "its pilot did not reach the threshold, or did not stand out"
-# Why there was none.
+# Why no trial began.
 QUIET = "no division stands out from its placebos"
 FULL = "no place is left: raise config.recruitment.blocks_at_most"
 
 
-def of_candidate(proposal: Proposal, said: Judgement, at: int, curve_bits: np.ndarray) -> dict[str, Any]:
-    """A candidate's figures, rounded.
+def candidate_record(proposal: Proposal, said: Judgement, at: int, curve_bits: np.ndarray) -> dict[str, Any]:
+    """Return the rounded figures of a candidate.
 
     Args:
-      proposal: that it was made from.
-      said: of all candidates.
-      at: its place among them.
+      proposal: the candidate.
+      said: the judgement on all candidates.
+      at: place of the candidate among them.
       curve_bits: [steps, C, 1 + m], evidence of candidates and placebos after every step.
     """
     return {

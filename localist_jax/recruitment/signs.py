@@ -22,8 +22,8 @@ RETIRED_AT_LEAST = 2  # newcomers, before their going is called a sign
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """What is looked at.
+class BlockSigns:
+    """The figures that signs of trouble are read from.
 
     Attributes:
       blocks_in_use: that the router may choose among.
@@ -40,7 +40,7 @@ class Look:
     moved_bits: float = 0.0
 
 
-def signs(look: Look, records: Sequence[Record] = ()) -> dict[str, str]:
+def signs(look: BlockSigns, records: Sequence[Record] = ()) -> dict[str, str]:
     """The signs that are there, by name, in words.
 
     Args:

@@ -49,17 +49,18 @@ class Contenders:
 
 
 @struct
-class Trial:
-    """What a trial carries from step to step; saved with the run.
+class TrialState:
+    """The state of a trial from step to step; it is saved with the run.
 
     Attributes:
-      evidence: in bits, of candidates and placebos.
-      contenders: what they are made of.
+      evidence: evidence of candidates and placebos, in bits.
+      contenders: candidates and placebos.
       curve_bits: float32 [horizon, C, 1 + m], evidence of candidates and their placebos after every step.
-      leaving: int32, a block that is tried without, or 0; leaving_llr_bits: evidence for doing without it.
-      number: int32, of candidates tried so far, these included; those of pilots are not counted.
-      births: int32, of blocks recruited so far.
-      tokens: int32, that the evidence was gathered on.
+      leaving: int32, the block that the model is also tried without, or 0.
+      leaving_llr_bits: evidence for the model without that block.
+      number: int32, candidates tried so far, including these and excluding those of pilots.
+      births: int32, blocks recruited so far.
+      tokens: int32, tokens that the evidence was gathered on.
     """
 
     evidence: Evidence
@@ -72,12 +73,12 @@ class Trial:
     tokens: chex.Array
 
 
-def closed(settings: config.Config) -> Trial:
+def closed(settings: config.Config) -> TrialState:
     """No trial: every array has its shape, and nothing is open."""
     r, c = settings.recruitment, settings.model
     lanes = r.candidates * (1 + r.placebos)
     whole = jnp.zeros((), jnp.int32)
-    return Trial(
+    return TrialState(
         evidence=Evidence.create(r.candidates, r.placebos),
         contenders=Contenders(
             births=jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), Birth.blank(settings)),
@@ -95,7 +96,7 @@ def closed(settings: config.Config) -> Trial:
 
 def make_trial_step(
     model: Transformer, settings: config.Config, names: Names
-) -> Callable[[TrainState, Trial, Batch], Trial]:
+) -> Callable[[TrainState, TrialState, Batch], TrialState]:
     """The pure step of a trial, ready for `jax.jit(…, donate_argnums=1)`.
 
     Args:
@@ -134,7 +135,7 @@ def make_trial_step(
         units = optax.apply_updates(own, updates)["localist"]["units"]
         return score, dataclasses.replace(birth, units=units, opt_state=opt_state)
 
-    def trial_step(state: TrainState, trial: Trial, batch: Batch) -> Trial:
+    def trial_step(state: TrainState, trial: TrialState, batch: Batch) -> TrialState:
         with jax.named_scope("trial"):
             incumbent = code(state.params, state.blocks, batch)
             score, births = jax.vmap(partial(contend, state, batch))(trial.contenders)
@@ -161,7 +162,7 @@ def make_trial_step(
 
 
 def opened(
-    trial: Trial,
+    trial: TrialState,
     state: TrainState,
     settings: config.Config,
     births: list[Birth],
@@ -169,7 +170,7 @@ def opened(
     cost_bits: list[float],
     leaving: int = 0,
     is_pilot: bool = False,
-) -> Trial:
+) -> TrialState:
     """A copy in which a trial of these newcomers is open; places left over stay closed.
 
     Args:

@@ -55,7 +55,7 @@ def collect(run: Run) -> None:
 
 
 def read(workdir: Path, name: str) -> Any:
-    """What `collect` wrote as `name`.json."""
+    """Return the data that `collect` wrote as `name`.json."""
     return json.loads((workdir / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -73,7 +73,7 @@ def sweep(run: Run, localities: Sequence[float] = SWEEP) -> dict[str, Any]:
 
 
 def window_control(run: Run, share: float) -> dict[str, float]:
-    """What a plain window in all layers costs, with as large a share of the pairs open as the gates leave."""
+    """Measure a plain window in all layers that leaves as large a share of pairs open as the gates do."""
     c = run.settings.model
     size = window_for_share(c, run.valid, share)
     model = Transformer(dataclasses.replace(c, window=size, perception_window=size), run.tokenizer.vocab_size)
@@ -130,7 +130,7 @@ def _read_once(model, params, chosen, tokens) -> Output:
 
 
 def blocks(run: Run, dial: Dial | None = None) -> dict[str, Any]:
-    """What each block stands for: how much it serves, and its anchors, the tokens that tell most about it (T9).
+    """Return each block's share of positions, and its anchors: the tokens most informative about it (T9).
 
     Mutual information is the plug-in estimate less the Miller–Madow bias, over the validation rows, and over training
     rows too where these hold fewer than `NAMED_BY` positions.

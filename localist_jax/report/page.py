@@ -301,7 +301,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _recruitment(records: Sequence[Record], steps: int) -> str:
-    """What became of every survey and trial."""
+    """Return the section on the outcome of every survey and trial."""
     if not records:
         return ""
     lives = chronicle.lives(records)

@@ -1,4 +1,4 @@
-"""What a study leaves behind: a page for people, a JSON file for programs, and its pictures."""
+"""Write a study's results: a page for people, a JSON file for programs, and pictures."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from localist_jax.hierarchy.ensemble import tree
 from localist_jax.hierarchy.recruiter import FILE
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.locality.anchors import telling
 from localist_jax.training.journal import read
 
@@ -21,7 +21,7 @@ NAMED_BY = 6  # tokens that tell most describe an LLM
 Branch = dict[str, Any]
 
 
-def branches(house: House) -> list[Branch]:
+def branches(house: EnsembleRun) -> list[Branch]:
     """One entry per LLM, each below its parent: depth, record, λ, tokens served, words, and its blocks.
 
     An LLM's words are those that tell most about it, in what the LLMs were given (`anchors.telling`).
@@ -42,7 +42,7 @@ def branches(house: House) -> list[Branch]:
     return found
 
 
-def _blocks(house: House, at: int) -> list[dict[str, Any]]:
+def _blocks(house: EnsembleRun, at: int) -> list[dict[str, Any]]:
     """The blocks of one LLM that are in use, with their parents and anchors."""
     blocks = house.ensemble.state(at).blocks
     active, parent, born = (np.asarray(x) for x in (blocks.active, blocks.parent, blocks.born))
@@ -72,7 +72,7 @@ def text(found: Sequence[Branch]) -> str:
     return "\n".join(lines)
 
 
-def write(house: House) -> Path:
+def write(house: EnsembleRun) -> Path:
     """Writes `ensemble.html` into the ensemble's folder: the tree, and every decision that made it."""
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     found = branches(house)

@@ -16,7 +16,7 @@ from localist_jax.locality.router import allowed_blocks, doubt
 from localist_jax.model import Transformer, forward
 from localist_jax.parallel import hosts
 from localist_jax.recruitment import chronicle
-from localist_jax.recruitment.signs import Look, lost_bits, signs
+from localist_jax.recruitment.signs import BlockSigns, lost_bits, signs
 from localist_jax.report import figures
 from localist_jax.training.journal import Journal
 from localist_jax.training.loop import Hook
@@ -53,7 +53,7 @@ class Watch(Hook):
         moved = 0.0 if self._before is None else lost_bits(self._before, blocks)
         self._before = blocks
         in_use = int(allowed_blocks(state.blocks.active, run.settings.model.background).sum())
-        look = Look(
+        look = BlockSigns(
             blocks_in_use=in_use,
             doubt_bits=float(found["doubt_bits"]),
             entropy_bits=float(found["entropy_bits"]),
@@ -64,7 +64,7 @@ class Watch(Hook):
         self._draw(step - 1, states.astype(float), blocks, records)
         return state
 
-    def _say(self, step: int, look: Look, found: dict[str, str]) -> None:
+    def _say(self, step: int, look: BlockSigns, found: dict[str, str]) -> None:
         numbers = {name: float(x) for name, x in dataclasses.asdict(look).items()}
         self._journal.scalars(step, "signs", {**numbers, **dict.fromkeys(found, 1.0)})
         for name, words in found.items():
@@ -82,7 +82,7 @@ class Watch(Hook):
 
 
 def _read(model: Transformer, params: PyTree, chosen: Blocks, batch: Batch) -> dict[str, jax.Array]:
-    """What the router reads and chose, and the figures of a `Look`, of one batch at λ=1; `routed`: what counts."""
+    """Return the router's input and choices and the figures of `BlockSigns` for a batch at λ=1; `routed` is a mask."""
     c = model.config
     dial = Dial(1.0).broadcast(batch.tokens.shape[0], c.layers, c.heads)
     where = {"positions": batch.positions, "segments": batch.segments}

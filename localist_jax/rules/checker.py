@@ -22,7 +22,7 @@ from localist_jax.rules.language import All, Condition, Item, Not, Present, Rule
 
 @dataclasses.dataclass
 class Verdict:
-    """What the checker found.
+    """The checker's findings.
 
     Attributes:
       violations: what a rule forbids and the output has.
@@ -36,7 +36,7 @@ class Verdict:
 
     @property
     def compliant(self) -> bool:
-        """Nothing forbidden, nothing missing."""
+        """True if nothing forbidden is present and nothing required is missing."""
         return not self.violations and not self.unmet
 
 
@@ -146,7 +146,7 @@ class _Judge:
         return all(each) if isinstance(condition, All) else any(each)
 
     def bans(self, rule: Rule, verdict: Verdict) -> None:
-        """What is forbidden and stands there nevertheless."""
+        """Add the forbidden phrases that are present to the verdict."""
         for item in rule.forbid:
             if item.regex:
                 self.pattern(rule, item.regex, verdict)
@@ -172,7 +172,7 @@ class _Judge:
         return False
 
     def pattern(self, rule: Rule, regex: str, verdict: Verdict) -> None:
-        """What is new and completes a match, also one that what was there before has begun but not completed."""
+        """Add the matches that new text completes, including those that earlier text began, to the verdict."""
         page, at = self.page, 0
         known, last = page.prompt + self.since, page.prompt + self.until
         while match := re2.search(regex, page.written[at:known]):
@@ -188,7 +188,7 @@ class _Judge:
             at = begin + 1
 
     def demands(self, rule: Rule, verdict: Verdict) -> None:
-        """What is required and missing."""
+        """Add the required phrases that are missing to the verdict."""
         if not rule.require or not any(self.holds(rule.when, at) for at in self._cuts()):
             return
         for options in rule.require:

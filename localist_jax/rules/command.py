@@ -26,15 +26,21 @@ def add_to(commands: Any) -> None:
 
     sub = command("check", _check, "Prove a rule file consistent; report dead and shadowed rules.")
     sub.add_argument("file", type=Path)
-    sub = command("show", _show, "What a rule file says; with --run also how well its concepts are covered.")
+    sub = command(
+        "show",
+        _show,
+        "Print a rule file in words; with --run also how well blocks cover its concepts.",
+    )
     sub.add_argument("file", type=Path)
     sub.add_argument("--run", type=Path, dest="workdir", help="folder of a run")
     sub = command(
-        "inject", _inject, "Make a rule file a run's active rules; generations that watch take it up."
+        "inject",
+        _inject,
+        "Make a rule file the active rules of a run; `generate --watch` applies it at once.",
     )
     sub.add_argument("workdir", type=Path, help="folder of the run")
     sub.add_argument("file", type=Path)
-    sub = command("diff", _diff, "What changed between two rule files.")
+    sub = command("diff", _diff, "Print what changed between two rule files.")
     sub.add_argument("old", type=Path)
     sub.add_argument("new", type=Path)
 
@@ -151,5 +157,5 @@ def enforced(run, arguments: argparse.Namespace):
     if not arguments.watch:
         yield enforcer
         return
-    with versions.Watch(path, enforcer, lambda line: print(line, file=sys.stderr, flush=True)):
+    with versions.FileWatch(path, enforcer, lambda line: print(line, file=sys.stderr, flush=True)):
         yield enforcer

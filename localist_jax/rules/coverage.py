@@ -33,7 +33,7 @@ Row = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """Of one concept.
+    """The coverage of one concept.
 
     Attributes:
       bits: the largest I(block = k; anchor here) over blocks k per position, less its bias 1/(2n·ln 2), at least 0.
@@ -142,7 +142,7 @@ def candidates(rules: RuleSet, tokenizer: Any, rows: Sequence[Row], blocks: int,
 
 
 def remembered(workdir: Path) -> list[Concept] | None:
-    """What `wanted` found for a run's active rules; None if it has not looked yet."""
+    """Return what `wanted` found for a run's active rules, or None if it has not been called."""
     rules, kept = versions.stored(workdir), versions.folder(workdir) / FILE
     if rules is None or not kept.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What rules do to phrases, as folded patterns: which ban hits which requirement, and which is lifted by which.
+"""The effects of rules on phrases: which ban hits which requirement, and which rule lifts which.
 
 Verification and enforcement both ask here, so that what was proven is what runs.
 """
@@ -28,7 +28,7 @@ class Effects:
 
     @classmethod
     def of(cls, rules: RuleSet, rule: Rule) -> Effects:
-        """Those of a rule of this set."""
+        """Return the effects of a rule of this set."""
         phrases = [phrase for item in rule.forbid for phrase in rules.phrases(item)]
         bans = [pattern for phrase in phrases for pattern in Pattern.all_of(phrase)]
         demands = [

@@ -20,7 +20,7 @@ from localist_jax.locality.steering import Steering
 from localist_jax.model.constraint import Constraint, Tokens
 from localist_jax.rules import attending, patterns, price
 from localist_jax.rules.language import RuleSet
-from localist_jax.rules.program import Program
+from localist_jax.rules.program import RuleProgram
 from localist_jax.rules.request import Request
 from localist_jax.rules.verification import verify
 from localist_jax.rules.vocabulary import Vocabulary
@@ -64,16 +64,16 @@ class Enforcer(Constraint):
         self.model, self.name = model, name
         self._attention, self._output = attention, output
         self._bound = logit_bound(model, params)
-        self._engine: patterns.Engine | None = None
+        self._engine: patterns.PatternEngine | None = None
         self._lock = threading.Lock()
-        self._waiting: Program | None = None
+        self._waiting: RuleProgram | None = None
         self._requests: list[Request] = []
         self._cost: jax.Array | None = None
         self._trail: list[dict[str, Any]] = []
         self._unwritten: tuple[Any, ...] | None = None
         self.program = self.prepare(rules or RuleSet())
 
-    def prepare(self, rules: RuleSet) -> Program:
+    def prepare(self, rules: RuleSet) -> RuleProgram:
         """Verifies and compiles a rule set; touches nothing that runs, and may be called from another thread.
 
         Raises:
@@ -81,12 +81,12 @@ class Enforcer(Constraint):
         """
         attending.check_scope(rules, self.model)
         verify(rules).insist()
-        program = Program(rules, self.vocabulary, self.name)
+        program = RuleProgram(rules, self.vocabulary, self.name)
         if self._engine is None and (program.regexes or any(rule.format for rule in program.active)):
-            self._engine = patterns.Engine(self.vocabulary.tokenizer)
+            self._engine = patterns.PatternEngine(self.vocabulary.tokenizer)
         return program
 
-    def swap(self, program: Program) -> None:
+    def swap(self, program: RuleProgram) -> None:
         """Puts a prepared program into force from the next step on."""
         with self._lock:
             self._waiting = program
@@ -108,7 +108,7 @@ class Enforcer(Constraint):
         self.inject(self.coming.rules.without(set(ids)))
 
     @property
-    def coming(self) -> Program:
+    def coming(self) -> RuleProgram:
         """The rules that the next step is under."""
         with self._lock:
             return self._waiting or self.program
@@ -116,7 +116,7 @@ class Enforcer(Constraint):
     # What `generate` calls
 
     def start(self, prompts: Tokens, budgets: Sequence[int], context: int) -> None:
-        """See `Constraint`."""
+        """Begin requests with these prompts (`Constraint`)."""
         self._take_over()
         self._context = context
         self._requests = [
@@ -139,7 +139,7 @@ class Enforcer(Constraint):
         self._placed: dict[tuple[int, ...], tuple[list[np.ndarray], jax.Array]] = {}
 
     def steering(self, written: Tokens) -> Steering | None:
-        """See `Constraint`; also where swapped rules come into force."""
+        """Return the masks of `Constraint`; swapped rules come into force here."""
         changed = self._take_over()
         for request, trail, tokens in zip(self._requests, self._trail, written, strict=True):
             for token in tokens[len(request.text.tokens) - request.prompt :]:
@@ -164,7 +164,7 @@ class Enforcer(Constraint):
         return self._steered if any(situations) or self._steps <= 2 else None
 
     def __call__(self, logits: jax.Array, written: Tokens) -> jax.Array:
-        """See `Constraint`; what the last step left to be done is done here, while the device computes."""
+        """Finish the last step's host work while the device computes (`Constraint`)."""
         self._write_down()
         if not self._output:
             return logits
@@ -199,11 +199,11 @@ class Enforcer(Constraint):
         return self._placed[key][1]
 
     def wanted(self, by_layer: jax.Array | None) -> PyTree:
-        """See `Constraint`: the step's price, and its attention where something was promised."""
+        """Record the step's price, and its attention where a rule promises some (`Constraint`)."""
         return self._cost if self._output else None, by_layer if any(self._promises) else None
 
     def ended(self, fetched: PyTree) -> Sequence[str]:
-        """See `Constraint`."""
+        """Return why each request ends, or "" (`Constraint`)."""
         cost, by_layer = fetched
         prices = [0.0] * len(self._requests) if cost is None else cost.tolist()
         steps = []

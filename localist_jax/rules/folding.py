@@ -85,7 +85,7 @@ def enclosed(character: str) -> str:
 
 @functools.lru_cache(maxsize=1 << 16)
 def fold_character(character: str) -> str:
-    """What one character contributes, before white space is joined; "" where it is invisible."""
+    """Return the folded form of one character before white space is joined, or "" if it is invisible."""
     if character.isascii():
         if character.isspace():
             return " "
@@ -116,7 +116,7 @@ def _looks_like(small: str, table: dict[str, str]) -> str:
 
 
 def _by_name(character: str) -> str:
-    """As `named`; what a letter that was turned looks like is for the table to say, if it knows it."""
+    """Return the letter that a character's name gives (`named`); turned letters are left to the table."""
     return "" if TURNED.search(unicodedata.name(character, "")) else named(character)
 
 
@@ -158,7 +158,7 @@ class Pattern:
 
     @classmethod
     def all_of(cls, phrase: str) -> tuple[Pattern, ...]:
-        """Those of a phrase in small letters, in capitals, and with capital initials too: one, but for a few alphabets.
+        """Return the foldings of a phrase in small letters, capitals and capital initials; most alphabets have one.
 
         >>> [pattern.text for pattern in Pattern.all_of("Νόμος")]
         ['nomoo', 'vomoo']

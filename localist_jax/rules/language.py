@@ -55,7 +55,7 @@ class RuleError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Concept:
+class RuleConcept:
     """A name, the phrases that mean it, and the concept it is a kind of ("" if none)."""
 
     name: str
@@ -121,7 +121,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """What the whole output looks like: a regular expression, or a grammar in llguidance's Lark dialect."""
+    """The format of the whole output: a regular expression, or a grammar in llguidance's Lark dialect."""
 
     regex: str = ""
     grammar: str = ""
@@ -138,7 +138,7 @@ class Scope:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """When …, then …; `line` is where it stands in its file."""
+    """A condition and its consequences; `line` is the rule's line in its file."""
 
     id: str
     when: Condition = ALWAYS
@@ -160,7 +160,7 @@ class Rule:
 class RuleSet:
     """Concepts by name, and rules in their order; equal sets have equal `version`s whatever their files look like."""
 
-    concepts: dict[str, Concept] = dataclasses.field(default_factory=dict)
+    concepts: dict[str, RuleConcept] = dataclasses.field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
 
     @functools.cached_property

@@ -23,7 +23,7 @@ KEPT = 256  # grammars that are remembered
 
 @functools.lru_cache(maxsize=1024)
 def problem_with_regex(regex: str) -> str:
-    """What is wrong with a regular expression; "" if nothing is: enforcement and checker both take it."""
+    """Return the error in a regular expression, or "" if enforcement and checker both accept it."""
     options = re2.Options()
     options.log_errors = False
     options.max_mem = 1 << 23
@@ -37,7 +37,7 @@ def problem_with_regex(regex: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def problem_with_grammar(grammar: str) -> str:
-    """What is wrong with a grammar; "" if nothing is."""
+    """Return the error in a grammar, or ""."""
     try:
         return _short(llguidance.LLMatcher.validate_grammar(llguidance.grammar_from("grammar", grammar)))
     except (ValueError, UnicodeEncodeError) as error:
@@ -67,7 +67,7 @@ def _lark_without(regex: str) -> str:
     return f"start: TEXT\nTEXT: /(?s:.*)/ & ~/(?s:.*)({_slashed(regex)})(?s:.*)/"
 
 
-class Engine:
+class PatternEngine:
     """The engine for one vocabulary."""
 
     def __init__(self, tokenizer: Any):
@@ -120,7 +120,7 @@ class Matcher:
 
     @property
     def failed(self) -> str:
-        """What the engine gave up on; "" if it did not."""
+        """Return the error that stopped the engine, or ""."""
         return _failure(self._inner)
 
 
@@ -166,7 +166,7 @@ class Absence:
 
     @property
     def failed(self) -> str:
-        """What the engine gave up on; "" if it did not."""
+        """Return the error that stopped the engine, or ""."""
         return _failure(self._inner)
 
     def _ids(self, data: bytes) -> list[int]:
@@ -197,7 +197,7 @@ def _failure(inner: Any) -> str:
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:
-    """What is complete, broken characters as U+FFFD; and the bytes of a character that may still be completed."""
+    """Split bytes into text (broken characters as U+FFFD) and the bytes of a character that may still be completed."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return decoder.decode(data), decoder.getstate()[0]
 
@@ -255,7 +255,7 @@ class _Vocabulary:
 
 
 class _Tokens:
-    """What llguidance wants to know of a tokenizer."""
+    """The tokenizer interface that llguidance expects."""
 
     def __init__(self, tokens: list[bytes], encode: Any):
         self.eos_token_id = self.bos_token_id = END

@@ -1,4 +1,4 @@
-"""What a rule costs, in code-length bits (T14)."""
+"""The price of a rule, in code-length bits (T14)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Ban:
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
-    """A requirement: one of these phrases, each as (place in `Program.places`, its bytes, tokens that they take)."""
+    """A requirement: one of these phrases, each as (place in `RuleProgram.places`, bytes, number of tokens)."""
 
     rule: int
     words: str
@@ -47,8 +47,8 @@ class Consequences:
     bans: frozenset[int]
 
 
-class Program:
-    """See the module."""
+class RuleProgram:
+    """The rules that concern one model, compiled for its vocabulary."""
 
     def __init__(self, rules: RuleSet, vocabulary: Vocabulary, model: str = ""):
         """Compiles the rules that concern `model` ("": all of them)."""
@@ -117,7 +117,7 @@ class Program:
         return tuple(condition(truth) for condition in self.conditions)
 
     def consequences(self, truths: tuple[tuple[bool, ...], ...]) -> Consequences:
-        """What follows where one of these truths is the case (remembered: most steps repeat the last one's)."""
+        """Return the consequences of one set of truths; the last is kept, as most steps repeat it."""
         if truths not in self._consequences:
             if len(self._consequences) >= KEPT:
                 self._consequences.clear()

@@ -202,13 +202,13 @@ class _Reader:
 
     # Concepts
 
-    def concepts(self, node: yaml.Node) -> dict[str, lang.Concept]:
+    def concepts(self, node: yaml.Node) -> dict[str, lang.RuleConcept]:
         found = {}
         for name, (key, value) in self.pairs(node, "concepts").items():
             path = f"concepts.{name}"
             self.name_of(key, path)
             parts = self.fields(value, path, {"anchors": True, "parent": False})
-            found[name] = lang.Concept(
+            found[name] = lang.RuleConcept(
                 name=name,
                 anchors=self.items(parts["anchors"], f"{path}.anchors", self.phrase),
                 parent=self.name_of(parts["parent"], f"{path}.parent") if "parent" in parts else "",

@@ -11,7 +11,7 @@ import numpy as np
 
 from localist_jax.rules import patterns
 from localist_jax.rules.language import Format, Present
-from localist_jax.rules.program import Consequences, Program
+from localist_jax.rules.program import Consequences, RuleProgram
 from localist_jax.rules.text import Text
 
 SPARE = 3  # tokens by which requirements are begun early: a character may have to be completed first
@@ -59,7 +59,7 @@ class Request:
         """Tokens that may still come."""
         return self.budget - (len(self.text.tokens) - self.prompt)
 
-    def adopt(self, program: Program, engine: Any) -> None:
+    def adopt(self, program: RuleProgram, engine: Any) -> None:
         """From now on these rules: phrases are looked up in the whole text again."""
         self.program = program
         self._ends: dict[str, list[int]] = {name: [] for name in program.anchors}
@@ -242,7 +242,7 @@ class Request:
         return found
 
     def _inside_a_character(self) -> np.ndarray:
-        """As `_without_bans` where a character is incomplete: tokens that go on with it are looked at one by one."""
+        """Apply `_without_bans` after an incomplete character: check the tokens that continue it one by one."""
         program, vocabulary, text = self.program, self.program.vocabulary, self.text.folded
         broken = text + "\ufffd"  # any other token leaves it broken
         allowed = program.mask(self.bans, "\ufffd").copy()

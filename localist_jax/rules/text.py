@@ -49,7 +49,7 @@ class Text:
                 self._stops.append(i + 1)
 
     def peek(self, token: int) -> str:
-        """What a token would append to the folded text."""
+        """Return the text that a token would append to the folded text."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.setstate(self._decoder.getstate())
         return fold(decoder.decode(self.pieces[token]), self.folded or "x")

@@ -59,7 +59,7 @@ class Findings:
 
 
 def verify(rules: RuleSet) -> Findings:
-    """What the solver proves about a rule set.
+    """The solver's findings about a rule set.
 
     Raises:
       RuleError: the solver gave up.
@@ -94,7 +94,7 @@ class _Proof:
         self.everyone = list(self.effects.values())
 
     def _background(self):
-        """What follows between presences."""
+        """Return the implications between the presences of phrases."""
         follows = _implied_concepts(self.rules, {atom.concept for atom in self.truth})
         for a in self.truth:
             for b in self.truth:

@@ -30,7 +30,7 @@ class Difference:
 
 
 def difference(old: RuleSet, new: RuleSet) -> Difference:
-    """What turns one set into the other; concepts are named `concept …`."""
+    """The difference between two rule sets; concepts are named `concept …`."""
     a, b = (
         {**{rule.id: rule for rule in s.rules}, **{f"concept {c.name}": c for c in s.concepts.values()}}
         for s in (old, new)
@@ -87,7 +87,7 @@ def of(run: Run, as_saved: bool = False) -> RuleSet | None:
     return active or (parse(run.saved_rules, f"{run.workdir}: checkpoint") if run.saved_rules else None)
 
 
-class Watch:
+class FileWatch:
     """Follows a rule file: when it changes, its rules come into force; a refused file changes nothing.
 
     Use as a context manager; the file is looked at every `seconds` in a thread of its own, so that verification never
@@ -105,7 +105,7 @@ class Watch:
         self._version = enforcer.program.rules.version
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> FileWatch:
         self._thread.start()
         return self
 

@@ -30,7 +30,7 @@ peers = pytest.mark.skipif(
 
 
 def parameters(path):
-    """What `load` makes of a GGUF file or a folder, by leaf."""
+    """Return the leaves that `load` reads from a GGUF file or a folder."""
     with sources.found(path) as source:
         model = families.model_of(families.read_config(source.folder))
         settings = config.Config(model=model).replace(

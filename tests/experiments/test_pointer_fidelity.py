@@ -9,7 +9,7 @@ from experiments.pointer_fidelity import cases, measure, page
 from experiments.pointer_fidelity.reading import Reading
 from localist_jax.data import Tokenizer
 from localist_jax.rules import parse
-from localist_jax.rules.program import Program
+from localist_jax.rules.program import RuleProgram
 from localist_jax.rules.request import Request
 from localist_jax.rules.vocabulary import Vocabulary
 
@@ -55,7 +55,7 @@ def test_a_line_that_is_taken_out_is_gone(case, tokenizer):
 def test_a_rule_names_just_these_lines(case, tokenizer, named):
     vocabulary = Vocabulary(tokenizer)
     request = Request(case.ids.tolist(), 1, vocabulary.bytes)
-    request.adopt(Program(parse(case.rule(named, 0.9)), vocabulary), None)
+    request.adopt(RuleProgram(parse(case.rule(named, 0.9)), vocabulary), None)
     anchors = np.isin(np.arange(len(case.ids) + 1), list(request.anchors(["fact"])))
     assert anchors.sum() >= case.on(named).sum() - 2  # the space before a line belongs to no word
     assert not (anchors & ~case.on(named)).any()

@@ -8,7 +8,7 @@ import pytest
 
 from localist_jax import config
 from localist_jax.hierarchy.documents import rows
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble, Record
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
@@ -33,7 +33,9 @@ def house_settings():
 
 @pytest.fixture(scope="session")
 def engine(house_settings):
-    return Engine(Transformer(house_settings.model, VOCABULARY), house_settings, np.full(VOCABULARY, 3))
+    return EnsembleEngine(
+        Transformer(house_settings.model, VOCABULARY), house_settings, np.full(VOCABULARY, 3)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from localist_jax.hierarchy.account import Account
 from localist_jax.hierarchy.blocks import BlockRecruiters
-from localist_jax.hierarchy.recruiter import SpecialistRecruiter
+from localist_jax.hierarchy.recruiter import MemberRecruiter
 from localist_jax.recruitment.recruiter import Recruiter
 from localist_jax.training.loop import Hook
 from tests.hierarchy.conftest import batch_of
@@ -62,7 +62,7 @@ def test_moves_of_blocks_are_booked_once(blocks, base, tmp_path):
 
 
 def test_each_member_has_a_hook_of_its_own(blocks, pair, engine, tmp_path):
-    recruiter = SpecialistRecruiter(pair, engine, engine.settings.hierarchy, tmp_path, blocks=blocks)
+    recruiter = MemberRecruiter(pair, engine, engine.settings.hierarchy, tmp_path, blocks=blocks)
     given = [recruiter.observe(batch_of(*["first"] * 4, seed=seed)).member.tolist() for seed in range(6)]
     recruiter.close()
     documents = {at: sum(row.count(at) for row in given) for at in (0, 1)}

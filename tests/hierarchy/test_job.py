@@ -9,7 +9,7 @@ import pytest
 
 from localist_jax.data import corpora
 from localist_jax.hierarchy import job, shipping
-from localist_jax.hierarchy.engine import Engine
+from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.recruiter import FILE
 from localist_jax.parallel.preemption import Preemption
 from localist_jax.report.job import run_job
@@ -31,11 +31,13 @@ def _one_engine():
 
     @functools.cache
     def made(model, settings, lengths):
-        return Engine(model, settings, np.frombuffer(lengths, np.int64))
+        return EnsembleEngine(model, settings, np.frombuffer(lengths, np.int64))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            shipping, "Engine", lambda m, s, lengths: made(m, s, np.asarray(lengths, np.int64).tobytes())
+            shipping,
+            "EnsembleEngine",
+            lambda m, s, lengths: made(m, s, np.asarray(lengths, np.int64).tobytes()),
         )
         yield
 
@@ -71,7 +73,7 @@ def test_every_document_is_coded_once_and_the_record_says_at_what_cost(whole, se
     documents = job._pieces(corpora.load(settings.data).train, house)[: 20 * settings.data.batch]
     assert house.ensemble.signatures.sum() == sum(map(len, documents))
     assert (folder / FILE).is_file()
-    assert shipping.House.open(folder).ensemble.record(0).name == "base"
+    assert shipping.EnsembleRun.open(folder).ensemble.record(0).name == "base"
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, settings, tmp_path, monkeypatch):
@@ -90,7 +92,7 @@ def test_pieces_of_a_document_stay_together_however_documents_are_mixed(settings
     _, house = whole
     texts = ["a b " * 40, "c d " * 40, "e f " * 40]
     for shuffle in (False, True):
-        mixed = shipping.House(
+        mixed = shipping.EnsembleRun(
             house.workdir,
             house.ensemble,
             settings.replace(data={"shuffle": shuffle}),
@@ -113,7 +115,7 @@ def test_another_shape_is_refused_and_nothing_is_lost(whole, settings):
     folder, house = whole
     with pytest.raises(ValueError, match=r"another config\.model \(feed_forward\)"):
         job.run(settings.replace(model={"feed_forward": 48}), folder)
-    assert same(shipping.House.open(folder).ensemble.states, house.ensemble.states)
+    assert same(shipping.EnsembleRun.open(folder).ensemble.states, house.ensemble.states)
 
 
 def test_it_begins_with_the_llm_of_a_run(settings, house_settings, tmp_path):

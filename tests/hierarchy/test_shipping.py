@@ -14,7 +14,7 @@ from localist_jax.hierarchy.coding import mixed
 from localist_jax.hierarchy.command import member_for
 from localist_jax.hierarchy.documents import rows
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.locality import Dial
 from localist_jax.model.generate import read_tokens
 from localist_jax.training.run import Run
@@ -31,7 +31,7 @@ def house(house_settings, tmp_path_factory):
 
     tokenizer = Tokenizer.train([TEXT] * 3, 260)
     folder = tmp_path_factory.mktemp("house")
-    made = House.of(folder, None, house_settings, tokenizer)  # type: ignore[arg-type]
+    made = EnsembleRun.of(folder, None, house_settings, tokenizer)  # type: ignore[arg-type]
     mesh = make_mesh(house_settings.mesh)
     one, other = (
         fresh_state(made.engine.model, house_settings.replace(train={"seed": seed}), mesh) for seed in (0, 1)
@@ -49,19 +49,19 @@ def house(house_settings, tmp_path_factory):
 
 
 def test_an_ensemble_comes_back_as_it_was(house):
-    found = House.open(house.workdir)
+    found = EnsembleRun.open(house.workdir)
     assert found.ensemble.records == house.ensemble.records
     assert same(found.ensemble.states, house.ensemble.states)
     np.testing.assert_array_equal(found.ensemble.signatures, house.ensemble.signatures)
     np.testing.assert_allclose(found.ensemble.beta, house.ensemble.beta)
     with pytest.raises(ValueError, match="no ensemble here"):
-        House.open(house.workdir / "checkpoints")
+        EnsembleRun.open(house.workdir / "checkpoints")
 
 
 def test_a_specialist_is_shipped_and_taken_in_bit_identically(house, tmp_path):
     folder = house.ship("heart", tmp_path / "heart")
     assert same(Run.open(folder).state, house.ensemble.state(1))
-    other = House.open(house.workdir)
+    other = EnsembleRun.open(house.workdir)
     at = other.take_in(folder, name="heart again")
     assert (at, other.ensemble.capacity) == (2, 4)
     assert same(other.ensemble.state(at), house.ensemble.state(1))
@@ -77,7 +77,9 @@ def test_what_cannot_be_taken_in_is_refused(house, tmp_path):
         house.ship("liver", tmp_path / "liver")
     with pytest.raises(ValueError, match="no shipped specialist here"):
         house.take_in(tmp_path)
-    stranger = House.of(tmp_path, house.ensemble, house.settings, Tokenizer.train(["other words " * 9], 261))
+    stranger = EnsembleRun.of(
+        tmp_path, house.ensemble, house.settings, Tokenizer.train(["other words " * 9], 261)
+    )
     with pytest.raises(ValueError, match="its tokenizer is not that of the ensemble"):
         stranger.take_in(house.ship("heart", tmp_path / "heart"))
 

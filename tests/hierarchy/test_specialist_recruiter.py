@@ -10,9 +10,9 @@ from localist_jax.hierarchy.account import Account, accepts
 from localist_jax.hierarchy.coding import code, mixed
 from localist_jax.hierarchy.engine import Queue
 from localist_jax.hierarchy.ensemble import Record
-from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter
+from localist_jax.hierarchy.recruiter import FILE, MemberRecruiter
 from localist_jax.hierarchy.signature import Division
-from localist_jax.hierarchy.trial import Trial
+from localist_jax.hierarchy.trial import MemberTrial
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Records, read
 from tests.hierarchy.conftest import DOMAINS, VOCABULARY, batch_of, same
@@ -22,7 +22,7 @@ def streamed(bags, folder, sessions, session=2, ensemble=None, start=8):
     """A stream of batches of one domain each, in sessions."""
     engine, single = bags
     settings = dataclasses.replace(engine.settings.hierarchy, start=start)
-    recruiter = SpecialistRecruiter(ensemble or single, engine, settings, folder)
+    recruiter = MemberRecruiter(ensemble or single, engine, settings, folder)
     coded = [
         recruiter.observe(batch_of(*[domain] * 4, seed=100 * i + 10 * j))
         for i, domain in enumerate(sessions)
@@ -100,7 +100,7 @@ def test_coordination_stays_within_the_bound(found):
 @pytest.mark.parametrize("seed", range(3))
 def test_one_domain_divided_at_random_gets_nothing(bags, tmp_path, seed):
     engine, ensemble = bags
-    recruiter = SpecialistRecruiter(ensemble, engine, engine.settings.hierarchy, tmp_path, seed)
+    recruiter = MemberRecruiter(ensemble, engine, engine.settings.hierarchy, tmp_path, seed)
     for i in range(80):
         recruiter.observe(batch_of(*["first"] * 4, seed=1000 * seed + 4 * i))
     recruiter.close()
@@ -140,7 +140,7 @@ def test_a_recruit_that_costs_more_than_it_ever_saved_is_retired(bags, tmp_path)
 
 def test_a_member_that_gets_nothing_or_is_frozen_stays_bit_identical(engine, pair, tmp_path):
     ensemble = pair.with_record(1, frozen=True)
-    recruiter = SpecialistRecruiter(ensemble, engine, engine.settings.hierarchy, tmp_path)
+    recruiter = MemberRecruiter(ensemble, engine, engine.settings.hierarchy, tmp_path)
     given = set()
     for seed in range(3):
         given |= set(recruiter.observe(batch_of(*["first", "second"] * 2, seed=seed)).member.tolist())
@@ -168,7 +168,7 @@ def test_a_concept_outside_every_domain_proposes_a_specialist_that_its_anchors_p
         Concept("inside", {token: 2.0 for token in range(2, 6)}),
         outside,
     ]
-    recruiter = SpecialistRecruiter(ensemble, engine, engine.settings.hierarchy, tmp_path, concepts=concepts)
+    recruiter = MemberRecruiter(ensemble, engine, engine.settings.hierarchy, tmp_path, concepts=concepts)
     for i in range(90):
         recruiter.observe(batch_of("first", "first", "first", "second", seed=4 * i))
     recruiter.close()
@@ -228,7 +228,7 @@ def test_a_newcomer_does_not_learn_from_documents_that_another_member_codes_bett
         known[1], Record("third", "base"), single.dial(0), np.zeros(VOCABULARY)
     )
     everything = Division("hard", np.zeros(VOCABULARY), 1.0, 0.5, excess_bits=1.0, explained=0.0, ways=1)
-    trial = Trial(
+    trial = MemberTrial(
         engine, 0, ensemble.state(0), ensemble.dial(0), Queue(), everything, placebos=2, horizon=8, cost_bits=5.0,
         opened=0, number=1, rng=np.random.default_rng(0),
     )  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 from localist_jax.data import Tokenizer
 from localist_jax.hierarchy import stream
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.hierarchy.recruiter import FILE, SpecialistRecruiter
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.recruiter import FILE, MemberRecruiter
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.training.checkpoint import CheckpointError
 from localist_jax.training.journal import read
 from tests.hierarchy.conftest import VOCABULARY, batch_of, same
@@ -29,15 +29,15 @@ def streams(house_settings, base, engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stream")
     settings = house_settings.replace(hierarchy=HIERARCHY)
     ensemble = Ensemble.create(base, 2, VOCABULARY)
-    house = House(folder, ensemble, settings, Tokenizer.train([WORDS] * 3, VOCABULARY), engine)
-    whole = SpecialistRecruiter(ensemble, engine, settings.hierarchy, folder / "whole", seed=1)
+    house = EnsembleRun(folder, ensemble, settings, Tokenizer.train([WORDS] * 3, VOCABULARY), engine)
+    whole = MemberRecruiter(ensemble, engine, settings.hierarchy, folder / "whole", seed=1)
     for batch in batches(0, 11):
         whole.observe(batch)
     stream.save(whole, house)
     (folder / "stopped").mkdir()
     (folder / "stopped" / FILE).write_bytes((folder / "whole" / FILE).read_bytes())
     coded = [whole.observe(batch).bits for batch in batches(11, 16)]
-    opened = dataclasses.replace(House.open(folder), engine=engine)  # that has compiled already
+    opened = dataclasses.replace(EnsembleRun.open(folder), engine=engine)  # that has compiled already
     resumed = stream.resume(opened, folder / "stopped")
     again = [resumed.observe(batch).bits for batch in batches(11, 16)]
     whole.close(), resumed.close()
@@ -65,7 +65,7 @@ def test_members_contenders_and_bits_are_those_of_a_stream_without_a_stop(stream
 
 def test_a_folder_without_a_stream_says_so(streams, tmp_path):
     folder, _, _ = streams
-    house = House.open(folder)
-    House.of(tmp_path, house.ensemble, house.settings, house.tokenizer).save(3)
+    house = EnsembleRun.open(folder)
+    EnsembleRun.of(tmp_path, house.ensemble, house.settings, house.tokenizer).save(3)
     with pytest.raises(CheckpointError, match="no stream to go on with"):
-        stream.resume(House.open(tmp_path), tmp_path)
+        stream.resume(EnsembleRun.open(tmp_path), tmp_path)

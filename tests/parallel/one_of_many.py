@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from localist_jax import config
 from localist_jax.errors import one_line
 from localist_jax.parallel import hosts
+from localist_jax.recruitment.policy import Policy
 from localist_jax.recruitment.recruiter import Recruiter
 from localist_jax.training import loop
 from localist_jax.training.checkpoint import Checkpoints
@@ -35,17 +36,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 import stream_of_many
 
 
-class Convinced(Recruiter):
-    """A recruiter that tries every proposal, with evidence in its favour."""
+class Persistent(Policy):
+    """Tries whatever is proposed, up to the horizon."""
 
-    def _worth_a_trial(self, found, proposal, directions):
+    def is_worth_a_trial(self, seen, proposal, placebos):
         return True
 
-    def _is_promising(self, pilot):
+    def is_promising(self, pilot, candidates):
         return True
 
-    def _is_behind(self):
+    def is_hopeless(self, llr_bits):
         return False
+
+
+class Convinced(Recruiter):
+    """A recruiter whose candidates get evidence as a gift."""
 
     def _decide(self, step, state, reason, said=None):
         evidence = self._trial.evidence
@@ -94,7 +99,7 @@ def train(settings, workdir, doom="", step=0, process=0, changes=None, environme
 
 
 def _train(settings, workdir, doom, step, process):
-    hooks, mine = [Convinced()], jax.process_index() == process
+    hooks, mine = [Convinced(policy=Persistent())], jax.process_index() == process
     if mine and doom in ("killed", "terminated"):
         hooks.append(Signal(step, signal.SIGKILL if doom == "killed" else signal.SIGTERM))
     Checkpoints.save = torn_at(step) if mine and doom == "torn" else WHOLE_SAVE

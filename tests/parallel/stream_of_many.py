@@ -10,8 +10,8 @@ import numpy as np
 from localist_jax.hierarchy.coding import code
 from localist_jax.hierarchy.documents import rows
 from localist_jax.hierarchy.ensemble import Ensemble
-from localist_jax.hierarchy.recruiter import SpecialistRecruiter
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.recruiter import MemberRecruiter
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.parallel import mesh as meshes
 from localist_jax.training.run import fresh_state
 
@@ -26,7 +26,7 @@ def batch_of(settings, seed, domains):
     return rows(drawn, d.context, 1)
 
 
-class Convinced(SpecialistRecruiter):
+class Convinced(MemberRecruiter):
     """A recruiter whose candidates get evidence in their favour."""
 
     def _decide(self):
@@ -39,7 +39,7 @@ def recruit(settings, tokenizer, folder):
     """Train on one domain, then on two, recruit, and save."""
     settings = settings.replace(hierarchy=HIERARCHY, optimizer={"learning_rate": 1e-2})
     mesh = meshes.make_mesh(settings.mesh)
-    house = House.of(folder, None, settings, tokenizer, mesh)
+    house = EnsembleRun.of(folder, None, settings, tokenizer, mesh)
     base = fresh_state(house.engine.model, settings, mesh)
     ensemble = Ensemble.create(base, 2, tokenizer.vocab_size)
     recruiter = Convinced(ensemble, house.engine, settings.hierarchy, folder)
@@ -53,7 +53,7 @@ def recruit(settings, tokenizer, folder):
 
 def consult(settings, folder, house=None):
     """Print how the ensemble codes a batch, in each process."""
-    house = house or House.open(folder, meshes.make_mesh(settings.mesh))
+    house = house or EnsembleRun.open(folder, meshes.make_mesh(settings.mesh))
     coded, _ = code(house.ensemble, house.engine, batch_of(settings, 99, (0, 1)))
     told = {
         "names": house.ensemble.names,

@@ -16,7 +16,7 @@ import pytest
 
 from localist_jax import config
 from localist_jax.hierarchy.recruiter import FILE
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.recruitment import record
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import Checkpoints
@@ -139,7 +139,7 @@ def test_two_processes_recruit_a_specialist_and_one_finds_it(trained, settings):
     alone, _ = told(stream)
     assert (alone["names"], alone["members"]) == (one["names"], one["members"])
     np.testing.assert_allclose(alone["bits"], one["bits"], rtol=1e-4)
-    tables = np.asarray(House.open(stream).ensemble.states.params["embedding"])
+    tables = np.asarray(EnsembleRun.open(stream).ensemble.states.params["embedding"])
     assert not np.array_equal(tables[0], tables[1]), "each has learned from its own documents"
 
 

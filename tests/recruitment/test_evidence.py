@@ -10,7 +10,7 @@ from scipy import stats
 
 from localist_jax.recruitment import evidence as ev
 from localist_jax.recruitment.cost import parameter_bits, structure_bits
-from localist_jax.recruitment.evidence import Evidence, Verdict
+from localist_jax.recruitment.evidence import Decision, Evidence
 
 # --- cost ------------------------------------------------------------------------------------------
 
@@ -73,19 +73,19 @@ def test_a_trial_that_opens_again_starts_from_nothing():
 @pytest.mark.parametrize(
     ("llr", "placebos", "step", "wanted"),
     [
-        (9.0, (0.0, 0.1), 10, Verdict.RECRUIT),  # 4 + log2(1/0.05) = 8.32
-        (9.0, (0.0, 2.0), 10, Verdict.REJECT),  # the spread of the placebos could have done that
-        (9.0, (0.0, 1.0), 9, Verdict.WAIT),
-        (8.0, (0.0, 1.0), 10, Verdict.REJECT),  # too few bits
-        (900.0, (0.0, 901.0), 10, Verdict.REJECT),  # a placebo did better
-        (900.0, (891.8, 891.9), 10, Verdict.REJECT),  # what a placebo did not save does not pay for it
-        (9.0, (-9.0, -9.1), 10, Verdict.RECRUIT),  # placebos that lose are no help
+        (9.0, (0.0, 0.1), 10, Decision.RECRUIT),  # 4 + log2(1/0.05) = 8.32
+        (9.0, (0.0, 2.0), 10, Decision.REJECT),  # the spread of the placebos could have done that
+        (9.0, (0.0, 1.0), 9, Decision.WAIT),
+        (8.0, (0.0, 1.0), 10, Decision.REJECT),  # too few bits
+        (900.0, (0.0, 901.0), 10, Decision.REJECT),  # a placebo did better
+        (900.0, (891.8, 891.9), 10, Decision.REJECT),  # what a placebo did not save does not pay for it
+        (9.0, (-9.0, -9.1), 10, Decision.RECRUIT),  # placebos that lose are no help
     ],
 )
 def test_a_verdict_needs_its_bits_and_to_beat_every_placebo_at_the_horizon(llr, placebos, step, wanted):
     trials = opened([4.0]).observed(jnp.float32(0.0), jnp.array([-llr]), -jnp.array([placebos]))
     assert ev.verdicts(trials, step, 0.05).tolist() == [wanted]
-    assert ev.verdicts(trials.closed(0), step, 0.05).tolist() == [Verdict.WAIT]
+    assert ev.verdicts(trials.closed(0), step, 0.05).tolist() == [Decision.WAIT]
 
 
 def test_the_surprise_is_the_chance_that_a_placebo_does_as_well():
@@ -106,7 +106,7 @@ def test_alike_placebos_surprise_nobody_and_the_trials_number_is_paid_for():
         jnp.float32(0.0), jnp.array([-90.0]), -jnp.array([[8.0, 12.0, 9.0, 11.0]])
     )
     wanted = [ev.verdicts(trials, 10, 0.05, bits).tolist() for bits in (0.0, 30.0)]
-    assert wanted == [[Verdict.RECRUIT], [Verdict.REJECT]]
+    assert wanted == [[Decision.RECRUIT], [Decision.REJECT]]
 
 
 def test_an_estimate_on_fresh_data_adds_to_the_standing_and_none_adds_nothing():
@@ -124,7 +124,7 @@ def test_an_estimate_on_fresh_data_adds_to_the_standing_and_none_adds_nothing():
 
 def test_without_placebos_the_threshold_decides():
     trials = opened([4.0], placebos=0).observed(jnp.float32(9.0), jnp.zeros(1), jnp.zeros((1, 0)))
-    assert ev.verdicts(trials, 10, 0.05).tolist() == [Verdict.RECRUIT]
+    assert ev.verdicts(trials, 10, 0.05).tolist() == [Decision.RECRUIT]
 
 
 def test_the_rule_of_the_sum_recruits_whenever_the_rule_of_one_does():

@@ -1,4 +1,4 @@
-"""What is worth dividing is proposed, along where it is; a placebo is as large and knows nothing."""
+"""Proposals find planted divisions; placebos have their size and no information."""
 
 import jax
 import numpy as np

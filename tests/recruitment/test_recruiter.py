@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from localist_jax.locality import Dial
 from localist_jax.model import forward
-from localist_jax.recruitment import proposals, record, recruiter
+from localist_jax.recruitment import phases, policy, proposals, record, recruiter
 from localist_jax.recruitment.evidence import Judgement
 from localist_jax.recruitment.proposals import Concept
 from localist_jax.training import journal
@@ -26,7 +26,7 @@ TRIAL = {"every": 1, "start": 0.0, "stop": 1.0, "horizon": 4, "candidates": 1, "
 def _everything_is_tried():
     """On these few batches nothing stands out from noise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recruiter, "worth_a_trial", lambda found, proposal, directions: True)
+        patch.setattr(policy, "worth_a_trial", lambda found, proposal, directions: True)
         yield
 
 
@@ -44,16 +44,23 @@ def lines(folder):
     return [json.loads(line) for line in (folder / record.FILE).read_text().splitlines()]
 
 
+class Persistent(policy.Policy):
+    """Follows every pilot by a trial, and lets every trial reach its horizon."""
+
+    def is_promising(self, pilot, candidates):
+        return True
+
+    def is_hopeless(self, llr_bits):
+        return False
+
+
 class Convinced(recruiter.Recruiter):
-    """A recruiter to whose first candidate the evidence is kind, at every horizon."""
+    """A recruiter whose first candidate gets evidence as a gift, at every horizon."""
 
     kind = 1e4
 
-    def _is_promising(self, pilot):
-        return True
-
-    def _is_behind(self):
-        return False
+    def __init__(self, concepts=(), policy=None):
+        super().__init__(concepts, policy or Persistent())
 
     def _decide(self, step, state, reason, said=None):
         evidence = self._trial.evidence
@@ -230,15 +237,19 @@ def test_a_trial_behind_its_placebos_is_given_up_half_way(convinced, tmp_path):
         """Has no evidence beside placebos that have some."""
 
         kind = 0.0
-        _is_behind = recruiter.Recruiter._is_behind
 
-    walk(Behind(), convinced[0], 12, tmp_path)
+    class GivesUp(Persistent):
+        """Gives up a trial that has gathered nothing."""
+
+        is_hopeless = policy.Policy.is_hopeless
+
+    walk(Behind(policy=GivesUp()), convinced[0], 12, tmp_path)
     tried = [r for r in lines(tmp_path) if r["kind"] == "rejected"]
     half = TRIAL["horizon"] // 2
     assert len(tried) == 2
     assert tried[1]["step"] - tried[0]["step"] == half + TRIAL["every"] + TRIAL["survey"]
     for r in tried:
-        assert r["reason"] == record.BEHIND
+        assert r["reason"] == record.GATHERED_NOTHING
         assert len(r["curve_bits"]) == half
 
 
@@ -247,9 +258,8 @@ def test_without_a_promising_pilot_there_is_no_trial_and_no_codeword_is_spent(co
         """Its placebos have as much as the candidate."""
 
         kind = 0.0
-        _is_promising = recruiter.Recruiter._is_promising
 
-    walk(Unpromising(), convinced[0], 8, tmp_path)
+    walk(Unpromising(policy=policy.Policy()), convinced[0], 8, tmp_path)
     tried = [r for r in lines(tmp_path) if r["kind"] == "rejected"]
     assert [r["step"] for r in tried] == [4, 7]
     for r in tried:
@@ -265,10 +275,9 @@ def test_without_a_promising_pilot_there_is_no_trial_and_no_codeword_is_spent(co
     [("", 30.0, 6.0, True), ("", 30.0, 4.0, False), ("", 9.0, 6.0, False), ("lupus", 9.0, 6.0, True)],
 )
 def test_a_pilot_is_promising_by_both_figures_and_a_name_costs_it_nothing(name, llr, surprise, is_so):
-    hook = recruiter.Recruiter()
-    hook._open = [proposals.Proposal("concept", 1, np.zeros(2), 0.5, 1.0, 99, name)]
+    proposal = proposals.Proposal("concept", 1, np.zeros(2), 0.5, 1.0, 99, name)
     pilot = Judgement([llr], [20.0], [24.3], [[1.0, 2.0]], [surprise], 5.8, -1)
-    assert hook._is_promising(pilot) == is_so
+    assert policy.Policy().is_promising(pilot, [proposal]) == is_so
 
 
 def test_a_trial_begins_without_what_its_pilot_gathered(convinced, settings, tmp_path):
@@ -277,9 +286,9 @@ def test_a_trial_begins_without_what_its_pilot_gathered(convinced, settings, tmp
 
         seen = None
 
-        def _go_on(self, step, state):
+        def _end_pilot(self, step, state):
             before = jax.tree.map(np.asarray, self._trial)
-            state = super()._go_on(step, state)
+            state = super()._end_pilot(step, state)
             self.seen = before, jax.tree.map(np.asarray, self._trial)
             return state
 
@@ -297,19 +306,38 @@ def test_a_trial_begins_without_what_its_pilot_gathered(convinced, settings, tmp
     assert (int(pilot.number), int(trial.number)) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    "phase",
+    [
+        phases.Idle(7, (2, 1)),
+        phases.Pilot([proposals.Proposal("hard", 3, np.ones(2, np.float32), 0.25, 8.0, 40)], 12),
+        phases.Trial(
+            [proposals.Proposal("concept", 3, np.ones(2, np.float32), 0.5, 8.0, 40, "fish", {5: 1.0})], 12
+        ),
+    ],
+    ids=["idle", "pilot", "trial"],
+)
+def test_a_phase_comes_back_from_a_checkpoint(phase):
+    concepts = [Concept("bird", {}), Concept("fish", {5: 1.0})]
+    table = phases.proposal_table(phase, 2, concepts)
+    births = np.ones((2, 2), np.float32), np.asarray([3, 0])
+    found, batches = phases.unpacked(phases.packed(phase, 4), table, *births, concepts)
+    assert batches == 4
+    assert repr(found) == repr(phase)
+
+
 def test_a_named_concept_is_tried_with_its_anchors(convinced, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(proposals, "SMALLEST", 4)
     counts = np.bincount(convinced[0].valid[0].tokens.ravel(), minlength=512)
     common = [int(t) for t in np.argsort(-counts)[:20] if t > 3][: settings.model.anchor_capacity]
 
-    class Named(Untried):
-        """Tries only what was named."""
+    class Named(Persistent):
+        """Proposes only what was named."""
 
-        def _ranked(self, found, active):
-            made = proposals.proposals(found, active.tolist(), self._concepts)
-            return [p for p in made if p.name][:1]
+        def proposals(self, seen, active, concepts):
+            return [p for p in super().proposals(seen, active, concepts) if p.name][:1]
 
-    hook = Named([Concept("common", dict.fromkeys(common, 20.0))])
+    hook = Untried([Concept("common", dict.fromkeys(common, 20.0))], Named())
     run = walk(hook, convinced[0], 9, tmp_path)
     tried = [r for r in lines(tmp_path) if r["kind"] == "recruited"]
     assert [r["name"] for r in tried] == ["common"]

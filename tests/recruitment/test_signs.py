@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from localist_jax.recruitment.signs import Look, claims, lost_bits, signs
+from localist_jax.recruitment.signs import BlockSigns, claims, lost_bits, signs
 
-SOUND = Look(blocks_in_use=8, doubt_bits=0.4, entropy_bits=2.0, open_bits=4.0, moved_bits=0.1)
+SOUND = BlockSigns(blocks_in_use=8, doubt_bits=0.4, entropy_bits=2.0, open_bits=4.0, moved_bits=0.1)
 
 
 def recruited(block, step, bits):
@@ -31,7 +31,7 @@ UNSETTLED = [*SETTLED, retired(2, 50), retired(3, 60)]
 
 def test_a_sound_run_shows_none():
     assert signs(SOUND, SETTLED) == {}
-    assert signs(Look(1, 0.0, 2.0, 4.0)) == {}, "with one block there is nothing to doubt"
+    assert signs(BlockSigns(1, 0.0, 2.0, 4.0)) == {}, "with one block there is nothing to doubt"
 
 
 @pytest.mark.parametrize(

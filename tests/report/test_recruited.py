@@ -1,4 +1,4 @@
-"""What a reader sees of recruitment: every decision in words, the lives of blocks, and the pictures."""
+"""The report shows every recruitment decision in words, the lives of blocks, and pictures."""
 
 import dataclasses
 import html
@@ -18,7 +18,9 @@ from localist_jax.training import journal
 from localist_jax.training.state import ROUTER, at_path, with_leaf
 
 
-def trial(step, parent, kind="rejected", bits=20.0, placebos=(5.0, 8.0), reason=record.ENDED, **more):
+def trial(
+    step, parent, kind="rejected", bits=20.0, placebos=(5.0, 8.0), reason=record.REACHED_HORIZON, **more
+):
     return {
         "step": step, "kind": kind, "reason": reason, "proposal": "hard", "name": "", "parent": parent, "share": 0.25,
         "estimated_gain_bits": 30.0, "llr_bits": bits, "cost_bits": 4.0, "threshold_bits": 8.5,
@@ -77,7 +79,7 @@ def test_every_decision_is_told_once_with_its_bits():
         (trial(9, 1, surprise_bits=2.0), "; it stands out by 2.0 bits of surprise, of 6.0 needed"),
         (trial(9, 1, bits=2.0, surprise_bits=2.0), "6.0 fewer than the best of 2 placebos (8.0); 8.5 more were needed"),
         (trial(9, 1, bits=12.0, placebos=(-3.0, -1.0)), "12.0 more than the model, as no placebo saved any"),
-        (trial(9, 1, reason=record.BEHIND), "given up, it gathered nothing"),
+        (trial(9, 1, reason=record.GATHERED_NOTHING), "given up, it gathered nothing"),
         (trial(9, 1), "another division had more"),
         (trial(9, 1, name="aspirin"), "for the concept aspirin"),
         ({"step": 3, "kind": "full", "reason": record.FULL, "capacity": 4}, "no place is left"),

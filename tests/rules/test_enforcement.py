@@ -14,7 +14,7 @@ from localist_jax.model import forward
 from localist_jax.rules import RuleError, parse
 from localist_jax.rules.enforcement import Enforcer
 from localist_jax.rules.record import audits
-from localist_jax.rules.versions import Watch
+from localist_jax.rules.versions import FileWatch
 
 COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -59,7 +59,7 @@ def test_without_rules_nothing_changes(write):
 
 
 class _Nothing(Enforcer):
-    """As good as no constraint."""
+    """A constraint that allows everything."""
 
     def __init__(self):
         pass
@@ -207,10 +207,10 @@ def test_a_watched_file_is_taken_up_and_a_bad_one_refused(network, tokenizer, tm
     path = tmp_path / "rules.yaml"
     path.write_text("rules: []")
     enforcer, said = Enforcer(tokenizer, network[0].config), []
-    watch = Watch(path, enforcer, said.append)
+    watch = FileWatch(path, enforcer, said.append)
     assert not watch.look()
     path.write_text("rules: [{id: a, then: {forbid: [tea]}}]")
-    late = Watch(path, enforcer, said.append)  # it changed since the enforcer read it
+    late = FileWatch(path, enforcer, said.append)  # it changed since the enforcer read it
     assert late.look()
     assert not late.look()
     assert watch.look()
@@ -227,7 +227,7 @@ def test_a_watched_file_is_taken_up_and_a_bad_one_refused(network, tokenizer, tm
     watch._done = SimpleNamespace(wait=lambda _: next(looks)())
     watch._run()
     assert [line.split("with")[-1] for line in said] == [" 1 rules is in force"]
-    with Watch(path, enforcer, said.append, seconds=0.01):
+    with FileWatch(path, enforcer, said.append, seconds=0.01):
         path.write_text("rules: [{id: b, then: {forbid: [milk]}}]")
         for _ in range(500):
             if len(said) == 2:

@@ -8,8 +8,8 @@ import pytest
 
 from localist_jax.rules import checker, disguises, parse
 from localist_jax.rules.folding import enclosed, fold, fold_character, lookalikes, named
-from localist_jax.rules.patterns import Engine
-from localist_jax.rules.program import Program
+from localist_jax.rules.patterns import PatternEngine
+from localist_jax.rules.program import RuleProgram
 from localist_jax.rules.request import Request
 
 EVERY = [chr(i) for i in range(0x80, 0x110000) if unicodedata.category(chr(i)) not in ("Cn", "Co")]
@@ -40,7 +40,7 @@ def test_every_variant_of_a_latin_letter_is_that_letter_in_enforcement_and_in_th
 
 
 def test_everything_that_unicode_calls_confusable_with_latin_letters_is_folded():
-    """As Unicode's table has it: with marks, as several letters, and between the marks of right-to-left scripts."""
+    """Return confusables from Unicode's table: with marks, as several letters, and between right-to-left marks."""
     wanted = {
         "ꜳ": "aa",
         "ѣ": "b",
@@ -60,7 +60,7 @@ def test_everything_that_unicode_calls_confusable_with_latin_letters_is_folded()
 
 
 def test_two_ways_of_folding_agree_but_for_what_unicodes_table_alone_knows():
-    """What the checker takes for ASCII enforcement takes for the same; it knows more, by Unicode's table and names."""
+    """Enforcement folds whatever the checker folds to ASCII, and more, by Unicode's table and names."""
     differing = {c for c in EVERY if fold_character(c) != checker._normal(c)}
     assert [c for c in differing if checker._normal(c).isascii() and checker._normal(c) != " "] == []
     table, _ = lookalikes()
@@ -96,7 +96,7 @@ def test_a_disguise_is_neither_written_nor_passed_by_the_checker(vocabulary, tok
     assert not checker.check("", f"my {said}.", [(0, rules)]).compliant
     assert checker.check("", f"my {said}y.", [(0, rules)]).compliant
     request = Request([], 100, vocabulary.bytes)
-    request.adopt(Program(rules, vocabulary), None)
+    request.adopt(RuleProgram(rules, vocabulary), None)
     *begun, last = tokenizer.encode(f" {said}").tolist()
     for token in begun:
         assert request.allowed()[token], said
@@ -117,7 +117,7 @@ def test_greek_capitals_disguise_latin_ones_and_greek_phrases_are_found_in_capit
     for said in ("Νο", "ΝO", "νερό", "ΝΕΡΟ", "Νερο", "ΝΙΚΗ ΥΓΡΗ", "Νίκη Υγρή", "νίκη υγρή"):
         assert checker.check("", said, [(0, rules)]).violations, said
         request = Request([], 100, vocabulary.bytes)
-        request.adopt(Program(rules, vocabulary), None)
+        request.adopt(RuleProgram(rules, vocabulary), None)
         *begun, last = tokenizer.encode(said).tolist()
         for token in begun:
             assert request.allowed()[token], said
@@ -146,7 +146,7 @@ SCRAPS = ["1", "2", "12", " t", "c", "a", "ab", "é", "p", "п", "x", "na", " ",
 def test_a_forbidden_expression_masks_exactly_what_the_checker_finds(regex, beginning, vocabulary, tokenizer):
     """Also what the prompt began, and where characters are broken: a reader sees U+FFFD there."""
     rules = parse(f"rules: [{{id: r, then: {{forbid: [{{regex: '{regex}'}}]}}}}]")
-    program, engine = Program(rules, vocabulary), Engine(tokenizer)
+    program, engine = RuleProgram(rules, vocabulary), PatternEngine(tokenizer)
     single = {piece: token for token, piece in enumerate(vocabulary.bytes) if len(piece) == 1}
     rng, broken, begun = np.random.default_rng(0), 0, 0
     for _ in range(12):
@@ -190,7 +190,7 @@ def _has_a_way_out(piece, before, said, rules):
 def test_allowed_is_exactly_what_the_checker_lets_pass(then, vocabulary, tokenizer):
     """Texts of pieces in every order, cut in the middle of characters too: every token of the vocabulary is judged."""
     rules = parse(f"rules: [{{id: r, then: {{{then}}}}}]")
-    program = Program(rules, vocabulary)
+    program = RuleProgram(rules, vocabulary)
     rng = np.random.default_rng(0)
     for _ in range(12):
         prompt = tokenizer.encode("".join(rng.choice(PIECES, 2))).tolist()
@@ -233,7 +233,7 @@ def test_conditional_bans_never_let_pass_what_the_checker_finds(when, vocabulary
     rules = parse(
         f"{text}\nrules: [{{id: r, when: {when}, then: {{forbid: [cat, no interaction, '*farin']}}}}]"
     )
-    program = Program(rules, vocabulary)
+    program = RuleProgram(rules, vocabulary)
     rng = np.random.default_rng(1)
     refused = passed = 0
     for _ in range(60):
@@ -274,7 +274,7 @@ def test_particular_traps(rule, prompt, written, then, vocabulary, tokenizer):
         text += f"rules: [{{id: r, then: {{{rule}}}}}]"
     rules = parse(text)
     request = Request(tokenizer.encode(prompt).tolist(), 100, vocabulary.bytes)
-    request.adopt(Program(rules, vocabulary), None)
+    request.adopt(RuleProgram(rules, vocabulary), None)
     for token in tokenizer.encode(written).tolist():
         assert request.allowed()[token]
         request.add(token)

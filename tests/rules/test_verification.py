@@ -1,4 +1,4 @@
-"""What the solver proves: contradictions with their smallest sets, dead, shadowed and overridden rules."""
+"""The solver finds contradictions with their smallest sets, dead, shadowed and overridden rules."""
 
 import pytest
 

@@ -9,7 +9,7 @@ from command_line import command
 from localist_jax.adopt import localise
 from localist_jax.data import Tokenizer
 from localist_jax.data.pipeline import prepare
-from localist_jax.hierarchy.shipping import House
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.report import collect
 from localist_jax.training import journal
 from localist_jax.training.checkpoint import CheckpointError
@@ -138,9 +138,9 @@ def test_a_run_cannot_hold_data_in_the_tokens_of_another(trained, settings, tmp_
 
 def test_an_ensemble_owns_its_tokenizer(settings, tmp_path):
     tokenizer = Tokenizer.train(["the cat sat on the mat " * 30], 300)
-    house = House.begin(tmp_path / "house", settings, tokenizer)
+    house = EnsembleRun.begin(tmp_path / "house", settings, tokenizer)
     house.save(1)
-    assert House.open(tmp_path / "house").tokenizer.fingerprint == tokenizer.fingerprint
+    assert EnsembleRun.open(tmp_path / "house").tokenizer.fingerprint == tokenizer.fingerprint
     Tokenizer.train(["other words altogether " * 30], 300).save(tmp_path / "house" / "tokenizer.json")
     with pytest.raises(CheckpointError, match="expected the tokenizer that the run was made with"):
-        House.open(tmp_path / "house")
+        EnsembleRun.open(tmp_path / "house")
