@@ -22,6 +22,7 @@ def measured(tmp_path_factory):
     return path, json.loads(path.with_suffix(".json").read_text())["figures"]
 
 
+@pytest.mark.slow
 def test_every_path_is_timed(measured):
     timings = measured[1]["timings"]
     for way in attention.WAYS:
@@ -39,6 +40,7 @@ def test_every_path_is_timed(measured):
                 assert one["repetitions"] >= 3
 
 
+@pytest.mark.slow
 def test_figures_are_ratios_of_what_was_timed(measured):
     figures = measured[1]
     dense = figures["timings"]["dense"]
@@ -55,6 +57,7 @@ def test_figures_are_ratios_of_what_was_timed(measured):
     )
 
 
+@pytest.mark.slow
 def test_page_shows_targets_and_pictures(measured):
     path, figures = measured
     text = path.read_text()

@@ -1,6 +1,7 @@
 """The configuration with which `make quickstart` shows a recruitment."""
 
 import numpy as np
+import pytest
 
 from experiments.configs.recruits import get_config
 from localist_jax import config
@@ -12,6 +13,7 @@ from localist_jax.recruitment.recruiter import hooks
 from localist_jax.training.loop import train
 
 
+@pytest.mark.slow
 def test_a_block_is_born_of_the_second_field_and_takes_its_words(tmp_path):
     settings = config.resolve(get_config()).replace(recruitment={"placebos": 8})
     run = train(settings, tmp_path, hooks=hooks(settings))
