@@ -49,7 +49,7 @@ def test_a_perturbation_touches_the_share_that_it_says():
     assert (noisy[~changed] == 0).all()
 
 
-def trial(kind="rejected", bits=20.0, surprise=9.0, reason=record.ENDED):
+def trial(kind="rejected", bits=20.0, surprise=9.0, reason=record.REACHED_HORIZON):
     return {
         "step": 30, "kind": kind, "reason": reason, "name": "", "parent": 1, "share": 0.5, "trial": 1,
         "llr_bits": bits, "cost_bits": 3.0, "threshold_bits": 8.0, "placebo_bits": [2.0, 1.0], "tokens": 9,
@@ -69,8 +69,8 @@ def trial(kind="rejected", bits=20.0, surprise=9.0, reason=record.ENDED):
         (trial(surprise=1.0, reason=record.UNPROMISING), True),
         (trial(surprise=6.0, reason=record.UNPROMISING), False),
         (trial(bits=-1.0, surprise=5.0, reason=record.UNPROMISING), True),
-        (trial(bits=-1.0, surprise=5.0, reason=record.BEHIND), True),
-        (trial(surprise=1.0, reason=record.BEHIND), False),
+        (trial(bits=-1.0, surprise=5.0, reason=record.GATHERED_NOTHING), True),
+        (trial(surprise=1.0, reason=record.GATHERED_NOTHING), False),
     ],
 )
 def test_a_decision_is_explained_if_its_figures_say_the_same(record, is_so):
