@@ -177,7 +177,8 @@ def test_processes_that_were_given_different_things_say_so_and_build_nothing(set
         for name in ("seed", "text", "nowhere")
     }
     assert told["seed"] == {
-        "config.train.seed: process 1 has 7, process 0 has 0; give all processes the same value, and start the job again"
+        "config.train.seed: process 1 has 7, process 0 has 0; give all processes the same value, "
+        "and start the job again"
     }
     (text,), (nowhere,) = told["text"], told["nowhere"]
     assert text.startswith("data.text: process 1 has ")
