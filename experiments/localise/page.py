@@ -112,8 +112,15 @@ def _questions(named: dict[str, Any]) -> str:
 
 
 def _by_corpus(found: dict[str, Any], name: str) -> str:
-    """Bits above the original, of conditions by corpus."""
-    rows = [
+    """Return the table of conditions by corpus; before controls stand the blocks that read the same rows."""
+    beside = {
+        corpus: by["excess_bits"] - by["above_blocks"]
+        for kinds in found.values()
+        for corpus, by in kinds.items()
+        if "above_blocks" in by
+    }
+    rows = [["blocks, the same rows", *(_number(beside.get(corpus)) for corpus in TITLES)]] if beside else []
+    rows += [
         [kind, *(_number(by.get(corpus, {}).get("excess_bits")) for corpus in TITLES)]
         for kind, by in found.items()
         if by
@@ -125,7 +132,13 @@ def _words(named: dict[str, Any]) -> str:
     known = {"nmi_supersenses": "NMI of blocks with WordNet supersenses", "nmi_permuted": "the same, permuted",
              "blimp_0": "BLiMP at λ=0", "blimp_1": "BLiMP at λ=1"}  # fmt: skip
     rows = [[title, _number(named[name])] for name, title in known.items() if name in named]
-    return study.table(["", "figure"], rows) if rows else ""
+    if not rows:
+        return ""
+    text = (
+        "Sentences of BLiMP are shorter than the window of 32 tokens, so λ=1 closes none of their pairs: equal answers "
+        "are no evidence about blocks."
+    )
+    return study.table(["", "figure"], rows) + ("\n" + text if "blimp_1" in named else "")
 
 
 def _targets(named: dict[str, Any], extent: Extent) -> str:
