@@ -41,6 +41,9 @@ def measured_once(
       folder: of the run. A run about something else is deleted first: neither its result nor its checkpoints count.
       about: everything that the result depends on, as JSON: settings, and what is not among them.
       measure: makes the run in the folder.
+
+    Raises:
+      ValueError: the folder holds something that no such call has made.
     """
     path, wanted = folder / RESULT, json.loads(json.dumps(about))
     if path.is_file():
@@ -48,7 +51,11 @@ def measured_once(
         if stored.get("about") == wanted:
             return stored["figures"]
     note = folder / "about.json"
-    if folder.exists() and (not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != wanted):
+    if folder.exists() and not note.is_file() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder}: holds a run that does not say what it is about; move it away, or delete it"
+        )
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != wanted:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(note, wanted)

@@ -22,6 +22,13 @@ def test_a_result_is_measured_once_for_everything_it_depends_on(tmp_path):
     assert find({"rate": 1.0}) == {"x": [3, 2]}
 
 
+def test_what_no_call_has_made_is_not_deleted(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="move it away, or delete it"):
+        pool.measured_once(tmp_path, {"rate": 1.0}, dict)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_a_run_that_was_interrupted_is_gone_on_with_if_it_is_about_the_same(tmp_path):
     def stopped():
         (tmp_path / "run" / "checkpoint").touch()
