@@ -41,7 +41,7 @@ format: $(READY)
 
 docs: $(READY)                  ## the documentation site; warnings are errors; prints where its first page is
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html $(ARGS) docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 $(READY): setup.py pyproject.toml

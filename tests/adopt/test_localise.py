@@ -160,6 +160,7 @@ def test_distilling_moves_deltas_alone_and_brings_the_student_nearer(distilled, 
     np.testing.assert_array_equal(*gates)
 
 
+@pytest.mark.slow
 def test_distilling_goes_on_where_it_was_stopped(original, distilled, tmp_path, monkeypatch):
     chosen = settings(original, distil_steps=6).replace(train={"save_every": 2})
     make, calls = distil.make_distil_step, []

@@ -194,6 +194,7 @@ def study(tmp_path_factory):
     return Study(tmp_path_factory.mktemp("study"), "cpu", steps=2)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_once_and_kept(study, monkeypatch, capsys):
     small_settings = {"cpu": small()}
     monkeypatch.setitem(TASKS, "recall", dataclasses.replace(TASKS["recall"], settings=small_settings))

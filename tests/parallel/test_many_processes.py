@@ -143,6 +143,7 @@ def test_two_processes_recruit_a_specialist_and_one_finds_it(trained, settings):
     assert not np.array_equal(tables[0], tables[1]), "each has learned from its own documents"
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_nothing_but_time(trained, settings):
     """Check a run whose last checkpoint is at the end of the block's pilot."""
     whole, _, killed = trained
