@@ -11,6 +11,7 @@ localist adopt ~/models/Qwen3-0.6B --out runs/qwen
 localist localise runs/qwen --out runs/qwen-localist --corpus my_texts/
 localist adopt smollm2 --out runs/smol
 localist generate runs/smol --chat "What is the capital of France?" --dial 0
+localist recruit runs/smol --out runs/smol-recruits --corpus my_texts/
 localist export runs/qwen ~/models/back
 """
 
@@ -146,6 +147,27 @@ def _parser() -> argparse.ArgumentParser:
         help="then train low-rank deltas on the original's predictions for STEPS steps; resumable",
     )  # fmt: skip
     sub.add_argument("--rank", type=int, default=16, help="rank of the deltas that --distil trains")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change a setting"
+    )
+
+    sub = command(
+        "recruit", _recruit, "Find named blocks for an adopted model: recruit each one that pays, in bits."
+    )
+    sub.add_argument(
+        "--out", type=Path, required=True, help="folder of the new run; a stopped search goes on"
+    )
+    sub.add_argument("--corpus", default="", help="corpus to read in order; default: the run's corpus")
+    sub.add_argument("--blocks-at-most", type=int, default=64, help="blocks at which the search ends")
+    sub.add_argument("--cells", type=int, default=256, help="cells that blocks are made of")
+    sub.add_argument(
+        "--open-share", type=float, default=0.15, help="share of causal pairs open at λ=1, over all layers"
+    )
+    sub.add_argument("--rows", type=int, default=0, help="rows to try blocks on, at most; default: all")
+    sub.add_argument(
+        "--anchor", action="append", default=[], metavar="NAME=WORD,WORD",
+        help="propose a block for these words before any other; may be repeated",
+    )  # fmt: skip
     sub.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change a setting"
     )
@@ -357,6 +379,21 @@ def _localise(arguments: argparse.Namespace) -> None:
     anchors = dict(_anchor(text) for text in arguments.anchor)
     options = {"tokens": arguments.tokens, "anchors": anchors, "command": command}
     print(measure(localise.localise(run, config.resolve(raw), arguments.out, **options)))
+
+
+def _recruit(arguments: argparse.Namespace) -> None:
+    from localist_jax import config
+    from localist_jax.recruitment import frozen_job
+    from localist_jax.report.job import measure
+
+    run = _open(arguments)
+    asked = {name: getattr(arguments, name) for name in ("corpus", "cells", "blocks_at_most", "open_share")}
+    raw = frozen_job.settings_of(run, **asked).to_dict()
+    for change in arguments.set:
+        _apply(raw, change)
+    command = shlex.join(["localist", *sys.argv[1:]])
+    options = {"rows": arguments.rows, "anchors": dict(_anchor(text) for text in arguments.anchor)}
+    print(measure(frozen_job.recruit(run, config.resolve(raw), arguments.out, command=command, **options)))
 
 
 def _anchor(text: str) -> tuple[str, list[str]]:

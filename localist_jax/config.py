@@ -80,6 +80,12 @@ class Model(ConfigSection, path="model"):
     router_bias: bool = flag(
         False, "whether the router has a bias for each block, which a calibrated model needs"
     )
+    router_cells: int = number(
+        0,
+        "cells that the router tells apart, each of which belongs to a block; 0: one for each block",
+        least=0,
+        most=2**16,
+    )
     blocks: int = number(
         16, "blocks in use at the start, including block 0 (sink and background)", least=1, most=2**16
     )
@@ -138,6 +144,8 @@ class Model(ConfigSection, path="model"):
         yield divides, "kv_heads", f"a divisor of heads = {self.heads}", self.kv_heads
         yield even, "head_size", "an even number (rotary pairs)", self.head_size
         yield fits, "blocks", f"{least} … block_capacity = {most}", self.blocks
+        celled = self.router_cells == 0 or self.router_bias
+        yield celled, "router_cells", "0, or router_bias to be on", self.router_cells
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ ARROWS = {
     "model": FOUNDATION | {"locality", "attention", "parallel"},
     "data": FOUNDATION,
     "parallel": FOUNDATION,
-    "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training"},
+    "recruitment": FOUNDATION | {"locality", "model", "data", "parallel", "training", "adopt"},
     "training": FOUNDATION | {"locality", "model", "data", "parallel"},
     "hierarchy": FOUNDATION | {"locality", "model", "data", "parallel", "training", "recruitment"},
     "report": FOUNDATION

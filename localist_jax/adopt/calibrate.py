@@ -28,7 +28,7 @@ WINDOW, PERCEPTION_WINDOW, SINK = (
     32,
     128,
     4,
-)  # measured on SmolLM2-135M: smaller windows leave more pairs to the gates
+)  # as measured on SmolLM2-135M: a small window leaves more pairs to gates
 TOKENS_PER_BLOCK = 16  # fewer positions than this for each block, and k-means has nothing to go by
 PINNED = 50.0  # nats by which an anchor outweighs every state
 Report = Callable[[str, int, int], None]  # stage, batches done, batches in all
@@ -46,6 +46,8 @@ class Look:
       always: pairs that are open whatever the gates are, summed over layers.
       causal: causal pairs of a layer.
       tokens: positions looked at.
+      positions: float64 [K]; positions in each block; empty if not kept.
+      centres: float32 [K-1, D], unit vectors: the centres of the blocks, without the sink's; empty if not kept.
     """
 
     router: dict[str, np.ndarray]
@@ -55,6 +57,12 @@ class Look:
     always: float
     causal: float
     tokens: int
+    positions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    centres: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
+
+    def plus(self, more: Mapping[str, Any]) -> Look:
+        """Return this look with the tables and counts of more text added, as `MassReader` returns them."""
+        return dataclasses.replace(self, **{name: getattr(self, name) + x for name, x in more.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +171,39 @@ def look(
     report: Report = lambda *_: None,
 ) -> Look:
     """Finds the router, and what each gate would let through; arguments as of `calibrate`."""
-    blocks, router, params = _router(model, params, batches, key, anchors or {}, report)
-    mass, pairs = _tables(model, params, blocks, batches, report)
-    _, always, causal = _always_open(model.config, batches)
-    tokens = sum(int((np.asarray(batch.segments) > 0).sum()) for batch in batches)
-    return Look(router, blocks, mass, pairs, always, causal, tokens)
+    blocks, router, centres, params = _router(model, params, batches, key, anchors or {}, report)
+    read, (L, N, K) = MassReader(model), _gates_of(model.config)
+    F = model.config.filings
+    nothing = np.zeros((F, L, N, K, K)), np.zeros((F, K, K)), 0.0, 0.0, 0, np.zeros(K)
+    seen = Look(router, blocks, *nothing, centres)
+    for done, batch in enumerate(batches):
+        report("attention mass", done, len(batches))
+        seen = seen.plus(read(params, blocks, batch))
+    report("attention mass", len(batches), len(batches))
+    return seen
+
+
+def _gates_of(model: config.Model) -> tuple[int, int, int]:
+    return model.layers - model.router_layer, model.heads, model.block_capacity
+
+
+class MassReader:
+    """A compiled pass over a batch that reads what each gate would let through.
+
+    Args:
+      model: of the shape that `shape_of` makes.
+    """
+
+    def __init__(self, model: Transformer):
+        self._config = model.config
+        self._look = jax.jit(partial(_tables, model))
+
+    def __call__(self, params: PyTree, blocks: Blocks, batch: Batch) -> dict[str, Any]:
+        """Return mass, pairs, always, causal, tokens and positions of a batch, as in `Look`."""
+        mass, pairs, positions = (np.asarray(x, np.float64) for x in self._look(params, blocks, batch))
+        _, always, causal = _always_open(self._config, [batch])
+        counts = {"always": always, "causal": causal, "tokens": int(positions.sum())}
+        return {"mass": mass, "pairs": pairs, "positions": positions, **counts}
 
 
 def choose(model: config.Model, seen: Look, open_share: float) -> Calibration:
@@ -211,7 +247,7 @@ def _always_open(model: config.Model, batches: Sequence[Batch]) -> tuple[float, 
 
 
 def _router(model, params, batches, key, anchors, report):
-    """Blocks (with anchors), the router's leaves, and parameters with that router."""
+    """Return blocks (with anchors), the router's leaves, their centres, and parameters with that router."""
     c, params = model.config, _with_plain_states(params)
     blocks = Blocks.create(c.blocks, c.block_capacity, c.anchor_capacity)
     if len(anchors) >= c.blocks - 1:
@@ -237,9 +273,10 @@ def _router(model, params, batches, key, anchors, report):
     found, _ = clusters.spherical_kmeans(key, jnp.asarray(directions[free]), c.blocks - 1 - len(centres))
     pinned = np.array(centres, np.float32).reshape(-1, c.width)
     pinned /= np.maximum(np.linalg.norm(pinned, axis=-1, keepdims=True), 1e-12)
-    kernel, bias = clusters.router_of(jnp.concatenate([jnp.asarray(pinned), found]), standard)
+    directions = np.concatenate([pinned, np.asarray(found)])
+    kernel, bias = clusters.router_of(jnp.asarray(directions), standard)
     router = {"kernel": np.pad(kernel, ((0, 0), (1, 0))), "bias": np.pad(bias, (1, 0))}
-    return blocks, router, with_router(params, router)
+    return blocks, router, directions, with_router(params, router)
 
 
 def _states(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch) -> jax.Array:
@@ -256,24 +293,14 @@ def _read(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch, **op
     return model.apply({"params": params}, batch.tokens, dial, blocks, **places, **options)
 
 
-def _tables(model, params, blocks, batches, report):
-    """Mass [F, L, N, K, K] and pairs [F, K, K] that gates decide, summed over the batches, in float64."""
-
-    def one(params, blocks, batch):
-        out, sown = _read(model, params, blocks, batch, mutable=["mass"])
-        mass = sown["mass"]["localist"]["attention"]["beyond"][0]
-        gated, _, _ = pairs_of(out, batch, model.config)
-        return mass.swapaxes(0, 1).at[..., 0].set(0.0), gated  # the sink's column is open anyway
-
-    look = jax.jit(one)
-    total: list[np.ndarray] | None = None
-    for done, batch in enumerate(batches):
-        report("attention mass", done, len(batches))
-        tables = [np.asarray(x, np.float64) for x in look(params, blocks, batch)]
-        total = tables if total is None else [a + b for a, b in zip(total, tables, strict=True)]
-    report("attention mass", len(batches), len(batches))
-    assert total is not None
-    return total
+def _tables(model, params, blocks, batch):
+    """Return mass [F, L, N, K, K] and pairs [F, K, K] that gates decide in a batch, and positions by block [K]."""
+    out, sown = _read(model, params, blocks, batch, mutable=["mass"])
+    mass = sown["mass"]["localist"]["attention"]["beyond"][0]
+    gated, _, _ = pairs_of(out, batch, model.config)
+    counted = (batch.segments > 0).astype(jnp.int32).ravel()
+    positions = jnp.bincount(out.blocks.ravel(), counted, length=model.config.block_capacity)
+    return mass.swapaxes(0, 1).at[..., 0].set(0.0), gated, positions  # the sink's column is open anyway
 
 
 def _gates(model: config.Model, mass, pairs, room: float):

@@ -25,7 +25,7 @@ from localist_jax.adopt.load import ORIGIN
 from localist_jax.data import Batch, Rows, prepare
 from localist_jax.model import Transformer
 from localist_jax.training.checkpoint import Checkpoints
-from localist_jax.training.progress import Progress
+from localist_jax.training.progress import Stages
 from localist_jax.training.run import Run, fresh_state
 from localist_jax.training.state import TrainState, in_trunk
 from localist_jax.types import PyTree
@@ -105,7 +105,7 @@ def localise(
         raise ValueError(f"{out}: holds a run already; choose another --out")
     asked = {
         "tokens": tokens,
-        "anchors": {name: _tokens_of(run, name, words) for name, words in (anchors or {}).items()},
+        "anchors": {name: tokens_of(run, name, words) for name, words in (anchors or {}).items()},
     }
     try:
         made = _begun(out, settings, asked) if begun else _calibrated(run, settings, out, asked, command)
@@ -136,16 +136,6 @@ def _calibrated(run: Run, settings: config.Config, out: Path, asked: dict[str, A
     check(settings.model, batches, open_share)
     model = Transformer(settings.model, run.tokenizer.vocab_size)
     state = with_trunk(fresh_state(model, settings, run.mesh), run.state.params)
-    stages: dict[str, Progress] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in stages:
-            stages[stage] = Progress(total, tokens=batches[0].tokens.size, label=stage)
-            stages[stage].started(done)
-        stages[stage].update(done, "")
-        if done == total:
-            stages[stage].done()
-
     found = calibrate(
         model,
         state.params,
@@ -153,7 +143,7 @@ def _calibrated(run: Run, settings: config.Config, out: Path, asked: dict[str, A
         open_share=open_share,
         key=jax.random.key(seed),
         anchors=asked["anchors"],
-        report=report,
+        report=Stages(batches[0].tokens.size),
     )
     state = dataclasses.replace(state, params=found.put_into(state.params), blocks=found.blocks)
     made = Run(out, settings, model, run.tokenizer, state, run.mesh, prepared)
@@ -164,9 +154,14 @@ def _calibrated(run: Run, settings: config.Config, out: Path, asked: dict[str, A
 def _save(made: Run, calibration: dict[str, Any], run: Run, command: str) -> None:
     with Checkpoints(made.workdir / "checkpoints", keep=made.settings.train.keep) as checkpoints:
         checkpoints.save(0, made.state, manifest=made.manifest(), cursor={})
-    if (run.workdir / ORIGIN).is_dir():
-        shutil.copytree(run.workdir / ORIGIN, made.workdir / ORIGIN, dirs_exist_ok=True)
+    copy_origin(run, made.workdir)
     made.record(command, {**made.data.describe(), "calibration": calibration})
+
+
+def copy_origin(run: Run, out: Path) -> None:
+    """Copy what exporting and the chat template need of the adopted checkpoint to the folder of a run made of it."""
+    if (run.workdir / ORIGIN).is_dir():
+        shutil.copytree(run.workdir / ORIGIN, out / ORIGIN, dirs_exist_ok=True)
 
 
 def calibration_batches(rows: Rows, tokens: int, seed: int) -> list[Batch]:
@@ -177,16 +172,18 @@ def calibration_batches(rows: Rows, tokens: int, seed: int) -> list[Batch]:
     return [rows.take(order[i : i + 1]) for i in range(min(count, len(rows)))]
 
 
-def _tokens_of(run: Run, name: str, words: Sequence[str]) -> list[int]:
-    """The single tokens that a name's words are, as they stand alone and after a space."""
+def tokens_of(run: Run, name: str, words: Sequence[str]) -> list[int]:
+    """Return the single tokens that a name's words are, as they stand alone and after a space.
+
+    Raises:
+      ValueError: a word that is no single token.
+    """
     ids: list[int] = []
     for word in words:
         forms = [run.tokenizer.encode(form).tolist() for form in (word, f" {word}")]
         single = [form[0] for form in forms if len(form) == 1]
         if not single:
-            raise ValueError(
-                f"localise: anchor {name}: {word!r} is no single token of this model; use another word"
-            )
+            raise ValueError(f"anchor {name}: {word!r} is no single token of this model; use another word")
         ids += single
     return list(dict.fromkeys(ids))
 

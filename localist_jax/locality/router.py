@@ -58,6 +58,17 @@ def assign(
     return ids, hard + (soft - jax.lax.stop_gradient(soft)), probs
 
 
+def best_cell(
+    logits: Float[Array, "B T C"], block_of_cell: Int[Array, " C"], blocks: int
+) -> Float[Array, "B T K"]:
+    """Return each block's logit: the largest among its cells, or `FORBIDDEN` for a block without cells.
+
+    A position is then in the block of its best cell, so dividing a block moves no position of another.
+    """
+    best = jax.ops.segment_max(jnp.moveaxis(logits, -1, 0), block_of_cell, blocks)
+    return jnp.maximum(jnp.moveaxis(best, 0, -1), FORBIDDEN)
+
+
 def with_sink(
     ids: Int[Array, "B T"], route: Float[Array, "B T K"], is_sink: Bool[Array, "B T"]
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T K"]]:

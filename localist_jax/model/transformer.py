@@ -60,7 +60,10 @@ class Output:
 
 
 class Router(nn.Module):
-    """The router's logits of each position in nats: W_r·norm(h) + b, plus the anchors' log-odds."""
+    """The router's logits of each position in nats: W_r·norm(h) + b, plus the anchors' log-odds.
+
+    With `router_cells` these are logits of cells, and a block has the logit of its best cell.
+    """
 
     config: config.Model
 
@@ -69,13 +72,22 @@ class Router(nn.Module):
         """Return logits [B, T, K], and the normalised states [B, T, D] that they are linear in."""
         c = self.config
         h = Norm(c.norm_eps, name="norm")(x)
-        axes = ("embed", "router_block")
-        w = weight(self, "kernel", (c.width, c.block_capacity), axes, c.width, gain=FIRST_CONFIDENCE)
-        logits = widened(h) @ w + anchors.prior(blocks, tokens)
+        cells, axis = c.block_capacity, "router_block"
+        if c.router_cells:
+            cells, axis = c.router_cells, "router_cell"
+        w = weight(self, "kernel", (c.width, cells), ("embed", axis), c.width, gain=FIRST_CONFIDENCE)
+        logits = widened(h) @ w
         if c.router_bias:
-            zeros = nn.initializers.zeros
-            logits = logits + parameter(self, "bias", zeros, (c.block_capacity,), ("router_block",))
-        return logits, h
+            logits = logits + parameter(self, "bias", nn.initializers.zeros, (cells,), (axis,))
+        if c.router_cells:
+            block = parameter(self, "block_of_cell", _all_in_block_1, (cells,), (axis,))
+            logits = router.best_cell(logits, jnp.round(block).astype(jnp.int32), c.block_capacity)
+        return logits + anchors.prior(blocks, tokens), h
+
+
+def _all_in_block_1(_, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Initialise the block of each cell: the sink's cell in block 0, all others in block 1."""
+    return jnp.minimum(jnp.arange(shape[0]), 1).astype(dtype)
 
 
 class Transformer(nn.Module):

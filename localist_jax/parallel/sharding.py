@@ -28,6 +28,7 @@ AXIS_SHARDING: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("block_q", None),
     ("block_k", None),
     ("router_block", None),
+    ("router_cell", None),
     ("rank", None),
     ("heads_and_head", None),
 )

@@ -60,7 +60,7 @@ def beyond_bits(trial: Record) -> float:
 
 def best_placebo_bits(trial: Record) -> float:
     """The evidence of the best placebo, at least 0."""
-    return max(0.0, *trial["placebo_bits"])
+    return max([0.0, *trial["placebo_bits"]])
 
 
 def lives(records: Iterable[Record]) -> list[Life]:
@@ -102,11 +102,16 @@ def births(records: Sequence[Record]) -> list[str]:
 
 
 def _recruited(r: Record) -> str:
-    return (
+    born = (
         f"block {r['block']} is born of block {r['parent']}{_of(r)} and takes {r['share']:.0%} of its positions. On "
         f"{r['tokens']:,} tokens it saved {r['llr_bits']:,.1f} bits, {beyond_bits(r):,.1f} more than "
-        f"{_rival(r)}; {r['threshold_bits']:.1f} were needed. It stands out from its placebos by "
-        f"{r['surprise_bits']:.1f} bits of surprise; {r['surprise_threshold_bits']:.1f} were needed"
+        f"{_rival(r)}; {r['threshold_bits']:.1f} were needed"
+    )
+    if "surprise_bits" not in r:  # a trial of fixed models, whose evidence is exact
+        return born
+    return (
+        f"{born}. It stands out from its placebos by {r['surprise_bits']:.1f} bits of surprise; "
+        f"{r['surprise_threshold_bits']:.1f} were needed"
     )
 
 
@@ -122,7 +127,7 @@ def _rejected(r: Record) -> str:
     wanting = []
     if ahead < r["threshold_bits"]:
         wanting.append(f"{r['threshold_bits']:.1f} more were needed")
-    if r["surprise_bits"] < r["surprise_threshold_bits"]:
+    if r.get("surprise_bits", 0.0) < r.get("surprise_threshold_bits", 0.0):
         surprise, needed = r["surprise_bits"], r["surprise_threshold_bits"]
         wanting.append(f"it stands out by {surprise:.1f} bits of surprise, of {needed:.1f} needed")
     return f"{said}; {' and '.join(wanting) or 'another division had more'}"
@@ -154,6 +159,10 @@ _WORDS: dict[str, Callable[[Record], str]] = {
     "recruited": _recruited,
     "rejected": _rejected,
     "retired": _retired,
+    "kept": lambda r: (
+        f"block {r['block']} is kept. Without it {r['tokens']:,} tokens took {-r['llr_bits']:,.1f} bits more; "
+        f"{r['description_bits']:.1f} bits describe it"
+    ),
     "quiet": lambda r: (
         f"nothing is tried, {r['reason']} (the best might save {r['estimated_gain_bits']:,.1f} bits)"
     ),

@@ -12,6 +12,7 @@ from localist_jax.recruitment.proposals import Proposal
 FILE = "recruitment.jsonl"
 # Why a candidate's trial or pilot ended.
 REACHED_HORIZON, GATHERED_NOTHING = "at its horizon", "it gathered nothing"
+OUTDONE, STREAM_ENDED = "a placebo saved more", "the stream ended"
 UNPROMISING = "its pilot did not reach the threshold, or did not stand out"
 # Why no trial began.
 QUIET = "no division stands out from its placebos"

@@ -138,3 +138,23 @@ class Progress:
             return
         self._stream.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         self._stream.flush()
+
+
+class Stages:
+    """Progress through stages that follow one another, each with a line of its own.
+
+    Args:
+      tokens: per step.
+    """
+
+    def __init__(self, tokens: int):
+        self._tokens, self._bars = tokens, dict[str, Progress]()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say how many steps of a stage are done; the first call begins it."""
+        if stage not in self._bars:
+            self._bars[stage] = Progress(total, tokens=self._tokens, label=stage)
+            self._bars[stage].started(done)
+        self._bars[stage].update(done, "")
+        if done == total:
+            self._bars[stage].done()

@@ -166,6 +166,7 @@ def _matrices(params: PyTree) -> PyTree:
 OPTIMIZER_GROUPS = {  # by the last name of a parameter's path; every parameter must be listed
     "gates": "gate",
     "filing": "frozen",  # chosen by calibration, not learned
+    "block_of_cell": "frozen",  # chosen by recruitment
     **dict.fromkeys(("gain", "bias", "query_bias", "key_bias", "value_bias"), "vector"),
     **dict.fromkeys(("embedding", "head", "kernel"), "table"),
     **dict.fromkeys(("query", "key", "value", "out", "gate", "up", "down", "in"), "matrix"),

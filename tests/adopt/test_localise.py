@@ -11,7 +11,7 @@ from command_line import command
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from localist_jax.adopt import adopt, calibrate, distil, export
+from localist_jax.adopt import calibrate, distil, export
 from localist_jax.adopt.localise import localise, settings_of, with_trunk
 from localist_jax.data import Batch
 from localist_jax.locality import Dial
@@ -27,32 +27,6 @@ SHARE, BLOCKS, TOKENS = 0.4, 6, 600
 def logits(run, ids, dial):
     state = run.state
     return np.asarray(forward(run.model, state.params, jnp.asarray(ids), Dial(dial), state.blocks).logits)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    at = tmp_path_factory.mktemp("original")
-    folder = checkpoints.write(at / "checkpoint", "qwen3, tied", bos=False)
-    words = [
-        "a",
-        "cat",
-        "sat",
-        "on",
-        "mat",
-        "and",
-        "the",
-        "dog",
-        "looked",
-        "at",
-        "it;",
-        "so",
-        "goes.",
-        "why?",
-        "or",
-    ]
-    drawn = np.random.default_rng(0).choice(words, (300, 12))
-    (at / "text.txt").write_text("\n\n".join(" ".join(line) for line in drawn))
-    return adopt(folder, at / "run", context=64, corpus=str(at / "text.txt"))
 
 
 def settings(run, **options):

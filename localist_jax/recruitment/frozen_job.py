@@ -1,0 +1,239 @@
+"""`localist recruit`: an adopted model's blocks are recruited from a text, and a localist run is left behind.
+
+The first rows of the text give cells and what pairs of them let through; the rows after them are the stream on which
+divisions have to pay. Every decision is a line of `recruitment.jsonl`, and is saved with all that the search goes on
+from, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localist_jax import config
+from localist_jax.adopt import localise
+from localist_jax.adopt.calibrate import PINNED, Look, MassReader, look, with_router
+from localist_jax.data import Batch, Rows, prepare
+from localist_jax.locality import Blocks
+from localist_jax.model import Transformer
+from localist_jax.recruitment import chronicle
+from localist_jax.recruitment.cells import Partition
+from localist_jax.recruitment.frozen import BLOCK_OF_CELL, FrozenRecruiter, SearchState, put
+from localist_jax.recruitment.record import FILE
+from localist_jax.training.checkpoint import Checkpoints
+from localist_jax.training.journal import Journal, Records
+from localist_jax.training.progress import Progress, Stages, human_time
+from localist_jax.training.run import Run, fresh_state, write_json
+from localist_jax.training.state import FILING, GATES, TrainState
+
+SEARCH = "search.npz"  # what a stopped search goes on from
+CELLS, OPEN_SHARE = 256, 0.15
+POSITIONS_PER_CELL = 16  # fewer, and k-means has nothing to go by
+
+
+def settings_of(
+    run: Run,
+    *,
+    corpus: str = "",
+    cells: int = CELLS,
+    blocks_at_most: int = 64,
+    open_share: float = OPEN_SHARE,
+) -> config.Config:
+    """Return the configuration of the run that `recruit` makes; change what you like in it.
+
+    Args:
+      run: an adopted one.
+      corpus: text, in the order in which it is read; empty: that of the run.
+      cells: that blocks are made of.
+      blocks_at_most: at which the search ends, besides the sink's.
+      open_share: of all causal pairs of all layers at λ=1, for every partition.
+
+    Raises:
+      ValueError: a model without layers above the router, or settings out of range.
+    """
+    settings = localise.settings_of(run, corpus=corpus, blocks=blocks_at_most, open_share=open_share)
+    return settings.replace(
+        model={"router_cells": cells + 1, "blocks": 2},
+        recruitment={
+            "horizon": 4,
+            "candidates": 6,
+            "placebos": 2,
+            "survey": 8,
+            "blocks_at_most": blocks_at_most,
+        },
+    )
+
+
+def recruit(
+    run: Run,
+    settings: config.Config,
+    out: str | Path,
+    *,
+    rows: int = 0,
+    anchors: Mapping[str, Sequence[str]] | None = None,
+    command: str = "",
+) -> Run:
+    """Make a localist run of an adopted one, whose blocks are recruited; goes on if it was stopped.
+
+    Args:
+      run: whose weights and tokenizer stay as they are.
+      settings: as `settings_of` makes them; `recruitment.survey` rows are read before the first trial.
+      out: folder of the new run.
+      rows: of the text on which blocks are tried, at most; 0: all.
+      anchors: concept → words; each is proposed as a block of its own, before any other division.
+      command: what the user typed, for the record.
+
+    Raises:
+      ValueError: a folder that is taken, a text that is too short, an anchor that is no token, or an open share below
+        what window and sink hold open.
+      CorpusError: a corpus that cannot be read.
+    """
+    out = Path(out)
+    concepts = {name: localise.tokens_of(run, name, words) for name, words in (anchors or {}).items()}
+    settings = settings.replace(
+        model={"anchor_capacity": max(settings.model.anchor_capacity, sum(map(len, concepts.values())))}
+    )
+    note, asked = out / "search.json", {"rows": rows, "concepts": concepts, "config": settings.to_dict()}
+    if (out / "config.json").is_file() or (out.exists() and not note.is_file()):
+        raise ValueError(f"{out}: is there already, and holds no unfinished search; choose another --out")
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
+        raise ValueError(f"{out}: holds a search that was asked for otherwise; choose another --out")
+    prepared = prepare(settings.data, out / "cache", run.tokenizer)
+    survey, stream = _rows(prepared.train, settings, rows)
+    write_json(note, asked)
+
+    cells = settings.model.router_cells
+    reader, reading = _network(
+        run, settings, dataclasses.replace(settings.model, router_cells=0, blocks=cells, block_capacity=cells)
+    )
+    model, fresh = _network(run, settings, settings.model)
+    anchored = reading.blocks
+    for nth, tokens in enumerate(concepts.values()):
+        anchored = anchored.anchored(1 + nth, dict.fromkeys(tokens, PINNED))
+    state = _loaded(out / SEARCH, [*survey, *stream], len(survey), anchored)
+    if state is None:
+        key, report = jax.random.key(settings.train.seed), Stages(settings.data.context)
+        seen = look(reader, reading.params, survey, key=key, anchors=concepts, report=report)
+        single = Partition.single(cells, settings.model.block_capacity)
+        state = SearchState(seen, single, survey[-1])
+        _save(out / SEARCH, state)
+    params = with_router(fresh.params, state.seen.router)
+    read = partial(MassReader(reader), with_router(reading.params, state.seen.router), anchored)
+    named = {1 + nth: concept for nth, concept in enumerate(concepts.items())}
+    recruiter = FrozenRecruiter(model, params, read, state.seen.centres, settings, named)
+    state = _searched(recruiter, state, stream, out)
+
+    best = recruiter.contender(state.seen, state.partition)
+    leaves = {GATES: best.found.gates, FILING: best.found.filing, BLOCK_OF_CELL: best.partition.block_of_cell}
+    step, params = jnp.asarray(state.rows, jnp.int32), put(params, leaves)
+    made = Run(
+        out, settings.replace(train={"steps": max(1, state.rows)}), model, run.tokenizer,
+        dataclasses.replace(fresh, step=step, params=params, blocks=best.blocks), run.mesh, prepared,
+    )  # fmt: skip
+    with Checkpoints(out / "checkpoints", keep=settings.train.keep) as checkpoints:
+        checkpoints.save(state.rows, made.state, manifest=made.manifest(), cursor={})
+    localise.copy_origin(run, out)
+    made.record(
+        command, {**prepared.describe(), "recruitment": best.found.describe() | {"concepts": concepts}}
+    )
+    for path in (out / SEARCH, note):
+        path.unlink()
+    return made
+
+
+def _searched(
+    recruiter: FrozenRecruiter, begun: SearchState, stream: Sequence[Batch], out: Path
+) -> SearchState:
+    """Search to the end, and keep every decision."""
+    state, length = begun, stream[0].tokens.size
+    progress = Progress(len(stream), start=state.rows, tokens=length, label="recruit")
+    records = Records(out / FILE, state.rows)
+    with Journal(out, resume_step=state.rows) as journal:
+        for state, record in recruiter.search(begun, lambda n: stream[n] if n < len(stream) else None):
+            records.write(record)
+            _save(out / SEARCH, state)
+            blocks = len(state.partition.blocks)
+            figures = {"blocks": blocks, "llr_bits": record["llr_bits"], "seconds": record["seconds"]}
+            journal.scalars(state.rows, "recruitment", figures)
+            for line in chronicle.sentences([record]):
+                print(f"recruit: {line} [{human_time(record['seconds'])}]", file=sys.stderr, flush=True)
+            progress.update(state.rows, f"{blocks} blocks")
+    progress.done()
+    records.close()
+    return state
+
+
+def _rows(rows: Rows, settings: config.Config, most: int) -> tuple[list[Batch], list[Batch]]:
+    """Return the rows of the survey and of the stream, one in a batch, in the order of the text.
+
+    Raises:
+      ValueError: too few of them.
+    """
+    survey, length, cells = settings.recruitment.survey, rows.tokens.shape[1], settings.model.router_cells
+    if len(rows) <= survey or length * survey < POSITIONS_PER_CELL * cells:
+        raise ValueError(
+            f"recruit: a survey of {survey} of {len(rows)} rows of {length} tokens is too little for {cells - 1} "
+            "cells; give more text, set recruitment.survey, or ask for fewer --cells"
+        )
+    count = min(len(rows), survey + most) if most else len(rows)
+    batches = [rows.take(np.array([nth])) for nth in range(count)]
+    return batches[:survey], batches[survey:]
+
+
+def _network(run: Run, settings: config.Config, shape: config.Model) -> tuple[Transformer, TrainState]:
+    """Return a network of this shape, and a state of it with the run's trunk."""
+    model = Transformer(shape, run.tokenizer.vocab_size)
+    state = fresh_state(model, dataclasses.replace(settings, model=shape), run.mesh)
+    return model, localise.with_trunk(state, run.state.params)
+
+
+_TABLES = ("mass", "pairs", "positions", "centres")
+
+
+def _save(path: Path, state: SearchState) -> None:
+    """Write what the search goes on from, atomically."""
+    seen, partition = state.seen, state.partition
+    about = {
+        "counts": [seen.always, seen.causal, seen.tokens],
+        "capacity": partition.capacity,
+        "search": [state.rows, state.trials, state.refusals],
+        "refused": {cells.hex(): tokens for cells, tokens in state.refused.items()},
+        "births": {str(block): birth for block, birth in state.births.items()},
+    }
+    temporary = path.with_suffix(".tmp.npz")
+    tables = {name: getattr(seen, name) for name in _TABLES}
+    arrays = {"block_of_cell": partition.block_of_cell, **seen.router, **tables}
+    np.savez(temporary, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
+    os.replace(temporary, path)
+
+
+def _loaded(path: Path, rows: Sequence[Batch], survey: int, cells: Blocks) -> SearchState | None:
+    """Return what `_save` wrote about a search with these rows; None if it did not."""
+    if not path.is_file():
+        return None
+    with np.load(path) as stored:
+        about = json.loads(str(stored["about"]))
+        router = {name: stored[name] for name in ("kernel", "bias")}
+        tables = {name: stored[name] for name in _TABLES}
+        partition = Partition(stored["block_of_cell"], about["capacity"])
+    always, causal, tokens = about["counts"]
+    done, trials, refusals = about["search"]
+    return SearchState(
+        Look(router, cells, always=always, causal=causal, tokens=tokens, **tables),
+        partition,
+        rows[survey + done - 1],
+        done,
+        trials,
+        refusals,
+        {bytes.fromhex(cells): tokens for cells, tokens in about["refused"].items()},
+        {int(block): tuple(birth) for block, birth in about["births"].items()},
+    )
