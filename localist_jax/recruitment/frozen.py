@@ -158,12 +158,12 @@ class FrozenRecruiter:
             blocks = blocks.anchored(block, log_odds)
         return blocks
 
-    def code(self, contender: Contender, batch: Batch) -> float:
-        """Return the bits that a batch takes at λ=1."""
+    def code(self, contender: Contender, batch: Batch, dial: float = 1.0) -> float:
+        """Return the bits that a batch takes at a dial λ."""
         self.passes += 1
         found, owner = contender.found, contender.partition.block_of_cell
         leaves = {GATES: found.gates, FILING: found.filing, BLOCK_OF_CELL: owner}
-        return float(self._bits(put(self._params, leaves), contender.blocks, batch))
+        return float(self._bits(put(self._params, leaves), contender.blocks, batch, Dial(dial)))
 
     def _divide(self, state: SearchState, stream: Stream) -> tuple[SearchState, dict[str, Any]] | None:
         """Try the division that promises most; return None where there is none, or no row to try it on."""
@@ -332,8 +332,8 @@ def put(params: PyTree, leaves: Mapping[tuple[str, ...], Any]) -> PyTree:
     return params
 
 
-def _row_bits(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch) -> jax.Array:
-    dial = Dial(1.0).broadcast(batch.tokens.shape[0], model.config.layers, model.config.heads)
+def _row_bits(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch, dial: Dial) -> jax.Array:
+    dial = dial.broadcast(batch.tokens.shape[0], model.config.layers, model.config.heads)
     places = {"positions": batch.positions, "segments": batch.segments}
     out = forward(model, params, batch.tokens, dial, blocks, **places)
     return jnp.where(batch.scored, bits.code_length(out.logits, batch.targets), 0.0).sum()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ import numpy as np
 
 from localist_jax import config
 from localist_jax.adopt import localise
-from localist_jax.adopt.calibrate import PINNED, Look, MassReader, look, with_router
-from localist_jax.data import Batch, Rows, prepare
+from localist_jax.adopt.calibrate import PINNED, Look, MassReader, check, look, with_router
+from localist_jax.data import Batch, Prepared, Rows, prepare
 from localist_jax.locality import Blocks
 from localist_jax.model import Transformer
 from localist_jax.recruitment import chronicle
@@ -35,7 +36,7 @@ from localist_jax.training.progress import Progress, Stages, human_time
 from localist_jax.training.run import Run, fresh_state, write_json
 from localist_jax.training.state import FILING, GATES, TrainState
 
-SEARCH = "search.npz"  # what a stopped search goes on from
+SEARCH, ASKED = "search.npz", "search.json"  # what a stopped search goes on from, and what was asked for
 CELLS, OPEN_SHARE = 256, 0.15
 POSITIONS_PER_CELL = 16  # fewer, and k-means has nothing to go by
 
@@ -73,6 +74,29 @@ def settings_of(
     )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Search:
+    """A search in its folder.
+
+    Attributes:
+      recruiter: decides.
+      state: where the search begins, or goes on.
+      stream: rows to try blocks on, one in a batch.
+      fresh: the training state of the run that will be left: trunk and router, but no blocks yet.
+    """
+
+    run: Run
+    settings: config.Config
+    out: Path
+    recruiter: FrozenRecruiter
+    state: SearchState
+    stream: Sequence[Batch]
+    fresh: TrainState
+    model: Transformer
+    prepared: Prepared
+    concepts: Mapping[str, Sequence[int]]
+
+
 def recruit(
     run: Run,
     settings: config.Config,
@@ -97,25 +121,50 @@ def recruit(
         what window and sink hold open.
       CorpusError: a corpus that cannot be read.
     """
+    if (Path(out) / "config.json").is_file():
+        raise ValueError(f"{out}: holds a run already; choose another --out")
+    search = begin(run, settings, out, rows=rows, anchors=anchors)
+    state = searched(search)
+    best = search.recruiter.contender(state.seen, state.partition)
+    leaves = {GATES: best.found.gates, FILING: best.found.filing, BLOCK_OF_CELL: best.partition.block_of_cell}
+    step, params = jnp.asarray(state.rows, jnp.int32), put(search.fresh.params, leaves)
+    trained = dataclasses.replace(search.fresh, step=step, params=params, blocks=best.blocks)
+    settings = search.settings.replace(train={"steps": max(1, state.rows)})
+    made = Run(search.out, settings, search.model, run.tokenizer, trained, run.mesh, search.prepared)
+    with Checkpoints(made.workdir / "checkpoints", keep=settings.train.keep) as checkpoints:
+        checkpoints.save(state.rows, made.state, manifest=made.manifest(), cursor={})
+    localise.copy_origin(run, made.workdir)
+    about = {"recruitment": best.found.describe() | {"concepts": search.concepts}}
+    made.record(command, {**search.prepared.describe(), **about})
+    for name in (SEARCH, ASKED):
+        (made.workdir / name).unlink()
+    return made
+
+
+def begin(
+    run: Run,
+    settings: config.Config,
+    out: str | Path,
+    *,
+    rows: int = 0,
+    anchors: Mapping[str, Sequence[str]] | None = None,
+) -> Search:
+    """Return a search that is ready to decide: its survey is done, or it goes on; arguments as of `recruit`."""
     out = Path(out)
     concepts = {name: localise.tokens_of(run, name, words) for name, words in (anchors or {}).items()}
-    settings = settings.replace(
-        model={"anchor_capacity": max(settings.model.anchor_capacity, sum(map(len, concepts.values())))}
-    )
-    note, asked = out / "search.json", {"rows": rows, "concepts": concepts, "config": settings.to_dict()}
-    if (out / "config.json").is_file() or (out.exists() and not note.is_file()):
-        raise ValueError(f"{out}: is there already, and holds no unfinished search; choose another --out")
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
-        raise ValueError(f"{out}: holds a search that was asked for otherwise; choose another --out")
+    capacity = max(settings.model.anchor_capacity, sum(map(len, concepts.values())))
+    settings = settings.replace(model={"anchor_capacity": capacity})
+    asked = {"rows": rows, "concepts": concepts, "config": settings.to_dict()}
+    _check(out, json.loads(json.dumps(asked)))
     prepared = prepare(settings.data, out / "cache", run.tokenizer)
     survey, stream = _rows(prepared.train, settings, rows)
-    write_json(note, asked)
-
     cells = settings.model.router_cells
-    reader, reading = _network(
-        run, settings, dataclasses.replace(settings.model, router_cells=0, blocks=cells, block_capacity=cells)
-    )
+    shape = dataclasses.replace(settings.model, router_cells=0, blocks=cells, block_capacity=cells)
+    reader, reading = _network(run, settings, shape)
     model, fresh = _network(run, settings, settings.model)
+    check(shape, survey, settings.gates.open_share_target)
+    write_json(out / ASKED, asked)
+
     anchored = reading.blocks
     for nth, tokens in enumerate(concepts.values()):
         anchored = anchored.anchored(1 + nth, dict.fromkeys(tokens, PINNED))
@@ -126,39 +175,29 @@ def recruit(
         single = Partition.single(cells, settings.model.block_capacity)
         state = SearchState(seen, single, survey[-1])
         _save(out / SEARCH, state)
-    params = with_router(fresh.params, state.seen.router)
+    fresh = dataclasses.replace(fresh, params=with_router(fresh.params, state.seen.router))
     read = partial(MassReader(reader), with_router(reading.params, state.seen.router), anchored)
     named = {1 + nth: concept for nth, concept in enumerate(concepts.items())}
-    recruiter = FrozenRecruiter(model, params, read, state.seen.centres, settings, named)
-    state = _searched(recruiter, state, stream, out)
-
-    best = recruiter.contender(state.seen, state.partition)
-    leaves = {GATES: best.found.gates, FILING: best.found.filing, BLOCK_OF_CELL: best.partition.block_of_cell}
-    step, params = jnp.asarray(state.rows, jnp.int32), put(params, leaves)
-    made = Run(
-        out, settings.replace(train={"steps": max(1, state.rows)}), model, run.tokenizer,
-        dataclasses.replace(fresh, step=step, params=params, blocks=best.blocks), run.mesh, prepared,
-    )  # fmt: skip
-    with Checkpoints(out / "checkpoints", keep=settings.train.keep) as checkpoints:
-        checkpoints.save(state.rows, made.state, manifest=made.manifest(), cursor={})
-    localise.copy_origin(run, out)
-    made.record(
-        command, {**prepared.describe(), "recruitment": best.found.describe() | {"concepts": concepts}}
-    )
-    for path in (out / SEARCH, note):
-        path.unlink()
-    return made
+    recruiter = FrozenRecruiter(model, fresh.params, read, state.seen.centres, settings, named)
+    return Search(run, settings, out, recruiter, state, stream, fresh, model, prepared, concepts)
 
 
-def _searched(
-    recruiter: FrozenRecruiter, begun: SearchState, stream: Sequence[Batch], out: Path
-) -> SearchState:
-    """Search to the end, and keep every decision."""
-    state, length = begun, stream[0].tokens.size
-    progress = Progress(len(stream), start=state.rows, tokens=length, label="recruit")
-    records = Records(out / FILE, state.rows)
+def _check(out: Path, asked: Any) -> None:
+    """Refuse a folder that holds something else than this search."""
+    note = out / ASKED
+    if out.exists() and not note.is_file():
+        raise ValueError(f"{out}: is there already, and holds no search; choose another --out")
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
+        raise ValueError(f"{out}: holds a search that was asked for otherwise; choose another --out")
+
+
+def searched(search: Search) -> SearchState:
+    """Search to the end, keep every decision, and return the last state."""
+    state, stream, out = search.state, search.stream, search.out
+    progress = Progress(len(stream), start=state.rows, tokens=stream[0].tokens.size, label="recruit")
+    records, recruiter = Records(out / FILE, state.rows), search.recruiter
     with Journal(out, resume_step=state.rows) as journal:
-        for state, record in recruiter.search(begun, lambda n: stream[n] if n < len(stream) else None):
+        for state, record in recruiter.search(search.state, lambda n: stream[n] if n < len(stream) else None):
             records.write(record)
             _save(out / SEARCH, state)
             blocks = len(state.partition.blocks)

@@ -1,0 +1,167 @@
+"""The cases: a corpus each, and nulls, in which the words of every document are shuffled."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.cluster import hierarchy
+
+from experiments.localise.runner import Case, Figures
+from experiments.recruitment_text.senses import agreement, supersenses
+from localist_jax.adopt import adopt
+from localist_jax.config import Data
+from localist_jax.data import Batch, load
+from localist_jax.data.corpora import find
+from localist_jax.locality import Dial, clusters
+from localist_jax.model import forward
+from localist_jax.recruitment import chronicle, frozen_job
+from localist_jax.recruitment.cells import Partition
+from localist_jax.recruitment.frozen import BLOCK_OF_CELL, SearchState, put
+from localist_jax.training.run import Run
+from localist_jax.training.state import FILING, GATES
+
+CONTEXT, ROWS, TEST_ROWS = 1024, 80, 8
+NULL_ROWS, NULL_DOCUMENTS = 24, 400
+CORPORA = {
+    "wikitext-2": "",
+    "pharmacology": "openstax",
+    "dc_code": "",
+}  # name → folder that holds it, if not its own
+RANDOM_SEEDS = (0, 1)
+
+
+class Bench:
+    """The adopted model, and a folder for its searches."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        if not (folder / "adopted" / "config.json").is_file():
+            adopt("smollm2", folder / "adopted", context=CONTEXT)
+        self.run = Run.open(folder / "adopted")
+        embedding = np.asarray(self.run.state.params["embedding"][:64])
+        self.fingerprint = hashlib.sha256(embedding.tobytes()).hexdigest()[:16]
+
+
+def plan(rows: int) -> list[Case]:
+    """Return the cases, the most valuable first."""
+    found = [Case(name, {"rows": rows, "corpus": name}, _recruited, 45.0 * rows) for name in CORPORA]
+    null = {"rows": min(rows, NULL_ROWS), "corpus": "wikitext-2", "shuffled": True}
+    return [found[0], Case("null/wikitext-2", null, _null, 45.0 * NULL_ROWS), *found[1:]]
+
+
+def _corpus(name: str) -> str:
+    folder = CORPORA[name]
+    return str(find(folder, "JSONL with the fields text and split") / f"{name}.jsonl") if folder else name
+
+
+def _searched(bench: Bench, case: Case, corpus: str) -> tuple[frozen_job.Search, SearchState]:
+    settings = frozen_job.settings_of(bench.run, corpus=corpus)
+    out = bench.folder / "searches" / case.name.replace("/", "-")
+    search = frozen_job.begin(bench.run, settings, out, rows=case.settings["rows"])
+    return search, frozen_job.searched(search)
+
+
+def _decisions(search: frozen_job.Search) -> Figures:
+    """Return what the search decided, and what it cost."""
+    records = chronicle.read(search.out)
+    births = [r for r in records if r["kind"] == "recruited"]
+    return {
+        "records": records,
+        "births": len(births),
+        "trials": len(chronicle.tried(records)),
+        "retired": sum(r["kind"] == "retired" for r in records),
+        "bits_saved": sum(r["llr_bits"] for r in births),
+        "bits_beyond_placebos": min((chronicle.beyond_bits(r) for r in births), default=None),
+        "search_seconds": sum(r["seconds"] for r in records),
+        "passes": sum(r["passes"] for r in records),
+        "stream_rows": records[-1]["step"] if records else 0,
+    }
+
+
+def _null(bench: Bench, case: Case) -> Figures:
+    """Search where there is nothing to attend to: the words of each document in random order."""
+    random = np.random.default_rng(0)
+    texts = load(Data(corpus=case.settings["corpus"])).train[:NULL_DOCUMENTS]
+    folder = bench.folder / "shuffled"
+    folder.mkdir(parents=True, exist_ok=True)
+    for nth, text in enumerate(texts):
+        words = random.permutation(re.findall(r"\S+", text))
+        (folder / f"{nth:04}.txt").write_text(" ".join(words), encoding="utf-8")
+    search, _ = _searched(bench, case, str(folder))
+    return _decisions(search)
+
+
+def _recruited(bench: Bench, case: Case) -> Figures:
+    """Search a corpus, and code unseen rows of it with what was found and with its rivals."""
+    search, state = _searched(bench, case, _corpus(case.settings["corpus"]))
+    rows = search.prepared.valid
+    batches = [rows.take(np.array([nth])) for nth in range(min(TEST_ROWS, len(rows)))]
+    tokens = sum(int(np.asarray(batch.scored).sum()) for batch in batches)
+    single = Partition.single(len(state.partition.block_of_cell), state.partition.capacity)
+    code, contender = search.recruiter.code, search.recruiter.contender
+    bits = {"original": [code(contender(state.seen, single), batch, 0.0) for batch in batches]}
+    partitions = {"one block": single, "recruited": state.partition, **dict(_rivals(state))}
+    about = {}
+    for name, partition in partitions.items():
+        one = contender(state.seen, partition)
+        bits[name] = [code(one, batch) for batch in batches]
+        about[name] = {"mass_let_through": one.found.mass, "filing_share": float(one.found.filing.mean())}
+    agreements = {
+        name: _agreement(bench, search, state, partitions[name], batches)
+        for name in ("recruited", "k-means")
+        if name in partitions
+    }
+    return {
+        **_decisions(search),
+        "blocks": len(state.partition.blocks),
+        "test_rows": len(batches),
+        "test_tokens": tokens,
+        "bits_per_token": {name: sum(each) / tokens for name, each in bits.items()},
+        "bits_by_row": bits,
+        "contenders": about,
+        "supersenses": agreements,
+    }
+
+
+def _rivals(state: SearchState) -> Iterator[tuple[str, Partition]]:
+    """Yield partitions of the same cells into as many blocks: by K-means, by the tree's cut, and at random."""
+    count, cells = len(state.partition.blocks), len(state.partition.block_of_cell) - 1
+    if count < 2:
+        return
+
+    def of(labels: np.ndarray) -> Partition:
+        return Partition(np.concatenate([[0], 1 + labels]), state.partition.capacity)
+
+    centres = state.seen.centres
+    yield (
+        "k-means",
+        of(np.asarray(clusters.spherical_kmeans(jax.random.key(0), jnp.asarray(centres), count)[1])),
+    )
+    linkage = hierarchy.linkage(centres, "average", "cosine")
+    yield "tree's cut", of(hierarchy.fcluster(linkage, count, "maxclust") - 1)
+    for seed in RANDOM_SEEDS:
+        order = np.random.default_rng(seed).permutation(cells)
+        yield f"random {seed}", of(order % count)
+
+
+def _agreement(bench: Bench, search, state: SearchState, partition: Partition, batches: list[Batch]) -> Any:
+    """Return what blocks tell of the supersenses of words; None where WordNet's table is not there."""
+    sense = supersenses(bench.run.tokenizer)
+    if sense is None:
+        return None
+    one = search.recruiter.contender(state.seen, partition)
+    leaves = {GATES: one.found.gates, FILING: one.found.filing, BLOCK_OF_CELL: partition.block_of_cell}
+    params, c = put(search.fresh.params, leaves), search.settings.model
+    read = jax.jit(lambda params, blocks, tokens: forward(
+        search.model, params, tokens, Dial(0.0).broadcast(1, c.layers, c.heads), blocks
+    ).blocks)  # fmt: skip
+    blocks = np.concatenate([np.asarray(read(params, one.blocks, batch.tokens))[0] for batch in batches])
+    tokens = np.concatenate([np.asarray(batch.tokens)[0] for batch in batches])
+    return agreement(tokens, blocks, sense, np.asarray(bench.run.state.params["embedding"]), 0)
