@@ -10,6 +10,7 @@ processes of their own, so that their threads do not meet; only one works at a t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -28,11 +29,9 @@ from localist_jax.report import study
 from localist_jax.report.study import table
 
 CONTENDERS = ("transformers", "adopted", "localised λ=0", "localised λ=1")
-SHARE, FURTHER, CONTEXT = (
-    0.15,
-    16,
-    8192,
-)  # open share; tokens that follow a prompt; the most positions of a cache
+SHARE = 0.15  # of the pairs, open at λ=1
+FURTHER = 16  # tokens that follow a prompt
+CONTEXT = 8192  # positions of a cache at most
 ROOT = Path(__file__).parents[1]
 
 
@@ -185,22 +184,19 @@ def second_start(run: Path) -> float:
 
 def measured(
     paths: dict[str, Path], cases: tuple[Case, ...], rounds: int
-) -> Iterator[tuple[str, Case, dict[str, float]]]:
+) -> Iterator[tuple[str, Case, dict[str, Any]]]:
     """Let the contenders answer in turn; the first answer of each case compiles, and counts for its programs only."""
-    contenders = {name: Contender(name, paths[name]) for name in CONTENDERS if name in paths}
-    try:
+    with contextlib.ExitStack() as stack:
+        contenders = {name: stack.enter_context(Contender(name, paths[name])) for name in CONTENDERS}
         for case in cases:
             for nth in range(1 + rounds):
                 for name, contender in contenders.items():
                     figures = contender.answer(case)
                     print(f"{case}, {name}: {figures}", file=sys.stderr, flush=True)
-                    yield name, case, figures | {"warm": nth > 0}
-    finally:
-        for contender in contenders.values():
-            contender.__exit__()
+                    yield name, case, figures | {"warm": nth > 0, "version": contender.version}
 
 
-def figures_of(answers: list[tuple[str, Case, dict[str, float]]]) -> dict[str, Any]:
+def figures_of(answers: list[tuple[str, Case, dict[str, Any]]]) -> dict[str, Any]:
     """Return medians, and how many times as fast as `transformers` everything is."""
     each: dict[str, dict[str, dict[str, float]]] = {}
     for name, case in dict.fromkeys((name, case) for name, case, _ in answers):
@@ -223,6 +219,7 @@ def figures_of(answers: list[tuple[str, Case, dict[str, float]]]) -> dict[str, A
     zero, one = CONTENDERS[2:]
     return {
         "medians": each,
+        "contenders": {name: figures["version"] for name, _, figures in answers},
         "decode_over_transformers": over("token_ms", "transformers"),
         "prefill_over_transformers": over("prefill_s", "transformers"),
         "prefill_lambda1_over_lambda0": {
@@ -232,7 +229,7 @@ def figures_of(answers: list[tuple[str, Case, dict[str, float]]]) -> dict[str, A
     }
 
 
-def body(figures: dict[str, Any], versions: dict[str, str]) -> str:
+def body(figures: dict[str, Any]) -> str:
     """Return the page's text."""
     rows = [
         [case, name, f"{one['prefill_s']:.2f}", f"{one['token_ms']:.0f} (slowest {one['slowest_token_ms']:.0f})",
@@ -249,7 +246,7 @@ def body(figures: dict[str, Any], versions: dict[str, str]) -> str:
         "prompt: times as fast",
         "token: times as fast",
     )
-    named = "; ".join(f"{name}: {version}" for name, version in versions.items())
+    named = "; ".join(f"{name}: {version}" for name, version in figures["contenders"].items())
     return (
         f"SmolLM2-135M-Instruct in float32, localised at an open share of {SHARE}; greedy, {FURTHER} further tokens. "
         "Medians of the rounds after the first, in which programs are compiled. The last two columns compare with "
@@ -287,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
         ["python", "-m", "benchmarks.generation", *(sys.argv[1:] if arguments is None else arguments)]
     )
     print(study.write(
-        given.out, "llm_speed", title="Generation beside `transformers`", body=body(figures, {}), command=command,
+        given.out, "llm_speed", title="Generation beside `transformers`", body=body(figures), command=command,
         seeds=(), figures=figures, pictures={},
     ))  # fmt: skip
 

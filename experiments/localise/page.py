@@ -38,6 +38,8 @@ def write(cases: Sequence[Case], extent: Extent, workdir: Path, out: Path, comma
         table({"figures": named}),
         "{shares}",
         "## At every share", _shares(named),
+        *_section("Rows of other lengths", _lengths(named)),
+        *_section("Another seed of K-means", _seeds(named)),
         "## Needle and recall", _questions(named),
         *_section("Distilled", _by_corpus(named.get("distilled", {}), "tokens")),
         *_section("Controls", _by_corpus(named.get("controls", {}), "control")),
@@ -95,6 +97,33 @@ def _shares(named: dict[str, Any]) -> str:
         else ""
     )
     return study.table(head, rows) + f"\nThe windows are: {sizes or 'not run'}. {calibrated}"
+
+
+def _lengths(named: dict[str, Any]) -> str:
+    """Return the table of blocks and windows in rows of other lengths."""
+    rows = []
+    for length, found in named.get("lengths", {}).items():
+        for corpus, title in TITLES.items():
+            for share, excess in found.get("excess_bits", {}).get(corpus, {}).items():
+                others = ("open_share", "window_excess_bits")
+                opened, window = (found.get(name, {}).get(corpus, {}).get(share) for name in others)
+                name = f"{int(length):,} tokens, {title}, {share}"
+                rows.append([name, _number(opened), _number(excess), _number(window)])
+    head = ["row, corpus, share asked for", "open share", "bits above the original", "window"]
+    note = "\nThe shorter the rows, the more of the share window and sink take, and the less is left to the gates."
+    return study.table(head, rows) + note if rows else ""
+
+
+def _seeds(named: dict[str, Any]) -> str:
+    """Return the table of bits above the original, by seed."""
+    found = named.get("excess_by_seed", {})
+    rows = [
+        [f"{TITLES[corpus]}, {share}", *(_number(each.get(seed)) for seed in ("0", "1"))]
+        for corpus, shares in found.items()
+        for share, each in shares.items()
+        if each
+    ]
+    return study.table(["bits above the original", "seed 0", "seed 1"], rows) if rows else ""
 
 
 def _questions(named: dict[str, Any]) -> str:

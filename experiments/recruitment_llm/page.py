@@ -14,8 +14,9 @@ from localist_jax.report import study
 
 QUESTION = f"""SmolLM2-135M-Instruct begins with one block beside the sink's. It reads a corpus in rows of
 {plan.CONTEXT:,} tokens, and divides a block when the rows to come take fewer bits at λ=1 with the division than without
-it, at the same open share of {{share:g}}: by the bits of its description and log₂(1/α) at least (α = 0.05), and by as much
-beyond the best of two random divisions of the same size. Nothing is trained and nobody says what the text is about."""
+it, at the same open share of {{share:g}}. It must save the bits of its description and log₂(1/α), with α = 0.05, and as
+much beyond the best of two random divisions of the same size. Nothing is trained, and nobody says what the text is
+about."""
 ORDER = ("original", "one block", "recruited", "k-means", "tree's cut", "random 0", "random 1")
 MEANING = {
     "original": "the original, λ=0",
