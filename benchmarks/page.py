@@ -1,4 +1,4 @@
-"""What the attention benchmark's timings say: figures, targets and tables."""
+"""Figures, targets and tables made from the attention benchmark's timings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_MEASURED = "not measured"
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a bench has found: see `benchmarks.attention.Bench`; PyTorch's version or why it is missing."""
+    """The findings of a `benchmarks.attention.Bench`, and PyTorch's version or why it is missing."""
 
     backend: str
     timings: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What the attention benchmark's timings look like."""
+"""Pictures of the attention benchmark's timings."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PEAK, DECAY, CLIP = 1e-3, 0.1, 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of a model and its batches."""
+    """The sizes of a model and its batches."""
 
     layers: int = 4
     width: int = 256
@@ -32,18 +32,18 @@ class Sizes:
 
     @property
     def tokens(self) -> int:
-        """Of one step."""
+        """Return the tokens of one step."""
         return self.batch * self.context
 
     @property
     def parameters(self) -> int:
-        """Of the plain model: embeddings, layers, gains."""
+        """Return the parameters of the plain model: embeddings, layers, gains."""
         layer = 4 * self.width**2 + 3 * self.width * self.hidden + 2 * self.width
         return self.vocabulary * self.width + self.layers * layer + self.width
 
     @property
     def flops(self) -> float:
-        """Of one step of the model: 6 per parameter and token, and those of causal attention."""
+        """Return the operations of a step: 6 per parameter and token, and those of causal attention."""
         attention = 6 * self.layers * self.tokens * (self.context + 1) * self.width
         return 6.0 * (self.parameters - (2 * self.layers + 1) * self.width) * self.tokens + attention
 

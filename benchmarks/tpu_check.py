@@ -30,7 +30,7 @@ KERNEL = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the problem; bfloat16 inputs."""
+    """The sizes of the problem; inputs are bfloat16."""
 
     B: int = 1
     T: int = 4096
@@ -43,7 +43,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Of one compilation.
+    """The figures of one compilation.
 
     Attributes:
       error: the first line of the compiler's complaint; None if there was none.
@@ -116,7 +116,7 @@ def _lower(target: str, direction: str, sizes: Sizes):
 
 
 def flops(sizes: Sizes) -> dict[str, float]:
-    """Of the matrix products if every pair of blocks is open: tiles on and below the diagonal, in order.
+    """Return the operations of the matrix products if all blocks are open: tiles on and below the diagonal, in order.
 
     Per pair of a visited tile and head: forward s and α·v, and three parts each of ln ω and of the masses; backward
     s, dout·v and dq, then s, dout·v, dk and dv, and the parts of ln ω, of dmass (twice both) and of two sums.

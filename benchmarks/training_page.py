@@ -1,4 +1,4 @@
-"""What the training benchmark's timings say: figures, targets and the study's page."""
+"""Figures, targets and the page made from the training benchmark's timings."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ Axis letters are those of :mod:`localist_jax.types`.
 """
 CONFIGURATION = """This page is made from `localist_jax/config.py`, where every setting is declared once.
 
-Change a setting in a configuration file (`c.train.steps = 500`), with `localist train --set train.steps=500`, or with
-`python -m experiments.launch --config.train.steps=500`. A value outside the allowed range is refused with a message
+Change a setting in a configuration file (`c.train.steps = 500`) or on the command line (`--config.train.steps=500`),
+with `localist train` as with `python -m experiments.launch`. A value outside the allowed range is refused with a message
 that names the setting, and an unknown name is answered with the nearest known one.
 """
 

@@ -24,7 +24,7 @@ RESULT = "result.json"
 
 
 def kept(folder: Path, settings: Config) -> dict[str, Any] | None:
-    """What an earlier call measured in this folder with these settings; None if there is nothing."""
+    """Return what an earlier call measured in this folder with these settings; None if there is nothing."""
     path = folder / RESULT
     if not path.is_file():
         return None

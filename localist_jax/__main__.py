@@ -1,6 +1,6 @@
 """The command `localist`: train, eval, generate, inspect, report; rules; adopt, localise and export.
 
-localist train experiments/configs/quickstart.py --workdir runs/quickstart --set train.steps=500
+localist train experiments/configs/quickstart.py --workdir runs/quickstart --config.train.steps=500
 localist eval runs/quickstart --dials 0 0.9 0.99 1
 localist generate runs/quickstart "The list type" --dial 0.9
 localist inspect runs/quickstart "An iterator is an object" --dial 1 --picture attention.png
@@ -30,13 +30,30 @@ from localist_jax.errors import one_line
 from localist_jax.rules import command as rules
 
 DIALS = (0.0, 0.9, 0.99, 1.0)
+CHANGE = "--config."  # begins the change of a setting, as with `experiments.launch`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    arguments = _parser().parse_args(argv)
+    arguments = parsed(sys.argv[1:] if argv is None else argv)
     with one_line():
         arguments.run(arguments)
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command; `changes` are those to its configuration, as section.field=value.
+
+    The command exits with status 2 and a line on standard error where a word is unknown.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    changes = [word.removeprefix(CHANGE) for word in rest if word.startswith(CHANGE)]
+    unknown = [word for word in rest if not (word.startswith(CHANGE) and "changes" in arguments)]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if changes:
+        arguments.changes = changes
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,14 +68,16 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--step", type=int, help="step of the checkpoint; default: the last")
         return sub
 
+    def configurable(sub: argparse.ArgumentParser) -> None:
+        sub.set_defaults(changes=[])
+        sub.epilog = f"Any setting can be changed: {CHANGE}SECTION.FIELD=VALUE, such as {CHANGE}train.seed=1."
+
     sub = command("train", _train, "Train (or resume), measure the dial, write a report.", folder=False)
     sub.add_argument(
         "config", nargs="?", help="configuration file, with an optional :variant; default: the defaults"
     )
     sub.add_argument("--workdir", type=Path, required=True, help="folder of the run")
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change a setting"
-    )
+    configurable(sub)
     sub.add_argument("--fresh", action="store_true", help="throw away an earlier run in that folder")
 
     sub = command("eval", _eval, "Code length and attention statistics at some dials.")
@@ -147,9 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         help="then train low-rank deltas on the original's predictions for STEPS steps; resumable",
     )  # fmt: skip
     sub.add_argument("--rank", type=int, default=16, help="rank of the deltas that --distil trains")
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change a setting"
-    )
+    configurable(sub)
 
     sub = command(
         "recruit", _recruit, "Find named blocks for an adopted model: recruit each one that pays, in bits."
@@ -168,9 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         "--anchor", action="append", default=[], metavar="NAME=WORD,WORD",
         help="propose a block for these words before any other; may be repeated",
     )  # fmt: skip
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change a setting"
-    )
+    configurable(sub)
 
     sub = command("export", _export, "Write the model at λ=0 as a Hugging Face checkpoint.")
     sub.add_argument("out", type=Path, help="folder of the checkpoint")
@@ -200,13 +215,14 @@ def _dial(text: str) -> float | str:
 
 def _open(arguments: argparse.Namespace, text: str = ""):
     """Open the run in that folder (of an ensemble, the member that the text is routed to); keep what is compiled."""
-    from localist_jax.hierarchy import command
-    from localist_jax.hierarchy.shipping import EnsembleRun
     from localist_jax.parallel.compilation import keep_programs
-    from localist_jax.training.run import Run
+    from localist_jax.training.run import Run, is_ensemble
 
     keep_programs()
-    if text and command.is_ensemble(arguments.workdir):
+    if text and is_ensemble(arguments.workdir):
+        from localist_jax.hierarchy import command
+        from localist_jax.hierarchy.shipping import EnsembleRun
+
         return command.member_for(EnsembleRun.open(arguments.workdir), text)[0]
     return Run.open(arguments.workdir, arguments.step)
 
@@ -222,7 +238,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from localist_jax.report.job import run_job
 
     raw = _load_config(arguments.config) if arguments.config else config.default().to_dict()
-    for change in arguments.set:
+    for change in arguments.changes:
         _apply(raw, change)
     command = shlex.join(["localist", *sys.argv[1:]])
     print(run_job(config.resolve(raw), arguments.workdir, command=command, fresh=arguments.fresh))
@@ -248,7 +264,9 @@ def _apply(raw: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     section, dot, field = path.partition(".")
     if not (equals and dot):
-        raise ValueError(f"--set {change}: expected section.field=value, such as train.steps=500")
+        raise ValueError(
+            f"{CHANGE}{change}: expected {CHANGE}section.field=value, such as {CHANGE}train.steps=500"
+        )
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -342,10 +360,10 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from localist_jax.hierarchy.command import is_ensemble
     from localist_jax.hierarchy.shipping import EnsembleRun
     from localist_jax.report import tree
     from localist_jax.report.job import measure
+    from localist_jax.training.run import is_ensemble
 
     if is_ensemble(arguments.workdir):
         house = EnsembleRun.open(arguments.workdir)
@@ -373,7 +391,7 @@ def _localise(arguments: argparse.Namespace) -> None:
         run, corpus=arguments.corpus, blocks=arguments.blocks, open_share=arguments.open_share,
         distil_steps=arguments.distil, delta_rank=arguments.rank,
     ).to_dict()  # fmt: skip
-    for change in arguments.set:
+    for change in arguments.changes:
         _apply(raw, change)
     command = shlex.join(["localist", *sys.argv[1:]])
     anchors = dict(_anchor(text) for text in arguments.anchor)
@@ -389,7 +407,7 @@ def _recruit(arguments: argparse.Namespace) -> None:
     run = _open(arguments)
     asked = {name: getattr(arguments, name) for name in ("corpus", "cells", "blocks_at_most", "open_share")}
     raw = frozen_job.settings_of(run, **asked).to_dict()
-    for change in arguments.set:
+    for change in arguments.changes:
         _apply(raw, change)
     command = shlex.join(["localist", *sys.argv[1:]])
     options = {"rows": arguments.rows, "anchors": dict(_anchor(text) for text in arguments.anchor)}

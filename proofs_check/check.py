@@ -23,7 +23,7 @@ TWIN_MARGIN = 100  # a twin is caught by a violation this many times the toleran
 
 @dataclasses.dataclass
 class Count:
-    """What was seen of one claim."""
+    """The result of checking one claim."""
 
     instances: int = 0
     assumed: int = 0
@@ -40,7 +40,7 @@ class Count:
 
 @dataclasses.dataclass
 class Result:
-    """What a theorem's checks found. Tightness is attained/bound of its loosest attained claim."""
+    """The results of a theorem's checks. Tightness is attained/bound of its loosest attained claim."""
 
     theorem: Theorem
     claims: dict[str, Count]

@@ -130,7 +130,7 @@ def write_json(results: Sequence[Result], path: Path, command: str, seed: int) -
 
 
 def measured(result: Result) -> dict[str, float]:
-    """What a module measures beside its claims (`measure(instances)`), such as how loose a threshold is."""
+    """Return what a module measures beside its claims (`measure(instances)`), such as how loose a threshold is."""
     measure = getattr(_module(result), "measure", None)
     return {} if measure is None else {k: float(v) for k, v in measure(result.shown[0]).items()}
 

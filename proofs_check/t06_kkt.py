@@ -69,7 +69,7 @@ def attain():
 
 
 def worst(*claims):
-    """Of claims [n, …] about all gates or groups of an instance, the one with the least slack, [n]."""
+    """Return the claim with the least slack among those about all gates or groups of an instance, [n]."""
     flat = Claim(
         *(jnp.concatenate([x.reshape(len(x), -1) for x in parts], 1) for parts in zip(*claims, strict=True))
     )

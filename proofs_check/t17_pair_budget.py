@@ -130,7 +130,7 @@ def _opened(x: Budgets, prior_pairs: float | None):
 
 @struct
 class Knapsack:
-    """What was opened [n, CHOICES], and every set [n, CHOICES, 2^GROUPS].
+    """Return what was opened [n, CHOICES], and every set [n, CHOICES, 2^GROUPS].
 
     Attributes:
       mass, pairs, size: of the groups that were opened.

@@ -1,4 +1,4 @@
-"""What it takes to check a theorem: claims, instances that hold and attain them, attacks, a wrong twin.
+"""The parts of a check of a theorem: claims, instances that hold and attain them, attacks, a wrong twin.
 
 A module per theorem states it in its docstring and gives `THEOREM`. The claims call the library's own
 functions on many instances at once, in float64, so that a bug there is found here.
@@ -99,7 +99,7 @@ class Theorem:
 
 
 def by_library(function: Callable[..., Any], formula: jax.Array, *arguments: jax.Array) -> jax.Array:
-    """What a host-side library function says, with the gradient of the formula that it should equal."""
+    """Return what a host-side library function says, with the gradient of the formula that it should equal."""
     shape = jax.ShapeDtypeStruct(formula.shape, formula.dtype)
     inputs = [jax.lax.stop_gradient(jnp.asarray(x)) for x in arguments]
     found = jax.pure_callback(function, shape, *inputs, vmap_method="expand_dims")

@@ -40,7 +40,7 @@ def launch(*lists):
     return json.loads(run("tests/launches.py", input=json.dumps(lists)))
 
 
-SHORT = ["--set", "data.corpus=synthetic", "--set", "data.vocab_size=300", "--set", "train.steps=1"]
+SHORT = ["--config.data.corpus=synthetic", "--config.data.vocab_size=300", "--config.train.steps=1"]
 FULL = """
 import resource, sys
 from localist_jax.__main__ import main
@@ -50,11 +50,12 @@ main(sys.argv[1:])
 
 
 def flags_of(sections):
-    """`--set` for every field of some sections."""
-    changes = [
-        f"{name}.{field}={value}" for name, fields in sections.items() for field, value in fields.items()
+    """`--config.…` for every field of some sections."""
+    return [
+        f"--config.{name}.{field}={value}"
+        for name, fields in sections.items()
+        for field, value in fields.items()
     ]
-    return [word for change in changes for word in ("--set", change)]
 
 
 def assert_one_line(status, err, words):
@@ -151,7 +152,7 @@ def test_bad_launches_are_one_line(refused, case):
 
 def test_an_empty_corpus_is_one_line(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n\n")
-    settings = ["--set", f"data.corpus={tmp_path / 'empty.txt'}"]
+    settings = [f"--config.data.corpus={tmp_path / 'empty.txt'}"]
     status, _, err = command("train", "--workdir", tmp_path / "run", *settings)
     assert_one_line(status, err, "no training text found")
 
@@ -232,20 +233,20 @@ def test_report_measures_again(tiny_run):
         (["generate", "{run}", "word", "--top-p", "2"], "top_p must lie in"),
         (["inspect", "{run}", ""], "the text has 0 tokens"),
         (
-            ["train", "--workdir", "{tmp}/x", "--set", "model.layerz=3"],
+            ["train", "--workdir", "{tmp}/x", "--config.model.layerz=3"],
             "config.model.layerz: unknown key; did you mean 'layers'",
         ),
-        (["train", "--workdir", "{tmp}/x", "--set", "layers=3"], "expected section.field=value"),
+        (["train", "--workdir", "{tmp}/x", "--config.layers=3"], "expected section.field=value"),
         (
-            ["train", "--workdir", "{tmp}/x", "--set", f"train.seed={'9' * 20}"],
+            ["train", "--workdir", "{tmp}/x", f"--config.train.seed={'9' * 20}"],
             "config.train.seed: expected at least 0",
         ),
         (
-            ["train", "--workdir", "{tmp}/x", "--set", f"train.seed={'9' * 5000}"],
+            ["train", "--workdir", "{tmp}/x", f"--config.train.seed={'9' * 5000}"],
             "config.train.seed: expected int",
         ),
         (
-            ["train", "--workdir", "{tmp}/x", "--set", f"train.seed={'(' * 5000}"],
+            ["train", "--workdir", "{tmp}/x", f"--config.train.seed={'(' * 5000}"],
             "config.train.seed: expected int",
         ),
         (
@@ -283,7 +284,7 @@ def test_a_folder_may_be_called_2024(tmp_path, monkeypatch):
     (tmp_path / "2024" / "a.txt").write_text(" \n")
     monkeypatch.chdir(tmp_path)
     for name in ("2024", "'2024'"):
-        status, _, err = command("train", "--workdir", tmp_path / "run", "--set", f"data.corpus={name}")
+        status, _, err = command("train", "--workdir", tmp_path / "run", f"--config.data.corpus={name}")
         assert_one_line(status, err, "corpus '2024': no training text found")
 
 
@@ -298,7 +299,7 @@ def test_another_topology_is_one_line_and_the_run_is_kept(tiny_run, tiny_setting
     before = sorted(p.name for p in (tiny_run.workdir / "checkpoints").iterdir())
     settings = tiny_settings.to_dict()
     flags = flags_of({name: settings[name] for name in ("data", "model", "gates", "train")})
-    status, _, err = command("train", "--workdir", tiny_run.workdir, *flags, "--set", "model.block_units=4")
+    status, _, err = command("train", "--workdir", tiny_run.workdir, *flags, "--config.model.block_units=4")
     assert_one_line(
         status,
         err,

@@ -39,7 +39,7 @@ COMMANDS = commands()
 
 
 def words_of(start):
-    """What follows a word in the commands that have it; commands with an ellipsis are only sketches."""
+    """Return what follows a word in the commands that have it; commands with an ellipsis are only sketches."""
     split = [shlex.split(command) for command in COMMANDS if "…" not in command]
     return [words[words.index(start) + 1 :] for words in split if start in words]
 
@@ -50,7 +50,7 @@ def test_readme_is_short():
 
 @pytest.mark.parametrize("words", words_of("localist"), ids=" ".join)
 def test_localist_commands_parse(words):
-    assert isinstance(localist._parser().parse_args(words), argparse.Namespace)
+    assert isinstance(localist.parsed(words), argparse.Namespace)
 
 
 @pytest.mark.parametrize("words", words_of("experiments.launch"), ids=" ".join)

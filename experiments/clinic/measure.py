@@ -131,7 +131,7 @@ def _nearly(recruiter: MemberRecruiter) -> int:
 
 
 def parameters(width: int) -> int:
-    """Of one LLM."""
+    """Return the number of parameters of one LLM."""
     chosen = settings(0, width)
     state = boxed_state(Transformer(chosen.model, VOCABULARY), chosen)
     return sum(x.size for x in jax.tree.leaves(nn.unbox(state.params)))

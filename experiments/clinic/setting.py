@@ -1,4 +1,4 @@
-"""What every condition of the clinic shares: model, tokenizer, stream, and the batches that they are measured on."""
+"""The setting that all conditions of the clinic share: model, tokenizer, stream, and batches to measure on."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     python -m experiments.clinic --notes runs/notes.jsonl
     localist train experiments/configs/clinic.py --workdir runs/ward
 
-Any other corpus can take the place of the notes: `--set data.corpus=my_texts/`. Its documents come in its own order;
-`--set data.shuffle=True` mixes them. `--set hierarchy.base=runs/quickstart` begins with the LLM of that run.
+Any other corpus can take the place of the notes: `--config.data.corpus=my_texts/`. Its documents come in its own order;
+`--config.data.shuffle=True` mixes them. `--config.hierarchy.base=runs/quickstart` begins with the LLM of that run.
 """
 
 from ml_collections import ConfigDict

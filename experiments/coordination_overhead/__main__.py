@@ -9,7 +9,6 @@ shortlists of 1, 2 and 4. Everything it needs is generated. Writes `coordination
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -21,7 +20,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.coordination_overhead.house import BATCH, Domains, trained, with_members
+from experiments.coordination_overhead.house import BATCH, Domains, settings, trained, with_members
+from experiments.pool import measured_once
 from localist_jax.errors import one_line
 from localist_jax.hierarchy import signature
 from localist_jax.hierarchy.answer import answer, route
@@ -31,8 +31,8 @@ from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.model.generate import read_tokens
 from localist_jax.report import figures as drawing
 from localist_jax.report import study
-from localist_jax.training.run import write_json
 
+VERSION = 1  # raised when a run would measure something else
 SHORTLISTS = (1, 2, 4)
 COSTS = (
     "LLMs", "tokens/CPU s", "… per full call", "calls", "routing, ms", "MB", "coordination, bits", "most", "log₂M"
@@ -65,21 +65,26 @@ def main() -> None:
 
 
 def measured(seed: int, arguments: argparse.Namespace) -> dict[int, dict[str, float]]:
-    """All figures of one seed, by M; read from the work folder where they were measured before."""
-    name = f"most{arguments.most}_steps{arguments.steps}_rounds{arguments.rounds}_seed{seed}.json"
-    path = arguments.workdir / name
-    if path.is_file():
-        return {int(M): row for M, row in json.loads(path.read_text(encoding="utf-8")).items()}
-    domains, engine, everyone = trained(seed, arguments.most, arguments.steps)
-    sizes = [2**i for i in range(arguments.most.bit_length()) if 2**i <= arguments.most]
+    """Return all figures of one seed, by M; read from the work folder where the same was measured before."""
+    asked = {name: getattr(arguments, name) for name in ("most", "steps", "rounds")}
+    about = {**asked, "seed": seed, "settings": settings().to_dict(), "version": VERSION}
+    found = measured_once(
+        arguments.workdir / f"seed{seed}",
+        about,
+        lambda: {str(M): row for M, row in _measure(seed, **asked).items()},
+    )
+    return {int(M): row for M, row in found.items()}
+
+
+def _measure(seed: int, most: int, steps: int, rounds: int) -> dict[int, dict[str, float]]:
+    domains, engine, everyone = trained(seed, most, steps)
+    sizes = [2**i for i in range(most.bit_length()) if 2**i <= most]
     found: dict[int, dict[str, float]] = {}
     for M in sizes:
         found[M] = quality(domains, engine, with_members(everyone, M), seed)
         print(f"coordination_overhead: seed {seed}, M={M}: {found[M]}", file=sys.stderr, flush=True)
-    for M, row in speed(domains, engine, everyone, sizes, arguments.rounds).items():
+    for M, row in speed(domains, engine, everyone, sizes, rounds).items():
         found[M] |= row
-    arguments.workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
     return found
 
 
@@ -126,7 +131,7 @@ def quality(domains: Domains, engine: EnsembleEngine, ensemble: Ensemble, seed: 
 
 
 def _compilations() -> int:
-    """Of the function that generation reads with."""
+    """Return how often the function that generation reads with was compiled."""
     return read_tokens._cache_size()  # type: ignore[attr-defined]
 
 

@@ -198,7 +198,7 @@ def _introduction(seeds: list[int]) -> str:
 
 
 def _size(settings: Config, seeds: list[int], all_seeds: list[int]) -> str:
-    """What was trained on what, and with which seeds if not with all."""
+    """Say what was trained on what, and with which seeds if not with all."""
     model, data, train = settings.model, settings.data, settings.train
     fewer = "" if seeds == all_seeds else f" Seeds {', '.join(map(str, seeds))} alone."
     return (

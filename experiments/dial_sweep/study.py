@@ -71,7 +71,7 @@ def run(study: Study, task: str, condition: str, seed: int) -> dict[str, Any]:
 
 
 def kept_samples(study: Study, seed: int) -> dict[str, dict[str, Any]] | None:
-    """What `compare` found earlier with these two runs; None if there is nothing."""
+    """Return what `compare` found earlier with these two runs; None if there is nothing."""
     path = _samples_path(study, seed)
     if not path.is_file():
         return None
@@ -89,7 +89,7 @@ def _made_from(study: Study, seed: int) -> list[str]:
 
 
 def compare(study: Study, seed: int) -> dict[str, dict[str, Any]]:
-    """What any-dial writes at each λ, scored by the dense model of the same seed; kept like a run's figures."""
+    """Return the score that the dense model gives to any-dial's samples at each λ; kept like a run's figures."""
     from experiments.dial_sweep import samples
     from localist_jax.training.run import Run
 
@@ -155,14 +155,14 @@ def all_runs(
 
 
 def _conditions(task: str, fitted: bool) -> list[str]:
-    """Of a task: the controls that are fitted to any-dial, or the other conditions."""
+    """Return the controls of a task that are fitted to any-dial, or its other conditions."""
     return [name for name in TASKS[task].conditions if bool(CONDITIONS[name].matches) is fitted]
 
 
 def kept_runs(
     study: Study, tasks: list[str], seeds: list[int], variants: list[str]
 ) -> tuple[Results, dict[int, Any]]:
-    """As `all_runs`, of what earlier calls measured; seeds of a task that are not whole are left out, and named.
+    """Return `all_runs` of earlier calls; seeds of a task that are not complete are left out, and named.
 
     Raises:
       ValueError: no seed of any task is whole.
@@ -192,7 +192,7 @@ def kept_runs(
 
 
 def _found(study: Study, task: str, condition: str, seed: int) -> dict[str, Any] | None:
-    """What is kept of a run; of a control only where the run that it is fitted to is kept."""
+    """Return the kept figures of a run; those of a control need the run that it is fitted to."""
     control = bool(ALL[condition].matches)
     if control and _found(study, task, "any", seed) is None:
         return None

@@ -56,7 +56,7 @@ class Code:
 
 
 class Results:
-    """What was measured, by the names of the cases; `code` and its kin give None for what was not.
+    """The figures of the cases that were measured, by name; `code` and its kin give None for the others.
 
     Args:
       cases: all of the study.

@@ -1,4 +1,4 @@
-"""What was hoped for before anything was measured, and whether the figures reach it."""
+"""The targets that were set before anything was measured, and whether the figures reach them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -10,20 +12,19 @@ import jax
 from experiments.clinic import setting
 from experiments.order_and_shift.texts import Library
 from localist_jax import config
-from localist_jax.hierarchy.command import is_ensemble
 from localist_jax.hierarchy.engine import EnsembleEngine
 from localist_jax.hierarchy.ensemble import Ensemble
 from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
-from localist_jax.training.run import fresh_state
+from localist_jax.training.run import fresh_state, is_ensemble
 from localist_jax.training.state import TrainState
 
 STEPS, TELL = 3000, 500
 
 
 def settings(seed: int, width: int) -> config.Config:
-    """The clinic's LLM and rule; it learns faster, surveys more often and judges later, by fewer placebos.
+    """Return the clinic's settings, but faster learning, more surveys, and later judgement by fewer placebos.
 
     Chosen on the order of seed 100, which is not reported.
     """
@@ -33,19 +34,16 @@ def settings(seed: int, width: int) -> config.Config:
     )
 
 
-def _folder(width: int, root: Path) -> Path:
-    return root / f"base{width}"
-
-
-def trained(width: int, root: Path) -> bool:
-    """Whether the base was trained before."""
-    return is_ensemble(_folder(width, root))
+def folder_of(library: Library, width: int, root: Path) -> Path:
+    """Return the folder of the base, which its settings, its tokenizer and its steps name."""
+    about = json.dumps([settings(0, width).to_dict(), library.tokenizer.fingerprint, STEPS], sort_keys=True)
+    return root / f"base{width}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
 
 def pretrained(library: Library, width: int, root: Path) -> TrainState:
-    """The base after `STEPS` batches of WikiText-2; read from its folder if it was trained before."""
-    folder = _folder(width, root)
-    if trained(width, root):
+    """Return the base after `STEPS` batches of WikiText-2; read from its folder if it was trained before."""
+    folder = folder_of(library, width, root)
+    if is_ensemble(folder):
         return EnsembleRun.open(folder).ensemble.state(0)
     chosen, tokenizer = settings(0, width), library.tokenizer
     model = Transformer(chosen.model, tokenizer.vocab_size)

@@ -13,13 +13,14 @@ import numpy as np
 
 from experiments.clinic import measure
 from experiments.clinic.setting import Clinic
-from experiments.order_and_shift.base import pretrained, settings, trained
+from experiments.order_and_shift.base import folder_of, pretrained, settings
 from experiments.order_and_shift.texts import BOOKS, DOMAINS, MIXED, SESSION, Library
 from experiments.pool import measured_once
 from localist_jax import config
 from localist_jax.hierarchy.recruiter import MemberRecruiter
 from localist_jax.hierarchy.signature import Division
 from localist_jax.locality import Dial
+from localist_jax.training.run import is_ensemble
 from localist_jax.training.state import TrainState
 
 FIRST, EACH = 8, 6  # sessions of the first domain, and of the time when each other one is new
@@ -41,7 +42,7 @@ CONDITIONS = ("recruits", "one", "told")  # an ensemble; its base alone; an LLM 
 
 
 def conditions(name: str) -> tuple[str, ...]:
-    """What a stream is run with."""
+    """Return the conditions that a stream is run under."""
     return CONDITIONS[:1] if name in ("mixed", "one book", NULL) else CONDITIONS
 
 
@@ -93,8 +94,8 @@ _library = functools.cache(Library)
 
 
 def prepare(root: Path) -> None:
-    """Trains the base, unless it was trained before."""
-    if not trained(WIDTH, root):
+    """Train the base, unless it was trained before."""
+    if not is_ensemble(folder_of(_library(), WIDTH, root)):
         pretrained(_library(), WIDTH, root)
 
 

@@ -24,7 +24,7 @@ SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """As many tokens as a row holds, and the chapter that they are from."""
+    """A piece of text of as many tokens as a row holds, and the chapter that it is from."""
 
     ids: Int32[np.ndarray, " T"]
     chapter: str
@@ -32,7 +32,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What a run reads, and what it is examined on.
+    """The batches that a run reads, and those that it is examined on.
 
     Attributes:
       prepared: rows in their order, and all books' held-out pieces one after another; each row is one segment, whose

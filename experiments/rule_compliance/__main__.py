@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What is on record, where some parts are not to be measured; else nothing.
+    """Return the figures on record where some parts are not to be measured; else nothing.
 
     Raises:
       ValueError: there is no record.

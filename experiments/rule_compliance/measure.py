@@ -1,9 +1,10 @@
-"""What is measured of texts: how many violate, what they cost, whether promises are kept, whom rules hurt."""
+"""Measurements of texts: how many violate, what they cost, whether promises are kept, whom rules hurt."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -43,7 +44,8 @@ class Tally:
 
 
 def trained(text: str, folder: Path, seed: int, steps: int) -> Run:
-    """A small model of a text."""
+    """Return a small model of a text; another text has another folder."""
+    folder = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "text.txt"
     if not corpus.is_file():

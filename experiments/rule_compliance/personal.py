@@ -46,7 +46,7 @@ class Sentences:
         return "\n\n".join(" ".join(s["full_text"].split()) for s in self.all)
 
     def values(self) -> dict[str, list[str]]:
-        """What is labelled in the second half, by kind."""
+        """Return what is labelled in the second half, by kind."""
         found: dict[str, dict[str, None]] = {kind: {} for kind in KINDS}
         for span in self._spans():
             found[span["entity_type"]][" ".join(span["entity_value"].split())] = None

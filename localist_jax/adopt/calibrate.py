@@ -36,7 +36,7 @@ Report = Callable[[str, int, int], None]  # stage, batches done, batches in all
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a look at some text found; every budget can be chosen from it.
+    """The findings of a look at some text; gates for every budget can be chosen from them.
 
     Attributes:
       router: kernel [D, K] and bias [K]; block 0 is the sink's and never chosen.
@@ -67,7 +67,7 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
+    """The findings of a calibration.
 
     Attributes:
       router: kernel [D, K] and bias [K]; block 0 is the sink's and never chosen.
@@ -280,7 +280,7 @@ def _router(model, params, batches, key, anchors, report):
 
 
 def _states(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch) -> jax.Array:
-    """What the router reads at λ=0; the layers above it are never computed."""
+    """Return what the router reads at λ=0; the layers above it are never computed."""
     return _read(model, params, blocks, batch)[0].states
 
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from localist_jax.hierarchy.answer import Route, route
 from localist_jax.hierarchy.documents import rows
-from localist_jax.hierarchy.shipping import ENSEMBLE, EnsembleRun
+from localist_jax.hierarchy.shipping import EnsembleRun
 from localist_jax.training.run import Run
-
-
-def is_ensemble(workdir: Path) -> bool:
-    """Whether an ensemble was saved in that folder."""
-    return (workdir / ENSEMBLE).is_file()
 
 
 def member_for(house: EnsembleRun, prompt: str) -> tuple[Run, Route]:

@@ -24,7 +24,6 @@ from localist_jax.data import Batch, Tokenizer, corpora
 from localist_jax.hierarchy import stream
 from localist_jax.hierarchy.blocks import BlockRecruiters
 from localist_jax.hierarchy.coding import Coded, code
-from localist_jax.hierarchy.command import is_ensemble
 from localist_jax.hierarchy.documents import pieces, rows
 from localist_jax.hierarchy.recruiter import MemberRecruiter
 from localist_jax.hierarchy.shipping import EnsembleRun
@@ -35,7 +34,7 @@ from localist_jax.recruitment.proposals import Concept
 from localist_jax.training.journal import Journal
 from localist_jax.training.loop import Preempted, TrainingDiverged
 from localist_jax.training.progress import Progress
-from localist_jax.training.run import Run, compare_hosts, report_new_text
+from localist_jax.training.run import Run, compare_hosts, is_ensemble, report_new_text
 
 
 def run(

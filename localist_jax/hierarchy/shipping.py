@@ -28,6 +28,7 @@ from localist_jax.parallel import hosts, sharding
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.run import (
+    ENSEMBLE,
     Run,
     abstract_state,
     fresh_state,
@@ -38,7 +39,7 @@ from localist_jax.training.run import (
 )
 from localist_jax.types import PyTree
 
-ENSEMBLE, SPECIALIST = "ensemble.json", "specialist.json"
+SPECIALIST = "specialist.json"
 
 
 @dataclasses.dataclass

@@ -17,7 +17,7 @@ BLOCK = 64  # steps for which a gain is reckoned at once: those of the longest o
 
 
 def check_scope(rules: RuleSet, model: Any) -> None:
-    """Nothing, if every scope fits a `config.Model`.
+    """Check that every scope fits a `config.Model`.
 
     Raises:
       RuleError: a layer that is not localist, or a head that the model does not have.

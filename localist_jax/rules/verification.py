@@ -46,7 +46,7 @@ class Findings:
         return [finding for finding in self.all if finding.kind == "contradiction"]
 
     def insist(self) -> None:
-        """Nothing, if the set is consistent.
+        """Check that the set is consistent.
 
         Raises:
           RuleError: the smallest contradiction, in words.

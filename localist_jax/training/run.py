@@ -31,12 +31,18 @@ from localist_jax.training.evaluate import Evaluator
 from localist_jax.training.state import TrainState
 
 ACTIVE_RULES = Path("rules", "active.yaml")  # in a run's folder, the rules that generation obeys
+ENSEMBLE = "ensemble.json"  # in the folder of an ensemble, which holds runs of its members
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "chex", "grain", "tokenizers", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a run depends on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
+
+
+def is_ensemble(workdir: Path) -> bool:
+    """Return whether an ensemble was saved in that folder."""
+    return (workdir / ENSEMBLE).is_file()
 
 
 @cache

@@ -1,1 +1,1 @@
-"""What the theorems are checked on: rows of attention, small gated networks, streams, searches, trained runs."""
+"""The models that theorems are checked on: rows of attention, gated networks, streams, searches, trained runs."""

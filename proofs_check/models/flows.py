@@ -37,7 +37,7 @@ def certified(gates, text: Text, window: int) -> jax.Array:
 
 
 def certified_by_blocks(gates, active, background, text: Text) -> jax.Array:
-    """What holds for all texts, spread over the positions of these: may i depend on j ≠ i? [B, T, T]."""
+    """Return whether position i may depend on j ≠ i, spread over the positions of these texts, [B, T, T]."""
     relay = flow.block_reach(gates, active, background)
     return relay[text.block[:, :, None], text.block[:, None, :]]
 
@@ -49,7 +49,7 @@ def earlier(text: Text) -> jax.Array:
 
 
 def influence(outputs: Callable, states, reached) -> tuple[jax.Array, jax.Array]:
-    """Of one stack: the size of each Jacobian block, and how far other states move what they should not.
+    """The size of each Jacobian block of one stack, and how far other states move what they should not.
 
     Args:
       outputs: states [B, T, D] → outputs [B, T, D].

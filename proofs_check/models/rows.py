@@ -71,7 +71,7 @@ class Rows:
 
 @struct
 class Read:
-    """What `attend` made of some rows: α [n, S], output o [n], odds ω [n, S], statistics [n]."""
+    """The results of `attend` on some rows: α [n, S], output o [n], odds ω [n, S], statistics [n]."""
 
     alpha: chex.Array
     out: chex.Array

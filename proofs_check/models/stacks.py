@@ -30,7 +30,7 @@ BLOCKS, CAPACITY, HEADS = MODEL.blocks, MODEL.block_capacity, MODEL.heads
 
 @struct
 class Text:
-    """What the layers know of some texts: int [n, B, T] each, as in `Placement`.
+    """The placement of some texts in the layers: int [n, B, T] each, as in `Placement`.
 
     Attributes:
       parent: int [n, K], of each block; None where all are roots.

@@ -51,7 +51,7 @@ class Layers:
 
 @struct
 class Seen:
-    """What one layer makes of its texts.
+    """The results of one layer on its texts.
 
     Attributes:
       table: the library's attention mass by filing, head, query block, key block at λ=0, [F, N, K, K].
@@ -70,7 +70,7 @@ class Seen:
 
 @struct
 class Effect:
-    """What closing gates does to outputs, [B, N, T] each.
+    """The effects of closing gates on outputs, [B, N, T] each.
 
     Attributes:
       moved: ‖o(1) − o(0)‖.
@@ -110,7 +110,7 @@ def sample(key: jax.Array, n: int) -> Layers:
 
 
 def _parameters(key, n) -> PyTree:
-    """Of `Attention`, with normal weights and query gains from 0.1 to 10; what makes outputs of it is 0."""
+    """Return parameters of `Attention`: normal weights, query gains from 0.1 to 10, and an output matrix of 0."""
     c = MODEL
     query, keys = (c.width, c.heads, c.head_size), (c.width, c.kv_heads, c.head_size)
     sizes = math.prod(query), math.prod(keys)
@@ -233,5 +233,5 @@ def own_table(table, filing) -> jax.Array:
 
 
 def closed_mass(table, gates, filing) -> jax.Array:
-    """What a mass table says of the gates that are closed, by head, [N]; column 0 is never closed."""
+    """Return the mass that a table has behind closed gates, by head, [N]; column 0 is never closed."""
     return jnp.where(gates > 0, 0.0, own_table(table, filing))[..., 1:].sum((-1, -2))

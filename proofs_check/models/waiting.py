@@ -78,7 +78,7 @@ class Setting:
 
 
 def setting(x: Streams) -> Setting:
-    """What the instance amounts to; the increments are of two coins, so the drift is a difference of divergences."""
+    """Return the gains, drifts and thresholds of instances whose increments are of two coins."""
     p0 = jax.nn.sigmoid(x.incumbent)
     p1 = jax.nn.sigmoid(x.incumbent + jax.nn.softplus(x.gap))
     one, zero = jnp.log2(p1 / p0), jnp.log2((1 - p1) / (1 - p0))

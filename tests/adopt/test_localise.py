@@ -181,7 +181,7 @@ def test_generation_at_any_dial_and_without_bos(calibrated):
 def test_the_command_makes_the_same_run_and_reports_it(original, calibrated, tmp_path):
     words = ["--blocks", BLOCKS, "--open-share", SHARE, "--tokens", TOKENS, "--anchor", "animal=a"]
     for section, fields in (("model", SMALL), ("data", {"valid_rows": 2})):
-        words += [w for field, x in fields.items() for w in ("--set", f"{section}.{field}={x}")]
+        words += [f"--config.{section}.{field}={x}" for field, x in fields.items()]
     status, out, err = command("localise", original.workdir, "--out", tmp_path / "run", *words)
     assert status == 0, err
     assert out.strip() == str(tmp_path / "run" / "report.html")

@@ -102,7 +102,7 @@ def test_the_command_runs_the_real_model_and_reports(original, tmp_path):
     options += [f"model.{name}={value}" for name, value in SMALL.items()] + ["data.valid_rows=2"]
     status, said, heard = command(
         "recruit", original.workdir, "--out", out, "--cells", CELLS, "--blocks-at-most", MOST,
-        "--open-share", SHARE, "--rows", 8, *(word for option in options for word in ("--set", option)),
+        "--open-share", SHARE, "--rows", 8, *(f"--config.{option}" for option in options),
     )  # fmt: skip
     assert status == 0, heard
     assert said.strip().endswith("report.html")
@@ -124,13 +124,13 @@ def test_the_command_runs_the_real_model_and_reports(original, tmp_path):
         (["--cells", "5000"], "too little for 5000 cells"),
         (["--anchor", "x=hippopotamus"], "is no single token"),
         (["--anchor", "x"], "expected NAME=WORD"),
-        (["--set", "recruitment.cost=bic"], "expected 'prequential'"),
+        (["--config.recruitment.cost=bic"], "expected 'prequential'"),
         (["--corpus", "/nowhere"], "/nowhere"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(original, tmp_path, options, words):
-    small = [word for name, value in SMALL.items() for word in ("--set", f"model.{name}={value}")]
-    small = [*small, "--set", "recruitment.survey=4", "--cells", CELLS, "--blocks-at-most", MOST]
+    small = [f"--config.model.{name}={value}" for name, value in SMALL.items()]
+    small = [*small, "--config.recruitment.survey=4", "--cells", CELLS, "--blocks-at-most", MOST]
     status, _, heard = command("recruit", original.workdir, "--out", tmp_path / "run", *small, *options)
     assert status not in (0, None)
     assert words in heard

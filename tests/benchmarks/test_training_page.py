@@ -1,4 +1,4 @@
-"""What the training benchmark says of given timings."""
+"""The training benchmark's figures from given timings."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What compiling for a topology says: too much memory, bounds, the page; and scaling from it."""
+"""Compiling for a topology: too much memory, bounds, the page; and scaling from it."""
 
 import json
 
