@@ -169,8 +169,8 @@ class Study:
             else:
                 there += 1
         progress = Progress(self.name, waiting, there, options.minutes)
-        for case, missing in without:
-            progress.leave_out(case, missing)
+        for case, why in without:
+            progress.leave_out(case, why)
         shared = [one for one in waiting if self.pool and not one[0].alone]
         if shared and self.pool:
             with self.pool(options) as pool:
