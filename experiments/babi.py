@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments import cases
 from localist_jax.data import Tokenizer, corpora
 
 # Words of one kind, which may stand for one another throughout a story.
@@ -59,6 +60,16 @@ class Story:
 def folder() -> Path:
     """Where bAbI lies."""
     return corpora.find("babi", "the folder en-10k of bAbI QA v1.2") / "en-10k"
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Return what tells these texts from others.
+
+    Raises:
+      CorpusError: bAbI is not there.
+    """
+    return cases.fingerprint(folder().glob("qa*.txt"))
 
 
 def lines(task: int, split: str) -> Iterator[list[Line]]:

@@ -8,16 +8,13 @@ Writes `localise.md`, `.json` and pictures from what is there.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import shlex
-from pathlib import Path
 
-from experiments.localise import page
 from experiments.localise.cases import QUICK, Bench, Extent, plan
-from experiments.localise.runner import run, selected
-from localist_jax.errors import StoppedRun, one_line
-from localist_jax.parallel.compilation import keep_programs
+from experiments.localise.page import page_of
+from experiments.localise.results import Results
+from experiments.study import Options, Study
+from localist_jax.errors import StoppedRun
 
 CHECKPOINT = "smollm2"
 
@@ -28,55 +25,39 @@ class Missing(StoppedRun):
     status = 2
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser("localise", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/localise"))
-    parser.add_argument(
-        "--out", type=Path, help="of the page; docs/measurements, or the workdir of a --quick study"
-    )
-    parser.add_argument("--quick", action="store_true", help="a small study, to see that everything works")
-    parser.add_argument(
-        "--cases", nargs="+", default=[], metavar="PATTERN", help="only these; `*` is anything"
-    )
-    parser.add_argument("--minutes", type=float, default=0.0, help="begin no other case after so many")
-    parser.add_argument("--rows", type=int, help="unseen rows of each corpus")
-    parser.add_argument("--list", action="store_true", help="say what the cases are")
-    parser.add_argument("--page", action="store_true", help="only write the page from what is there")
-    arguments = parser.parse_args()
-    extent = QUICK if arguments.quick else Extent()
-    if arguments.rows:
-        extent = dataclasses.replace(
-            extent, rows=arguments.rows, control_rows=min(arguments.rows, extent.control_rows)
-        )
-    out = arguments.out or (arguments.workdir if arguments.quick else Path("docs/measurements"))
-    with one_line():
-        cases = plan(extent)
-        if arguments.list:
-            print("\n".join(case.name for case in selected(cases, arguments.cases)))
-            return
-        if not arguments.page:
-            measure(extent, arguments)
-        flags = ["--quick"] * arguments.quick + [f"--rows={arguments.rows}"] * bool(arguments.rows)
-        command = shlex.join(["python", "-m", "experiments.localise", *flags])
-        print(page.write(cases, extent, arguments.workdir, out, command))
+def extent_of(options: Options) -> Extent:
+    """Return how much is measured."""
+    extent, rows = QUICK if options.quick else Extent(), options.rows
+    if not rows:
+        return extent
+    return dataclasses.replace(extent, rows=rows, control_rows=min(rows, extent.control_rows))
 
 
-def measure(extent: Extent, arguments: argparse.Namespace) -> None:
-    """Run the cases that were asked for.
+def bench(options: Options) -> Bench:
+    """Return what cases are measured with.
 
     Raises:
       Missing: the model or a corpus that all cases need is not here.
     """
-    keep_programs()
-    cases = selected(plan(extent), arguments.cases)
     try:
-        bench = Bench(CHECKPOINT, arguments.workdir, extent)
-        fingerprint = bench.subject.fingerprint
+        made = Bench(CHECKPOINT, options.workdir, extent_of(options))
+        assert made.subject.fingerprint
     except ValueError as error:
         raise Missing(str(error)) from error
-    run(cases, arguments.workdir, bench, fingerprint, arguments.minutes)
+    return made
 
+
+STUDY = Study(
+    "localise",
+    __doc__,
+    cases=lambda options: plan(extent_of(options)),
+    page=lambda options, found: page_of(Results(found, extent_of(options)), options.out),
+    options={"--rows": {"type": int, "help": "unseen rows of each corpus"}},
+    quick={},
+    bench=bench,
+    data=lambda bench, case: bench.subject.fingerprint,
+    partial=True,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.cases import Case, Figures
 from experiments.localise import controls, retrieval, words
 from experiments.localise.reading import Reader
-from experiments.localise.runner import Case, Figures
 from experiments.localise.subject import Condition, Sizes, Subject
 from experiments.localise.texts import CORPORA, OTHER, batches
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +79,9 @@ def shown(text: str) -> str:
     return text.partition(BEGIN)[2].partition(END)[0].strip()
 
 
-def into_readme(out: Path) -> None:
-    """Write the table into the README above a folder docs/measurements; other folders have none."""
+def in_readme(out: Path, stored: dict[str, Any]) -> dict[Path, str]:
+    """Return the README above a folder docs/measurements, with the table; other folders have none."""
     readme = out.absolute().parents[1] / "README.md"
     if out.absolute().parts[-2:] != ("docs", "measurements") or not readme.is_file():
-        return
-    stored = json.loads((out / "localise.json").read_text(encoding="utf-8"))
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(between_marks(text, table(stored)), encoding="utf-8")
+        return {}
+    return {readme: between_marks(readme.read_text(encoding="utf-8"), table(stored))}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.localise import pictures
 from experiments.localise.cases import Extent
-from experiments.localise.headline import ABSENT, into_readme, table
+from experiments.localise.headline import ABSENT, in_readme, table
 from experiments.localise.named import figures_of
 from experiments.localise.results import Results
-from experiments.localise.runner import Case
 from experiments.localise.targets import TITLES, from_scratch, targets
+from experiments.study import Page
 from localist_jax.report import study
 
 QUESTION = """A pretrained model, SmolLM2-135M-Instruct, is given named blocks, exact zeros and a dial by calibration:
@@ -23,13 +22,9 @@ Rows hold {context:,} tokens of one corpus. Bits are per token, over {rows} rows
 of the difference over rows. The open share counts all causal pairs of all layers, window and sink included."""
 
 
-def write(cases: Sequence[Case], extent: Extent, workdir: Path, out: Path, command: str) -> Path:
-    """Write page, JSON and picture; return the page's path.
-
-    Raises:
-      ValueError: no case was run yet, or cases of different models or texts.
-    """
-    results = Results(cases, extent, workdir)
+def page_of(results: Results, out: Path) -> Page:
+    """Return the page, which `out` will hold, with the table in the README above that folder."""
+    extent = results.extent
     named = figures_of(results)
     if (nmi := from_scratch()) is not None and "nmi_supersenses" in named:
         named["nmi_from_scratch"] = nmi
@@ -48,12 +43,10 @@ def write(cases: Sequence[Case], extent: Extent, workdir: Path, out: Path, comma
         "## What was not run", _missing(results),
     ) if part)  # fmt: skip
     seeds = [s for s in extent.seeds if results(f"calibration/{results.context}/seed{s}")]
-    page = study.write(
-        out, "localise", title="A real LLM made localist by calibration", body=body, command=command,
-        seeds=seeds, figures=named, pictures={"shares": pictures.shares(results)},
+    return Page(
+        "A real LLM made localist by calibration", body, seeds, named, {"shares": pictures.shares(results)},
+        also=in_readme(out, {"figures": named}),
     )  # fmt: skip
-    into_readme(out)
-    return page
 
 
 def _section(title: str, body: str) -> list[str]:
@@ -181,7 +174,7 @@ def _missing(results: Results) -> str:
         return "All cases of the study were run."
     kinds = list(dict.fromkeys("/".join(name.split("/")[:2]) for name in missing))
     return (
-        f"{len(missing)} of {len(results.names)} cases were not run, so nothing is said about them: "
+        f"{len(missing)} of {results.count} cases were not run, so nothing is said about them: "
         + ", ".join(f"`{kind}`" for kind in kinds)
         + ". The same command goes on with them."
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import cases
+from experiments.cases import Figures
 from experiments.localise.cases import DISTILLED, Extent
-from experiments.localise.runner import Case, Figures, fingerprint_of, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,41 +58,31 @@ class Results:
     """The figures of the cases that were measured, by name; `code` and its kin give None for the others.
 
     Args:
-      cases: all of the study.
-      extent: that they were planned for.
-      folder: of the study.
+      found: the figures.
+      extent: of the study.
 
     Raises:
-      ValueError: results of different models or texts in one folder, or none at all.
+      ValueError: results of different models or texts.
     """
 
-    def __init__(self, cases: Sequence[Case], extent: Extent, folder: Path):
-        self.extent, self.names = extent, [case.name for case in cases]
-        found = {case.name: figures for case in cases if (figures := stored(case, folder)) is not None}
-        self.prints = {case.name: fingerprint_of(case, folder) for case in cases if case.name in found}
-        if not found:
-            raise ValueError(f"{folder}: no case of this study was run yet; leave out --page to run them")
-        if len(set(self.prints.values())) > 1:
-            raise ValueError(f"{folder}: its cases read different models or texts; run all of them again")
-        self._found: dict[str, Figures] = found
+    def __init__(self, found: cases.Results, extent: Extent):
+        self.extent, self._found = extent, found
+        if len(set(found.data.values())) > 1:
+            raise ValueError("localise: its cases read different models or texts; run all of them again")
 
     def __call__(self, name: str) -> Figures | None:
         """Return the figures of a case."""
         return self._found.get(name)
 
     @property
-    def all(self) -> list[Figures]:
-        """The figures of all cases that were run, with `seconds` and `made_on`."""
-        return list(self._found.values())
-
-    @property
     def missing(self) -> list[str]:
         """The cases that were not run, in their order."""
-        return [name for name in self.names if name not in self._found]
+        return self._found.missing
 
-    def planned(self, name: str) -> bool:
-        """Whether the study has such a case."""
-        return name in self.names
+    @property
+    def count(self) -> int:
+        """How many cases the study has."""
+        return len(self._found) + len(self.missing)
 
     @property
     def context(self) -> int:

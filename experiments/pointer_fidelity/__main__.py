@@ -7,40 +7,39 @@ Writes `pointer_fidelity.md`, `.json` and a picture. Runs are kept in `--workdir
 
 from __future__ import annotations
 
-import argparse
-import os
-import shlex
-import sys
-from pathlib import Path
-
-from experiments.pointer_fidelity import measure, page
+from experiments import babi
+from experiments.cases import Results
+from experiments.pointer_fidelity.measure import case_of
 from experiments.pointer_fidelity.models import CONTEXT
-from experiments.pool import Job, Pool
-from localist_jax.errors import one_line
+from experiments.pointer_fidelity.page import page_of
+from experiments.study import Options, Page, Study
+from experiments.workers import Pool
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser("pointer_fidelity", description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", type=int, default=list(CONTEXT), choices=list(CONTEXT))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--steps", type=int, default=2500, help="of training")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/pointer_fidelity"))
-    parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
-    parser.add_argument("--workers", type=int, default=0, help="models at a time; default: one per core")
-    arguments = parser.parse_args()
-    with one_line():
-        jobs: list[Job] = [
-            ((task, seed), measure.job, (arguments.workdir, task, seed, arguments.steps))
-            for task in arguments.tasks
-            for seed in arguments.seeds
-        ]
-        with Pool(arguments.workers or len(os.sched_getaffinity(0))) as pool:
-            found = dict(pool.results(jobs, "pointer_fidelity"))
-        results = {task: [found[task, seed] for seed in arguments.seeds] for task in arguments.tasks}
-        command = shlex.join(["python", "-m", "experiments.pointer_fidelity", *sys.argv[1:]])
-        print(page.write(results, arguments.seeds, arguments.out, command))
+def page(options: Options, found: Results) -> Page:
+    """Return the page of what was measured."""
 
+    def figures(task: int, seed: int):
+        return found[case_of(task, seed, options.steps).name]
+
+    results = {task: [figures(task, seed) for seed in options.seeds] for task in options.tasks}
+    return page_of(results, options.seeds)
+
+
+STUDY = Study(
+    "pointer_fidelity",
+    __doc__,
+    cases=lambda options: [case_of(t, s, options.steps) for t in options.tasks for s in options.seeds],
+    page=page,
+    options={
+        "--tasks": {"nargs": "+", "type": int, "default": list(CONTEXT), "choices": list(CONTEXT)},
+        "--steps": {"type": int, "default": 2500, "help": "of training"},
+    },
+    seeds=(0, 1),
+    quick={"tasks": [1], "seeds": [0], "steps": 50},
+    pool=lambda options: Pool(options.workers),
+    data=lambda bench, case: babi.fingerprint(),
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -6,15 +6,15 @@ A head is chosen on one half of the questions and reported on the other, at each
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import cases as measurements
 from experiments.pointer_fidelity import models
 from experiments.pointer_fidelity.cases import Case, drawn, without
 from experiments.pointer_fidelity.reading import Reader, Reading
-from experiments.pool import train_and_measure
+from localist_jax.config import resolve
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.run import Run, fresh_state
 
@@ -23,12 +23,17 @@ QUESTIONS = 190  # half of them to choose heads on
 WANTED = 0.9  # fidelity that the rules ask for
 
 
-def job(workdir: Path, task: int, seed: int, steps: int) -> dict[str, Any]:
-    """Every figure of one model; trained and measured once."""
-    folder = workdir / f"task{task}_seed{seed}"
-    return train_and_measure(
-        folder, models.settings(task, seed, steps), models.trained, lambda run: measured(run, task, seed)
-    )
+def case_of(task: int, seed: int, steps: int) -> measurements.Case:
+    """Return the case of a task's model."""
+    settings = {"task": task, "config": models.settings(task, seed, steps).to_dict()}
+    return measurements.Case(f"task{task}/seed{seed}", settings, _measured)
+
+
+def _measured(store: measurements.Store, case: measurements.Case) -> measurements.Figures:
+    """Return every figure of a model, which is trained or resumed first."""
+    task, settings = case.settings["task"], resolve(case.settings["config"])
+    run = models.trained(settings, task, store.own(case))
+    return measured(run, task, settings.train.seed)
 
 
 def measured(run: Run, task: int, seed: int) -> dict[str, Any]:

@@ -60,7 +60,6 @@ def prepared(task: int, context: int, seed: int = 0) -> Prepared:
     )
 
 
-def trained(made: Config, folder: Path) -> Run:
-    """The run of these settings, trained or resumed."""
-    task = next(task for task in CONTEXT if folder.name.startswith(f"task{task}_"))
+def trained(made: Config, task: int, folder: Path) -> Run:
+    """Return the run of these settings, trained or resumed."""
     return train(made, folder, prepared=prepared(task, made.data.context))

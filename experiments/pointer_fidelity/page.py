@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.pointer_fidelity.measure import DIALS, QUESTIONS, WANTED
 from experiments.pointer_fidelity.models import COPIES
+from experiments.study import Page
 from localist_jax.report import study
 from localist_jax.report.study import spread
 
@@ -19,8 +19,8 @@ NAMES = {1: "one supporting fact", 2: "two supporting facts", 16: "basic inducti
 ANSWERED = 0.9  # accuracy below which a model has not learnt its task, and where it looks proves little
 
 
-def write(results: Results, seeds: Sequence[int], out: Path, command: str) -> Path:
-    """Writes `pointer_fidelity.md`, `.json` and the picture; returns the page's path."""
+def page_of(results: Results, seeds: Sequence[int]) -> Page:
+    """Return the page."""
     by_task = {
         task: {f"{dial:g}": at(found, dial, "best_head") for dial in DIALS} for task, found in results.items()
     }
@@ -34,10 +34,7 @@ def write(results: Results, seeds: Sequence[int], out: Path, command: str) -> Pa
         "recency_baseline": {t: [x["baselines"]["recency"] for x in found] for t, found in results.items()},
         "by_task": results,
     }
-    return study.write(
-        out, "pointer_fidelity", title=TITLE, body=_body(results), command=command, seeds=seeds, figures=figures,
-        pictures={"dial": _picture(results)},
-    )  # fmt: skip
+    return Page(TITLE, _body(results), seeds, figures, {"dial": _picture(results)})
 
 
 def at(found: Sequence[dict[str, Any]], dial: float, name: str) -> list[float]:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.recruitment_stress import runs, streams
+from experiments.study import Page
 from localist_jax.recruitment import signs
 from localist_jax.report import figures, study
 
 TITLE = "Does recruitment stay calm on streams that try to mislead it?"
 
 
-def write(
-    results: Mapping[str, Sequence[dict[str, Any]]], seeds: Sequence[int], out: Path, command: str
-) -> Path:
-    """Writes the page; returns its path.
+def page_of(results: Mapping[str, Sequence[dict[str, Any]]], seeds: Sequence[int]) -> Page:
+    """Return the page.
 
     Args:
       results: by stream, the figures of each seed.
       seeds: of the runs.
-      out: folder.
-      command: what produces the study again.
     """
     every = [r for found in results.values() for r in found]
     said = {
@@ -49,10 +45,7 @@ def write(
     marks = np.flatnonzero(np.diff(streams.hostile(runs.STEPS).astype(int)) > 0) + 1
     marked = marks.tolist() if shown in ("bursts", "repeated") else []
     pictures = {"trials": figures.recruitment(results[shown][0]["records"], runs.STEPS, marked)}
-    return study.write(
-        out, "recruitment_stress", title=TITLE, body=_body(results, measured, said, shown), command=command,
-        seeds=seeds, figures=measured, pictures=pictures,
-    )  # fmt: skip
+    return Page(TITLE, _body(results, measured, said, shown), seeds, measured, pictures)
 
 
 def _body(results, measured: Mapping[str, Any], said: Mapping[str, list[str]], shown: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.pool import train_and_measure
+from experiments.cases import Case, Figures, Store
 from experiments.recruitment_recovery.runs import BASE
 from experiments.recruitment_stress import streams
 from experiments.words import one_token_each
@@ -36,7 +35,7 @@ ANCHOR_LOG_ODDS = 5.0  # nats, of the poisoned concept
 
 
 def settings_of(seed: int, steps: int = STEPS) -> Config:
-    """The configuration of every run."""
+    """Return the configuration of every run."""
     return resolve(BASE).replace(
         model={"blocks": BLOCKS, "block_capacity": 4, "generations": 3, "anchor_capacity": 16},
         recruitment={"every": 10, "start": 0.25, "horizon": 20, "candidates": 2, "placebos": 4, "survey": 8,
@@ -45,10 +44,15 @@ def settings_of(seed: int, steps: int = STEPS) -> Config:
     )  # fmt: skip
 
 
-def job(workdir: Path, name: str, seed: int) -> dict[str, Any]:
-    """Figures of one run; trained, resumed or read from its folder."""
-    how = partial(trained, name=name), partial(figures_of, name=name)
-    return train_and_measure(workdir / f"{name}_seed{seed}", settings_of(seed), *how)
+def case(name: str, seed: int) -> Case:
+    """Return the case of a stream and seed."""
+    return Case(f"{name}/seed{seed}", {"stream": name, "config": settings_of(seed).to_dict()}, measured)
+
+
+def measured(store: Store, case: Case) -> Figures:
+    """Return the figures of a run, which is trained or resumed first."""
+    name = case.settings["stream"]
+    return figures_of(trained(resolve(case.settings["config"]), store.own(case), name), name)
 
 
 def stream(settings: Config, name: str) -> tuple[Fields, Prepared, np.ndarray]:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.localise import headline, page
+from experiments import cases
+from experiments.cases import Store
+from experiments.localise import headline
+from experiments.localise.__main__ import STUDY
 from experiments.localise.cases import Extent, plan
 from experiments.localise.results import Results
 from experiments.localise.targets import MET, MISSED, OPEN, targets
@@ -15,11 +18,9 @@ CORPORA = ("wikitext-2", "pharmacology", "economics")
 
 
 def keep(folder, name, figures):
-    """Write the result of a case, as the runner does."""
+    """Write the result of a case."""
     (case,) = [case for case in plan(Extent()) if case.name == name]
-    about = {"name": name, "key": case.key("made up"), "fingerprint": "made up", "figures": figures}
-    case.path(folder).parent.mkdir(parents=True, exist_ok=True)
-    case.path(folder).write_text(json.dumps({**about, "seconds": 1.0, "made_on": "x"}), encoding="utf-8")
+    Store(folder, data="made up").keep(case, figures, 1.0)
 
 
 @pytest.fixture
@@ -40,8 +41,11 @@ def folder(tmp_path):
 
 
 def test_the_page_says_what_was_measured_and_what_was_not(folder, tmp_path):
-    made = page.write(plan(Extent()), Extent(), folder, tmp_path / "out", "python -m experiments.localise")
-    text, stored = made.read_text(), json.loads((tmp_path / "out" / "localise.json").read_text())
+    STUDY.main(["--page", f"--workdir={folder}", f"--out={tmp_path / 'out'}"])
+    text, stored = (
+        (tmp_path / "out" / "localise.md").read_text(),
+        json.loads((tmp_path / "out" / "localise.json").read_text()),
+    )
     figures = stored["figures"]
     assert figures["excess_bits_017"] == pytest.approx(dict.fromkeys(CORPORA, 0.05))
     assert figures["window_minus_blocks"]["economics"]["0.17"] == pytest.approx(0.55)
@@ -59,23 +63,21 @@ def test_the_page_says_what_was_measured_and_what_was_not(folder, tmp_path):
 
 def test_results_of_other_texts_are_not_mixed(folder):
     (case,) = [case for case in plan(Extent()) if case.name == "text/2048/original/economics"]
-    stored = json.loads(case.path(folder).read_text())
-    other = {**stored, "fingerprint": "another", "key": case.key("another")}
-    case.path(folder).write_text(json.dumps(other))
+    store = Store(folder, data="another")
+    store.keep(case, {}, 1.0)
     with pytest.raises(ValueError, match="different models or texts"):
-        Results(plan(Extent()), Extent(), folder)
+        Results(cases.Results(Store(folder), plan(Extent())), Extent())
 
 
-def test_a_folder_without_cases_says_how_to_run_them(tmp_path):
-    with pytest.raises(ValueError, match="no case of this study was run yet"):
-        Results(plan(Extent()), Extent(), tmp_path)
+def test_every_case_has_a_file_and_a_key_of_its_own(tmp_path):
+    store, planned = Store(tmp_path), plan(Extent())
+    assert len({store.path(case) for case in planned}) == len(planned)
+    assert len({store.key(case) for case in planned}) == len(planned)
 
 
-def test_every_case_has_a_name_of_its_own_and_a_key_that_its_settings_make():
-    cases = plan(Extent())
-    assert len({case.name for case in cases}) == len(cases)
-    assert len({case.key("a") for case in cases}) == len(cases)
-    assert all(case.key("a") != case.key("b") for case in cases)
+def test_results_of_earlier_versions_of_the_program_are_found(tmp_path):
+    (case,) = [case for case in plan(Extent()) if case.name == "exact/dial0"]
+    assert Store(tmp_path, data="cf180cb95273dee8").key(case) == "3e4b684fb4a9b2a6"
 
 
 def test_readme_shows_the_table_of_the_figures_on_record():

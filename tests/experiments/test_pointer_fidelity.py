@@ -1,11 +1,15 @@
 """The pointer study: what a question shows, what a rule names, and which attention counts as pointing."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from experiments import babi
 from experiments.babi import Line
+from experiments.cases import Store
 from experiments.pointer_fidelity import cases, measure, page
+from experiments.pointer_fidelity.__main__ import STUDY
 from experiments.pointer_fidelity.reading import Reading
 from localist_jax.data import Tokenizer
 from localist_jax.rules import parse
@@ -127,7 +131,23 @@ def test_the_page_warns_of_models_that_learnt_nothing(tmp_path, accuracy, warned
         "baselines": {"uniform": 0.1, "recency": 0.3},
         "by_dial": {f"{dial:g}": row for dial in measure.DIALS},
     }
-    text = page.write({1: [found, found]}, [0, 1], tmp_path, "the command").read_text()
+    text = page.page_of({1: [found, found]}, [0, 1]).write(tmp_path, "pointer_fidelity", "x").read_text()
     assert ("where these models look proves little" in text) is warned
     assert "Of 70 such promises 70 were kept." in text
     assert (tmp_path / "pointer_fidelity_dial.svg").exists()
+
+
+def test_a_model_is_measured_anew_with_other_stories(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(measure.models, "trained", lambda *about: made.append(about[1]))
+    monkeypatch.setattr(
+        measure,
+        "measured",
+        lambda run, task, seed: {"baselines": {"uniform": 0.1, "recency": 0.3}, "by_dial": {}},
+    )
+    options, _ = STUDY.parsed(["--quick", f"--workdir={tmp_path}"])
+    here = dataclasses.replace(STUDY, pool=None)
+    for data in ("a", "a", "b"):
+        monkeypatch.setattr(babi, "fingerprint", lambda data=data: data)
+        here.measure(options, here.cases(options), Store(tmp_path))
+    assert made == [1, 1]

@@ -10,6 +10,7 @@ from localist_jax.data.fields import Fields
 from localist_jax.recruitment import record
 
 STEPS, BATCH, CONTEXT = 40, 8, 16
+NAME = "recruitment_stress"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,9 @@ def test_the_page_says_what_was_measured(tmp_path):
         "bits_per_token": 3.25, "stability": {str(s): {"kept": 0.9, "lost_bits": 0.125} for s in runs.SHARES},
         "records": [trial()],
     }  # fmt: skip
-    path = page.write({"calm": [result], "bursts": [{**result, "capacity": 8}]}, [0], tmp_path, "python -m x")
+    path = page.page_of({"calm": [result], "bursts": [{**result, "capacity": 8}]}, [0]).write(
+        tmp_path, NAME, "x"
+    )
     text = path.read_text(encoding="utf-8")
     figures = json.loads(path.with_suffix(".json").read_text())["figures"]
     assert (figures["capacity_exceeded"], figures["decisions"], figures["decisions_explained"]) == (1, 10, 10)
