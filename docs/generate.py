@@ -30,8 +30,8 @@ Axis letters are those of :mod:`localist_jax.types`.
 CONFIGURATION = """This page is made from `localist_jax/config.py`, where every setting is declared once.
 
 Change a setting in a configuration file (`c.train.steps = 500`) or on the command line (`--config.train.steps=500`),
-with `localist train` as with `python -m experiments.launch`. A value outside the allowed range is refused with a message
-that names the setting, and an unknown name is answered with the nearest known one.
+with `localist train` as with `python -m experiments.launch`. A value outside the allowed range is refused with a
+message that names the setting, and an unknown name is answered with the nearest known one.
 """
 
 

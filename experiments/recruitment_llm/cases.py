@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.cluster import hierarchy
 
-from experiments.localise.runner import Case, Figures
+from experiments.cases import Case, Figures
 from experiments.recruitment_text.senses import agreement, supersenses
 from localist_jax.adopt import adopt
 from localist_jax.config import Data

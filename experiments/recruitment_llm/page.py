@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from experiments.localise.runner import Case, Figures, stored
+from experiments.cases import Figures, Results
 from experiments.recruitment_llm import cases as plan
+from experiments.study import Page
 from localist_jax.recruitment import chronicle
 from localist_jax.report import figures as drawn
 from localist_jax.report import study
@@ -29,18 +28,16 @@ MEANING = {
 }
 
 
-def write(cases: Sequence[Case], workdir: Path, out: Path, command: str) -> Path:
-    """Write page, JSON and pictures; return the page's path.
+def page_of(results: Results) -> Page:
+    """Return the page of the cases that were run.
 
     Raises:
-      ValueError: no case was run yet.
+      ValueError: no corpus was read yet.
     """
-    results = {case.name: stored(case, workdir) for case in cases}
-    there = {name: result for name, result in results.items() if result}
-    corpora = {name: result for name, result in there.items() if "bits_per_token" in result}
+    corpora = {name: result for name, result in results.items() if "bits_per_token" in result}
     if not corpora:
-        raise ValueError(f"{workdir}: no corpus was read yet; run the study without --page")
-    nulls = {name: result for name, result in there.items() if name not in corpora}
+        raise ValueError("recruitment_llm: no corpus was read yet; run the study without --page")
+    nulls = {name: result for name, result in results.items() if name not in corpora}
     body = [
         QUESTION.format(share=0.15), _births(corpora), "## Bits per token on unseen text, λ=1", _codes(corpora),
         "## Nulls", _nulls(nulls), "## What the blocks tell of words", _words(corpora),
@@ -50,12 +47,10 @@ def write(cases: Sequence[Case], workdir: Path, out: Path, command: str) -> Path
         pictures[name] = drawn.recruitment(result["records"], result["stream_rows"])
         sentences = "\n".join(f"- {line}" for line in chronicle.births(result["records"]))
         body += [f"## Births on {name}", f"{{{name}}}", sentences]
-    if left := [name for name, result in results.items() if not result]:
-        body += ["## What was not run", ", ".join(left)]
-    return study.write(
-        out, "recruitment_llm", title="Blocks of a pretrained LLM, recruited from real text", body="\n\n".join(body),
-        command=command, seeds=[0], figures=_figures(corpora, nulls), pictures=pictures,
-    )  # fmt: skip
+    if results.missing:
+        body += ["## What was not run", ", ".join(results.missing)]
+    title = "Blocks of a pretrained LLM, recruited from real text"
+    return Page(title, "\n\n".join(body), [0], _figures(corpora, nulls), pictures)
 
 
 def _births(corpora: dict[str, Figures]) -> str:
