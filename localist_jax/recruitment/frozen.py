@@ -58,6 +58,7 @@ class SearchState:
       refusals: refusals since the last birth.
       refused: sets of cells → tokens that had been read when they were refused.
       births: newcomer → its parent, and the bits that described its birth.
+      over: whether no division pays any more, and no block is to be retired.
     """
 
     seen: Look
@@ -68,6 +69,7 @@ class SearchState:
     refusals: int = 0
     refused: Mapping[bytes, int] = dataclasses.field(default_factory=dict)
     births: Mapping[int, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    over: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,14 +133,12 @@ class FrozenRecruiter:
           state: to go on from.
           stream: rows that nobody has read; `state.rows` is the number of the first.
         """
-        decide = self._divide
-        while turn := decide(state, stream):
+        while not state.over:
+            decide = self._divide if state.refusals < PATIENCE else self._retire
+            if (turn := decide(state, stream)) is None:
+                return
             state, record = turn
             yield state, record
-            if state.refusals >= PATIENCE:
-                if decide == self._retire and record["kind"] != "retired":
-                    return
-                decide = self._retire
 
     def contender(self, seen: Look, partition: Partition) -> Contender:
         """Return a partition with the filing and gates that a look at cells gives it."""
@@ -258,7 +258,7 @@ class FrozenRecruiter:
             "llr_bits": round(saved, 2),
             "description_bits": round(description, 2),
         }
-        after = self._after(state, rows)
+        after = dataclasses.replace(self._after(state, rows), over=not gone)
         if gone:
             births = {b: birth for b, birth in state.births.items() if b != block}
             after = dataclasses.replace(after, partition=without[block].partition, births=births)

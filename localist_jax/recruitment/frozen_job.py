@@ -244,7 +244,7 @@ def _save(path: Path, state: SearchState) -> None:
     about = {
         "counts": [seen.always, seen.causal, seen.tokens],
         "capacity": partition.capacity,
-        "search": [state.rows, state.trials, state.refusals],
+        "search": [state.rows, state.trials, state.refusals, state.over],
         "refused": {cells.hex(): tokens for cells, tokens in state.refused.items()},
         "births": {str(block): birth for block, birth in state.births.items()},
     }
@@ -265,7 +265,7 @@ def _loaded(path: Path, rows: Sequence[Batch], survey: int, cells: Blocks) -> Se
         tables = {name: stored[name] for name in _TABLES}
         partition = Partition(stored["block_of_cell"], about["capacity"])
     always, causal, tokens = about["counts"]
-    done, trials, refusals = about["search"]
+    done, trials, refusals, over = about["search"]
     return SearchState(
         Look(router, cells, always=always, causal=causal, tokens=tokens, **tables),
         partition,
@@ -275,4 +275,5 @@ def _loaded(path: Path, rows: Sequence[Batch], survey: int, cells: Blocks) -> Se
         refusals,
         {bytes.fromhex(cells): tokens for cells, tokens in about["refused"].items()},
         {int(block): tuple(birth) for block, birth in about["births"].items()},
+        over,
     )
