@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from localist_jax.config import Data
 from localist_jax.data import Batch, load
 from localist_jax.data.corpora import find
 from localist_jax.locality import Dial, clusters
+from localist_jax.locality.anchors import telling
 from localist_jax.model import forward
 from localist_jax.recruitment import chronicle, frozen_job
 from localist_jax.recruitment.cells import Partition
@@ -35,6 +35,8 @@ CORPORA = {
     "dc_code": "",
 }  # name → folder that holds it, if not its own
 RANDOM_SEEDS = (0, 1)
+WORDS = 6  # that name a block
+Blocks = Callable[[Sequence[Batch]], tuple[np.ndarray, np.ndarray]]
 
 
 class Bench:
@@ -113,8 +115,8 @@ def _recruited(bench: Bench, case: Case) -> Figures:
         one = contender(state.seen, partition)
         bits[name] = [code(one, batch) for batch in batches]
         about[name] = {"mass_let_through": one.found.mass, "filing_share": float(one.found.filing.mean())}
-    agreements = {
-        name: _agreement(bench, search, state, partitions[name], batches)
+    readers = {
+        name: _blocks(search, state, partitions[name])
         for name in ("recruited", "k-means")
         if name in partitions
     }
@@ -126,7 +128,8 @@ def _recruited(bench: Bench, case: Case) -> Figures:
         "bits_per_token": {name: sum(each) / tokens for name, each in bits.items()},
         "bits_by_row": bits,
         "contenders": about,
-        "supersenses": agreements,
+        "supersenses": {name: _agreement(bench, read, batches) for name, read in readers.items()},
+        "names": _names(bench, readers["recruited"], state, search.stream[: state.rows]),
     }
 
 
@@ -151,17 +154,37 @@ def _rivals(state: SearchState) -> Iterator[tuple[str, Partition]]:
         yield f"random {seed}", of(order % count)
 
 
-def _agreement(bench: Bench, search, state: SearchState, partition: Partition, batches: list[Batch]) -> Any:
-    """Return what blocks tell of the supersenses of words; None where WordNet's table is not there."""
-    sense = supersenses(bench.run.tokenizer)
-    if sense is None:
-        return None
+def _blocks(search: frozen_job.Search, state: SearchState, partition: Partition) -> Blocks:
+    """Return a function of batches to tokens and blocks, one after another."""
     one = search.recruiter.contender(state.seen, partition)
     leaves = {GATES: one.found.gates, FILING: one.found.filing, BLOCK_OF_CELL: partition.block_of_cell}
     params, c = put(search.fresh.params, leaves), search.settings.model
-    read = jax.jit(lambda params, blocks, tokens: forward(
-        search.model, params, tokens, Dial(0.0).broadcast(1, c.layers, c.heads), blocks
-    ).blocks)  # fmt: skip
-    blocks = np.concatenate([np.asarray(read(params, one.blocks, batch.tokens))[0] for batch in batches])
-    tokens = np.concatenate([np.asarray(batch.tokens)[0] for batch in batches])
-    return agreement(tokens, blocks, sense, np.asarray(bench.run.state.params["embedding"]), 0)
+
+    @jax.jit  # the layers above the router are never computed
+    def routed(params, tokens):
+        dial = Dial(0.0).broadcast(1, c.layers, c.heads)
+        return forward(search.model, params, tokens, dial, one.blocks).blocks
+
+    def read(batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray]:
+        blocks = [np.asarray(routed(params, batch.tokens))[0] for batch in batches]
+        return np.concatenate([np.asarray(batch.tokens)[0] for batch in batches]), np.concatenate(blocks)
+
+    return read
+
+
+def _names(bench: Bench, read: Blocks, state: SearchState, batches: Sequence[Batch]) -> dict[str, list[str]]:
+    """Return the words that tell most about whether a position is in a block, by block."""
+    tokens, blocks = read(batches)
+    counts = np.zeros((state.partition.capacity, bench.run.tokenizer.vocab_size))
+    np.add.at(counts, (blocks, tokens), 1)
+    return {
+        str(block): [bench.run.tokenizer.token_text(token) for token in telling(counts, block, WORDS).tokens]
+        for block in state.partition.blocks
+    }
+
+
+def _agreement(bench: Bench, read: Blocks, batches: Sequence[Batch]) -> dict[str, float] | None:
+    """Return what blocks tell of the supersenses of words; None where WordNet's table is not there."""
+    sense = supersenses(bench.run.tokenizer)
+    embedding = np.asarray(bench.run.state.params["embedding"])
+    return None if sense is None else agreement(*read(batches), sense, embedding, 0)

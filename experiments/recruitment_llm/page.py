@@ -46,7 +46,7 @@ def page_of(results: Results) -> Page:
     for name, result in corpora.items():
         pictures[name] = drawn.recruitment(result["records"], result["stream_rows"])
         sentences = "\n".join(f"- {line}" for line in chronicle.births(result["records"]))
-        body += [f"## Births on {name}", f"{{{name}}}", sentences]
+        body += [f"## Births on {name}", f"{{{name}}}", sentences, _named(result)]
     if results.missing:
         body += ["## What was not run", ", ".join(results.missing)]
     title = "Blocks of a pretrained LLM, recruited from real text"
@@ -107,6 +107,19 @@ def _words(corpora: dict[str, Figures]) -> str:
         "K-means of the cells",
     )
     return study.table(head, rows)
+
+
+def _named(result: Figures) -> str:
+    """Return the table of blocks by the words that tell most about them."""
+    rows = [[block, ", ".join(map(_word, words))] for block, words in result["names"].items()]
+    return "The blocks at the end, by the words that tell most about them:\n\n" + study.table(
+        ["block", "words"], rows
+    )
+
+
+def _word(text: str) -> str:
+    """Return a token as it may stand in a table: without the space before it, and nothing read as Markdown."""
+    return f"`{text.strip() or repr(text)[1:-1]}`".replace("|", "\\|")
 
 
 def _number(value: float | None) -> str:
