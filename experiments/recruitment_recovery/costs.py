@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.cases import Case, Figures, Store
 from experiments.recruitment_recovery.runs import settings_of, stream
-from localist_jax.config import Config
+from localist_jax.config import Config, resolve
 from localist_jax.model import Transformer
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.recruitment import growth, trial
@@ -25,10 +26,19 @@ ROUNDS = 15
 FEW, MANY = 2, 32  # placebos of the two trials from which the cost of one contender is taken
 
 
-def costs() -> dict[str, float]:
-    """`trial_step_ratio`: a step with a trial of one candidate beside it, over a step; with its 32 placebos too;
-    `growth_pause_steps`: a birth inside the capacity, compiled before. Medians of interleaved rounds."""
-    settings = settings_of("recruits", 2, 0)
+def case() -> Case:
+    """Return the case of the timings, which nothing else may disturb."""
+    return Case("costs", {"config": settings_of("recruits", 2, 0).to_dict()}, costs, alone=True)
+
+
+def costs(store: Store, case: Case) -> Figures:
+    """Return what a trial and a birth take, as medians of interleaved rounds.
+
+    Returns:
+      trial_step_ratio: a step with a trial of one candidate beside it, over a step; with its 32 placebos too.
+      growth_pause_steps: a birth inside the capacity, compiled before.
+    """
+    settings = resolve(case.settings["config"])
     _, prepared, _ = stream(settings, 2)
     mesh = make_mesh(settings.mesh)
     model = Transformer(settings.model, prepared.tokenizer.vocab_size, mesh.shape["data"], mesh)

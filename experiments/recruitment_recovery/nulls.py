@@ -20,9 +20,10 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.pool import train_and_measure
+from experiments.cases import Case, Figures, Store
 from experiments.recruitment_recovery.runs import generations, settings_of, trained
 from experiments.words import one_token_each
+from localist_jax.config import resolve
 from localist_jax.data import Tokenizer, pack
 from localist_jax.data.fields import Fields
 from localist_jax.recruitment.evidence import Judgement
@@ -51,14 +52,17 @@ class Eager(Policy):
         return True
 
 
-def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:
-    """How many streams saw a block recruited, with the Clopper-Pearson interval of their rate at 95 %."""
+def case(seed: int, streams: int) -> Case:
+    """Return the case of so many streams."""
     settings = settings_of("none", 1, seed, STEPS)
+    return Case("null", {"streams": streams, "config": settings.to_dict()}, false_recruits, cost=streams / 10)
 
-    def model(settings, folder):
-        return trained(settings, folder, 1)
 
-    train_and_measure(folder, settings, model, lambda run: {})
+def false_recruits(store: Store, case: Case) -> Figures:
+    """Return how many streams saw a block recruited, and the Clopper-Pearson interval of their rate at 95 %."""
+    settings, streams, folder = resolve(case.settings["config"]), case.settings["streams"], store.own(case)
+    seed = settings.train.seed
+    trained(settings, folder, 1)
     run = Run.open(folder)
     settings = settings.replace(
         recruitment={"every": 1, "start": 0.0},
@@ -70,7 +74,7 @@ def false_recruits(folder: Path, seed: int, streams: int) -> dict[str, Any]:
     )
     step = jax.jit(make_train_step(run.model, settings, run.tokenizer.byte_lengths))
     kept = folder / "streams.jsonl"
-    seen = read(kept)[:streams] if kept.exists() else []
+    seen = read(kept) if kept.exists() else []
     begun, first, hook = time.monotonic(), len(seen), Recruiter(policy=Eager())
     for number in range(first, streams):
         seen.append(_verdict(hook, run, step, seed, number))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.recruitment_recovery.runs import BASE, CONDITIONS, PHASE
+from experiments.study import Page
 from localist_jax import bits
 from localist_jax.recruitment import chronicle
 from localist_jax.recruitment.record import REACHED_HORIZON
@@ -25,15 +25,13 @@ SAID = {
 }
 
 
-def write(results, rest: dict[str, Any], seeds: Sequence[int], out: Path, command: str) -> Path:
-    """Writes the page; returns its path.
+def page_of(results, rest: dict[str, Any], seeds: Sequence[int]) -> Page:
+    """Return the page.
 
     Args:
       results: {(condition, K*): the figures of each seed}.
       rest: what the streams with nothing to find gave, and what trials and births cost.
       seeds: of the runs.
-      out: folder.
-      command: what produces the study again.
     """
     worlds = sorted({fields for _, fields in results})
     measured = _figures(results, rest, worlds)
@@ -42,10 +40,7 @@ def write(results, rest: dict[str, Any], seeds: Sequence[int], out: Path, comman
         "evidence": figures.recruitment(largest["moves"], steps, range(PHASE, steps, PHASE)),
         "stream": stream(results, max(worlds)),
     }
-    return study.write(
-        out, "recruitment_recovery", title=TITLE, body=_body(results, measured, worlds), command=command,
-        seeds=seeds, figures=measured, pictures=pictures,
-    )  # fmt: skip
+    return Page(TITLE, _body(results, measured, worlds), seeds, measured, pictures)
 
 
 def _figures(results, rest: dict[str, Any], worlds: Sequence[int]) -> dict[str, Any]:

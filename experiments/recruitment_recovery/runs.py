@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.agreement import adjusted_rand, contingency, normalised_information
-from experiments.pool import train_and_measure
+from experiments.cases import Case, Figures, Store
 from experiments.told import told
 from experiments.words import one_token_each
 from localist_jax.config import Config, resolve
@@ -62,14 +61,22 @@ def generations(condition: str, fields: int) -> int:
     return max(2, fields) if condition == "recruits" else 1
 
 
-def job(workdir: Path, condition: str, fields: int, seed: int) -> dict[str, Any]:
-    """Figures of one run; trained, resumed or read from its folder."""
-    settings = settings_of(condition, fields, seed)
-    folder = workdir / f"{condition}_{fields}_seed{seed}"
-    with told(field_said(settings, fields)) if condition == "told" else contextlib.nullcontext():
-        return train_and_measure(
-            folder, settings, partial(trained, fields=fields), partial(figures_of, fields=fields)
-        )
+def case(condition: str, fields: int, seed: int) -> Case:
+    """Return the case of a condition in a world of so many fields."""
+    about = {
+        "condition": condition,
+        "fields": fields,
+        "config": settings_of(condition, fields, seed).to_dict(),
+    }
+    return Case(f"{condition}/{fields}/seed{seed}", about, measured, cost=fields)
+
+
+def measured(store: Store, case: Case) -> Figures:
+    """Return the figures of a run, which is trained or resumed first."""
+    settings, fields = resolve(case.settings["config"]), case.settings["fields"]
+    is_told = case.settings["condition"] == "told"
+    with told(field_said(settings, fields)) if is_told else contextlib.nullcontext():
+        return figures_of(trained(settings, store.own(case), fields), fields)
 
 
 def field_said(settings: Config, fields: int) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -1,35 +1,13 @@
 """Results of studies are kept by what they depend on: other settings, texts or tokenizers have results of their own."""
 
-import argparse
 import dataclasses
 import types
 from pathlib import Path
 
 import pytest
 
-from experiments.coordination_overhead import __main__ as overhead
 from experiments.order_and_shift import base
 from experiments.rule_compliance import measure
-
-
-def test_overhead_is_measured_again_when_a_member_changes(tmp_path, monkeypatch):
-    asked = argparse.Namespace(workdir=tmp_path, most=2, steps=3, rounds=1)
-    calls = []
-
-    def counted(seed, **options):
-        calls.append((seed, options))
-        return {1: {"bits": 1.0}, 2: {"bits": float(len(calls))}}
-
-    monkeypatch.setattr(overhead, "_measure", counted)
-    first = overhead.measured(0, asked)
-    assert overhead.measured(0, asked) == first == {1: {"bits": 1.0}, 2: {"bits": 1.0}}
-    changed = overhead.settings().replace(optimizer={"learning_rate": 1e-3})
-    monkeypatch.setattr(overhead, "settings", lambda: changed)
-    assert overhead.measured(0, asked)[2] == {"bits": 2.0}
-    monkeypatch.setattr(overhead, "VERSION", 99)
-    assert overhead.measured(0, asked)[2] == {"bits": 3.0}
-    assert overhead.measured(0, argparse.Namespace(**{**vars(asked), "steps": 4}))[2] == {"bits": 4.0}
-    assert calls[-1] == (0, {"most": 2, "steps": 4, "rounds": 1})
 
 
 def test_a_base_of_other_settings_or_tokenizer_has_another_folder(tmp_path, monkeypatch):

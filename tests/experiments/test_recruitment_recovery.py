@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.recruitment_recovery import page, runs
-from experiments.recruitment_recovery.__main__ import _world
+from experiments.recruitment_recovery.__main__ import STUDY, worlds
 from experiments.told import told
 from localist_jax.data.fields import Fields, lasting_shares, shares_by_phase
 from localist_jax.locality import Blocks, Dial
@@ -70,4 +70,8 @@ def test_no_delay_exceeds_the_bound_of_its_own_path():
 
 
 def test_a_world_may_be_asked_for_with_fewer_seeds():
-    assert [_world(text) for text in ("8", "16:1")] == [(8, None), (16, 1)]
+    options, command = STUDY.parsed(["--fields", "8", "16:1"])
+    assert worlds(options) == {8: [2, 3], 16: [2]}
+    assert command == "python -m experiments.recruitment_recovery --fields 8 16:1"
+    names = [case.name for case in STUDY.cases(options)]
+    assert len(set(names)) == len(names) == 4 * 3 + 2
