@@ -157,20 +157,20 @@ class Study:
         """
         keep_programs()
         bench, there, waiting = self.bench(options) if self.bench else None, 0, []
-        without: list[tuple[Case, CorpusError]] = []
+        without: dict[str, list[Case]] = {}
         for case in cases:
             try:
                 at = dataclasses.replace(store, data=self.data(bench, case))
             except CorpusError as missing:
-                without.append((case, missing))
+                without.setdefault(str(missing), []).append(case)
                 continue
             if at.record(case) is None:
                 waiting.append((case, at))
             else:
                 there += 1
         progress = Progress(self.name, waiting, there, options.minutes)
-        for case, why in without:
-            progress.leave_out(case, why)
+        for why, left in without.items():
+            progress.leave_out(left, why)
         shared = [one for one in waiting if self.pool and not one[0].alone]
         if shared and self.pool:
             with self.pool(options) as pool:

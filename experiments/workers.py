@@ -84,11 +84,13 @@ class Progress:
         """Print a line of progress."""
         print(f"{self._label}: {what}", file=sys.stderr, flush=True)
 
-    def leave_out(self, case: Case, why: object) -> None:
-        """Give a case up, and with it those that wait for it."""
-        self._left.pop(case.name, None)
-        self._without.add(case.name)
-        self.say(f"{case.name} is left out: {why}")
+    def leave_out(self, cases: Sequence[Case], why: object) -> None:
+        """Give some cases up, and with them those that wait for them."""
+        for case in cases:
+            self._left.pop(case.name, None)
+            self._without.add(case.name)
+        others = f" and {len(cases) - 1} others are" if len(cases) > 1 else " is"
+        self.say(f"{cases[0].name}{others} left out: {why}")
 
     def run(self, cases: Sequence[tuple[Case, Store]], workers: Pool | Here, bench: Any = None) -> None:
         """Measure some of the cases; a failure is said at once, and the others go on."""
@@ -110,7 +112,7 @@ class Progress:
         for one in list(waiting):
             if lost := [before.name for before in one[0].after if before.name in self._without]:
                 waiting.remove(one)
-                self.leave_out(one[0], f"it needs {lost[0]}")
+                self.leave_out([one[0]], f"it needs {lost[0]}")
             elif not any(before.name in self._left for before in one[0].after):
                 yield one
 
@@ -118,7 +120,7 @@ class Progress:
         error, cost = future.exception(), self._left.pop(case.name)
         self._spent += cost
         if isinstance(error, CorpusError):  # other cases can do without
-            self.leave_out(case, error)
+            self.leave_out([case], error)
         elif isinstance(error, Exception):
             self._without.add(case.name)
             self.failures.append(error)

@@ -9,56 +9,51 @@ what was interrupted goes on.
 
 from __future__ import annotations
 
-import argparse
-import os
-import shlex
-import sys
-from pathlib import Path
+from experiments.cases import Case, Results
+from experiments.recruitment_text import books, runs
+from experiments.recruitment_text.page import page_of
+from experiments.study import Options, Page, Study
+from experiments.workers import Pool
 
-from experiments.pool import Job, Pool
-from experiments.recruitment_text import page, runs
-from experiments.recruitment_text.books import SHELVES
-from localist_jax.data.corpora import CorpusError
-from localist_jax.errors import one_line
+ALL = (*runs.CONDITIONS, *runs.NULLS)
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser("recruitment_text", description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", nargs="+", choices=list(SHELVES), default=list(SHELVES))
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1], help="each another order of the books"
-    )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/recruitment_text"))
-    parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
-    parser.add_argument("--workers", type=int, default=0, help="runs at a time; default: one per core")
-    arguments = parser.parse_args()
-    with one_line():
-        there = []
-        for corpus in arguments.corpora:
-            try:
-                runs.shelf(corpus)
-                there.append(corpus)
-            except CorpusError as error:
-                print(f"recruitment_text: leaves out {corpus}: {error}", file=sys.stderr)
-        if not there:
-            raise ValueError("recruitment_text: no corpus is left; see the lines above")
-        jobs: list[Job] = [
-            ((corpus, condition, seed), runs.job, (arguments.workdir, corpus, condition, seed))
-            for seed in arguments.seeds
-            for corpus in there
-            for condition in (*runs.CONDITIONS, *runs.NULLS)
-        ]
-        with Pool(arguments.workers or len(os.sched_getaffinity(0))) as pool:
-            found = dict(pool.results(jobs, "recruitment_text"))
-        results: page.Results = {
-            (corpus, condition): [found[corpus, condition, seed] for seed in arguments.seeds]
-            for corpus in there
-            for condition in (*runs.CONDITIONS, *runs.NULLS)
-        }
-        command = shlex.join(["python", "-m", "experiments.recruitment_text", *sys.argv[1:]])
-        print(page.write(results, arguments.seeds, arguments.out, command))
+def cases(options: Options) -> list[Case]:
+    """Return the runs, seed by seed."""
+    return [runs.case(*which, seed) for seed in options.seeds for which in _streams(options.corpora)]
 
+
+def page(options: Options, found: Results) -> Page:
+    """Return the page of the corpora of which every run was measured.
+
+    Raises:
+      ValueError: there is no such corpus.
+    """
+    lost = {name.split("/")[0] for name in found.missing}
+    there = [corpus for corpus in options.corpora if corpus not in lost]
+    if not there:
+        raise ValueError(f"recruitment_text: no corpus is whole; {found.missing[0]} is missing, for one")
+    results = {
+        which: [found[runs.case(*which, seed).name] for seed in options.seeds] for which in _streams(there)
+    }
+    return page_of(results, options.seeds)
+
+
+def _streams(corpora: list[str]) -> list[tuple[str, str]]:
+    return [(corpus, condition) for corpus in corpora for condition in ALL]
+
+
+STUDY = Study(
+    "recruitment_text",
+    __doc__,
+    cases=cases,
+    page=page,
+    options={"--corpora": {"nargs": "+", "choices": list(books.SHELVES), "default": list(books.SHELVES)}},
+    seeds=(0, 1),  # each is another order of the books
+    pool=lambda options: Pool(options.workers),
+    data=lambda bench, case: books.fingerprint(case.settings["corpus"]),
+    partial=True,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

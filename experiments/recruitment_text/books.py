@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from experiments import cases
 from localist_jax.data import Prepared, Tokenizer, pack
 from localist_jax.data.corpora import ROOT_VARIABLE, CorpusError
 from localist_jax.data.fields import shares_by_phase
@@ -47,6 +49,28 @@ class Stream:
     repeated: float
 
 
+def files_of(corpus: str) -> list[Path]:
+    """Return the books of a corpus.
+
+    Raises:
+      CorpusError: the corpus is not there.
+    """
+    files = sorted((Path(os.environ.get(ROOT_VARIABLE, "")) / corpus).glob("*.jsonl"))
+    if not files:
+        raise CorpusError(
+            f"recruitment_text: no {corpus}: set {ROOT_VARIABLE} to a folder that holds {corpus}/*.jsonl "
+            "with the fields text, split and chapter"
+        )
+    return files
+
+
+@functools.cache
+def fingerprint(corpus: str) -> str:
+    """Return what tells the books, and the table of supersenses if it is there, from others."""
+    files = files_of(corpus)
+    return cases.fingerprint([*files, *files[0].parents[1].glob("wordnet/supersenses.tsv")])
+
+
 class Shelf:
     """The books of a corpus in pieces, and one tokenizer for all of them.
 
@@ -60,13 +84,7 @@ class Shelf:
     """
 
     def __init__(self, corpus: str, context: int, vocabulary: int):
-        folder = Path(os.environ.get(ROOT_VARIABLE, "")) / corpus
-        files = sorted(folder.glob("*.jsonl"))
-        if not files:
-            raise CorpusError(
-                f"recruitment_text: no {corpus}: set {ROOT_VARIABLE} to a folder that holds {corpus}/*.jsonl "
-                "with the fields text, split and chapter"
-            )
+        files = files_of(corpus)
         self.corpus, self.context = corpus, context
         self.books = tuple(file.stem for file in files)
         texts = [list(_read(file)) for file in files]

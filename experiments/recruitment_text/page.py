@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.recruitment_text.books import SHELVES
 from experiments.recruitment_text.runs import CONDITIONS, NULLS, PHASE
+from experiments.study import Page
 from localist_jax.recruitment import chronicle
 from localist_jax.report import study
 
@@ -25,22 +25,17 @@ SAID = {
 Results = dict[tuple[str, str], list[dict[str, Any]]]  # by corpus and condition: one for each seed
 
 
-def write(results: Results, seeds: Sequence[int], out: Path, command: str) -> Path:
-    """Writes the page; returns its path.
+def page_of(results: Results, seeds: Sequence[int]) -> Page:
+    """Return the page.
 
     Args:
       results: the figures of each seed, by corpus and condition.
       seeds: of the runs.
-      out: folder.
-      command: what produces the study again.
     """
     corpora = sorted({corpus for corpus, _ in results}, reverse=True)
     figures = _figures(results, corpora)
     pictures = {"blocks": blocks(results, corpora), "stream": stream(results, corpora[0])}
-    return study.write(
-        out, "recruitment_text", title=TITLE, body=_body(results, figures, corpora), command=command,
-        seeds=seeds, figures=figures, pictures=pictures,
-    )  # fmt: skip
+    return Page(TITLE, _body(results, figures, corpora), seeds, figures, pictures)
 
 
 def _figures(results: Results, corpora: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.agreement import adjusted_rand, contingency, normalised_information
-from experiments.pool import train_and_measure
+from experiments.cases import Case, Figures, Store
 from experiments.recruitment_recovery import runs as fields
 from experiments.recruitment_text import senses
 from experiments.recruitment_text.books import Shelf, Stream
@@ -77,8 +76,16 @@ def order_of(corpus: str, seed: int) -> list[int]:
     return np.random.default_rng([seed, 30]).permutation(count).tolist() if seed else list(range(count))
 
 
-def job(workdir: Path, corpus: str, condition: str, seed: int) -> dict[str, Any]:
-    """Figures of one run; trained, resumed or read from its folder."""
+def case(corpus: str, condition: str, seed: int) -> Case:
+    """Return the case of a condition; its configuration is that of two books, since data say how many there are."""
+    about = {"corpus": corpus, "condition": condition, "config": settings_of(condition, 2, seed).to_dict()}
+    return Case(f"{corpus}/{condition.replace(' ', '-')}/seed{seed}", about, measured)
+
+
+def measured(store: Store, case: Case) -> Figures:
+    """Return the figures of a run, which is trained or resumed first."""
+    corpus, condition = case.settings["corpus"], case.settings["condition"]
+    seed = case.settings["config"]["train"]["seed"]
     order = order_of(corpus, seed)
     settings = settings_of(condition, len(order), seed)
     rows = PHASE * settings.data.batch
@@ -88,16 +95,10 @@ def job(workdir: Path, corpus: str, condition: str, seed: int) -> dict[str, Any]
         stream = shelf(corpus).stream(order[-1:], rows * len(order), seed)
     else:
         stream = shelf(corpus).stream(order, rows, seed)
-    folder = workdir / corpus / condition.replace(" ", "_") / f"seed{seed}"
-
-    def trained(settings: Config, folder: Path) -> Run:
-        hooks = [*recruiter.hooks(settings), Exam(stream)]
-        return train(settings, folder, hooks=hooks, prepared=stream.prepared)
-
+    hooks = [*recruiter.hooks(settings), Exam(stream)]
     with told(_own_book) if condition == "told" else contextlib.nullcontext():
-        return train_and_measure(
-            folder, settings, trained, lambda run: figures_of(run, stream, corpus, order)
-        )
+        run = train(settings, store.own(case), hooks=hooks, prepared=stream.prepared)
+        return figures_of(run, stream, corpus, order)
 
 
 def _own_book(tokens: jax.Array, segments: jax.Array | None) -> jax.Array:

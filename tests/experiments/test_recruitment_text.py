@@ -1,10 +1,13 @@
 """Recruitment on real text: the stream is what the page says it is, and its figures are what they are called."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.cases import Results, Store
+from experiments.recruitment_text import __main__ as program
 from experiments.recruitment_text import books, page, runs, senses
 from localist_jax.data.corpora import CorpusError
 from localist_jax.data.synthetic import WORDS
@@ -72,6 +75,17 @@ def test_shuffled_sentences_fill_the_same_rows(shelf):
     assert stream.prepared.train.tokens.shape == (32, CONTEXT)
 
 
+def test_the_page_is_of_the_corpora_that_are_whole(monkeypatch):
+    shown = []
+    monkeypatch.setattr(program, "page_of", lambda results, seeds: shown.append(results))
+    options, _ = program.STUDY.parsed(["--seeds", "0"])
+    found = Results(Store(Path("nowhere")), program.cases(options))
+    found.missing = [name for name in found.missing if "dc_code" in name]
+    found.update({case.name: {} for case in program.cases(options) if case.name not in found.missing})
+    program.page(options, found)
+    assert {corpus for corpus, _ in shown[0]} == {"openstax"}
+
+
 def test_a_missing_corpus_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALIST_DATA", str(tmp_path))
     with pytest.raises(CorpusError, match="LOCALIST_DATA"):
@@ -113,9 +127,8 @@ def test_the_page_tells_every_birth(tmp_path):
         "senses": None, "parameters": 10, "repeated": 0.1, "moves": [move],
     }  # fmt: skip
     results = {("openstax", name): [run] for name in (*runs.CONDITIONS, *runs.NULLS)}
-    text = page.write(results, [0], tmp_path, "python -m experiments.recruitment_text").read_text(
-        encoding="utf-8"
-    )
+    written = page.page_of(results, [0]).write(tmp_path, "recruitment_text", "x")
+    text = written.read_text(encoding="utf-8")
     assert "| openstax 0 | 150 | 1 | 0.40 | 90 | 7 | 8.0 | 9.0 | 6.0 |" in text
     figures = json.loads((tmp_path / "recruitment_text.json").read_text(encoding="utf-8"))
     assert "null_one_book_recruits" in json.dumps(figures)
