@@ -1,4 +1,4 @@
-"""The cases: a corpus each, and nulls, in which the words of every document are shuffled."""
+"""The cases: a corpus each, and nulls, in which words are shuffled within documents or dealt out over all of them."""
 
 from __future__ import annotations
 
@@ -54,8 +54,12 @@ class Bench:
 def plan(rows: int) -> list[Case]:
     """Return the cases, the most valuable first."""
     found = [Case(name, {"rows": rows, "corpus": name}, _recruited, 45.0 * rows) for name in CORPORA]
-    null = {"rows": min(rows, NULL_ROWS), "corpus": "wikitext-2", "shuffled": True}
-    return [found[0], Case("null/wikitext-2", null, _null, 45.0 * NULL_ROWS), *found[1:]]
+    null = {"rows": min(rows, NULL_ROWS), "corpus": "wikitext-2"}
+    nulls = [
+        Case("null/wikitext-2", {**null, "shuffled": True}, _null, 45.0 * NULL_ROWS),
+        Case("null/wikitext-2/dealt", {**null, "shuffled": "over all documents"}, _null, 45.0 * NULL_ROWS),
+    ]
+    return [found[0], *nulls, *found[1:]]
 
 
 def _corpus(name: str) -> str:
@@ -88,14 +92,19 @@ def _decisions(search: frozen_job.Search) -> Figures:
 
 
 def _null(bench: Bench, case: Case) -> Figures:
-    """Search where there is nothing to attend to: the words of each document in random order."""
+    """Search where little or nothing can be told from what stands before."""
     random = np.random.default_rng(0)
     texts = load(Data(corpus=case.settings["corpus"])).train[:NULL_DOCUMENTS]
+    words = [re.findall(r"\S+", text) for text in texts]
     folder = bench.folder / "shuffled"
+    if case.settings["shuffled"] is not True:
+        folder = bench.folder / "dealt"
+        dealt = iter(random.permutation([word for each in words for word in each]).tolist())
+        words = [[next(dealt) for _ in each] for each in words]
     folder.mkdir(parents=True, exist_ok=True)
-    for nth, text in enumerate(texts):
-        words = random.permutation(re.findall(r"\S+", text))
-        (folder / f"{nth:04}.txt").write_text(" ".join(words), encoding="utf-8")
+    for nth, each in enumerate(words):
+        shuffled = random.permutation(each)
+        (folder / f"{nth:04}.txt").write_text(" ".join(shuffled), encoding="utf-8")
     search, _ = _searched(bench, case, str(folder))
     return _decisions(search)
 

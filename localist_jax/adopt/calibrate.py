@@ -120,13 +120,13 @@ def check(model: config.Model, batches: Sequence[Batch], open_share: float) -> N
     blocks = model.blocks - 1
     if tokens < TOKENS_PER_BLOCK * blocks:
         raise ValueError(
-            f"localise: {tokens} tokens to calibrate on are too few for {blocks} blocks; give a corpus of at least "
+            f"{tokens} tokens to calibrate on are too few for {blocks} blocks; give a corpus of at least "
             f"{TOKENS_PER_BLOCK * blocks} tokens, or ask for at most {max(1, tokens // TOKENS_PER_BLOCK)} blocks"
         )
     least, _, _ = _always_open(model, batches)
     if not least < open_share <= 1:
         raise ValueError(
-            f"localise: open_share {open_share:g} must lie between {least:.3f}, what window and sink hold open in rows "
+            f"open_share {open_share:g} must lie between {least:.3f}, what window and sink hold open in rows "
             "of this length, and 1; ask for more, or use a longer context"
         )
 
@@ -215,9 +215,7 @@ def choose(model: config.Model, seen: Look, open_share: float) -> Calibration:
     room = open_share * model.layers * seen.causal - seen.always
     if room < 0:
         least = seen.always / (model.layers * seen.causal)
-        raise ValueError(
-            f"localise: open_share {open_share:g} is below {least:.3f}, what window and sink hold open"
-        )
+        raise ValueError(f"open_share {open_share:g} is below {least:.3f}, what window and sink hold open")
     filing, gates, share = _gates(model, seen.mass, seen.pairs, room)
     return Calibration(seen.router, filing, gates, seen.blocks, seen.tokens, share)
 
@@ -252,7 +250,7 @@ def _router(model, params, batches, key, anchors, report):
     blocks = Blocks.create(c.blocks, c.block_capacity, c.anchor_capacity)
     if len(anchors) >= c.blocks - 1:
         raise ValueError(
-            f"localise: {len(anchors)} anchored blocks leave none of {c.blocks - 1} to be found; ask for more blocks"
+            f"{len(anchors)} anchored blocks leave none of {c.blocks - 1} to be found; ask for more blocks"
         )
     read = jax.jit(partial(_states, model))
     states, tokens = [], []

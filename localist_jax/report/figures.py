@@ -283,8 +283,10 @@ _LEGEND: dict[str, Any] = {
 
 def _evidence(axes, trial: chronicle.Record) -> None:
     """A trial, with its number, or a pilot: the candidate, its best placebo, and where the candidate had to end."""
-    x = np.arange(chronicle.begun(trial), trial["step"]) + 1
-    mine, placebo = (np.asarray(trial[name]) for name in ("curve_bits", "best_placebo_curve_bits"))
+    x = np.arange(
+        chronicle.begun(trial), trial["step"] + 1
+    )  # from no evidence at all; a trial may have one step
+    mine, placebo = (np.array([0.0, *trial[name]]) for name in ("curve_bits", "best_placebo_curve_bits"))
     colour = _verdict(trial)
     axes.fill_between(x, placebo, mine, color=colour, alpha=0.12, lw=0)
     axes.plot(x, placebo, **_LEGEND["best placebo"])
