@@ -93,9 +93,9 @@ def _nulls(nulls: dict[str, Figures]) -> str:
     }
     lines = [f"- {how[name]}: {r['births']} births in {r['trials']} trials." for name, r in nulls.items()]
     return "\n".join(lines) + (
-        "\n\nA document whose words are shuffled still repeats its words, and to find an earlier occurrence saves bits. "
-        "So a birth there is not false: the model without it predicts worse. Where all words are dealt out, documents "
-        "have no words of their own."
+        "\n\nA document whose words are shuffled still repeats its words, and to find an earlier occurrence saves "
+        "bits. So a birth there is not false: the model without it predicts worse. Where all words are dealt out, "
+        "documents have no words of their own."
     )
 
 
