@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +30,6 @@ def kept(folder: Path, settings: Config) -> dict[str, Any] | None:
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
     return stored["figures"] if _same(stored["settings"], settings) else None
-
-
-def measured_once(
-    folder: Path, about: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """Return what `measure` finds, or found in this folder earlier about the same thing.
-
-    Args:
-      folder: of the run. A run about something else is deleted first: neither its result nor its checkpoints count.
-      about: everything that the result depends on, as JSON: settings, and what is not among them.
-      measure: makes the run in the folder.
-
-    Raises:
-      ValueError: the folder holds something that no such call has made.
-    """
-    path, wanted = folder / RESULT, json.loads(json.dumps(about))
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored.get("about") == wanted:
-            return stored["figures"]
-    note = folder / "about.json"
-    if folder.exists() and not note.is_file() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder}: holds a run that does not say what it is about; move it away, or delete it"
-        )
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != wanted:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(note, wanted)
-    figures = measure()
-    write_json(path, {"about": wanted, "figures": figures})
-    return json.loads(json.dumps(figures))
 
 
 def _same(stored: dict[str, Any], settings: Config) -> bool:

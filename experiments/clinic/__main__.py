@@ -9,49 +9,54 @@ configuration experiments/configs/clinic.py makes an ensemble.
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
 from pathlib import Path
 
-from experiments.clinic import measure, page
+from experiments.cases import Case, Results
+from experiments.clinic import measure
+from experiments.clinic.page import page_of
 from experiments.clinic.setting import NULL, PHASES, clinic, write_notes
+from experiments.study import Options, Page, Study
 from localist_jax.errors import one_line
-from localist_jax.report import study
 
-TITLE = "One LLM becomes a clinic's three"
+
+def planned(options: Options) -> tuple[list[Case], list[Case], list[Case]]:
+    """Return the cases of the ensemble, of the one LLM of as many parameters, and of the stream without domains."""
+    wide = measure.width_of(3 * measure.parameters(32))
+    return (
+        [measure.case_of("ensemble", seed, 32, PHASES) for seed in options.seeds],
+        [measure.case_of("one", seed, wide, PHASES) for seed in options.seeds[: options.controls]],
+        [measure.case_of("null", seed, 32, NULL) for seed in options.seeds[: options.nulls]],
+    )
+
+
+def page(options: Options, found: Results) -> Page:
+    """Return the page of what was measured."""
+    ensembles, controls, nulls = ([found[case.name] for case in part] for part in planned(options))
+    return page_of(ensembles, controls, nulls, options.seeds)
+
+
+STUDY = Study(
+    "clinic",
+    __doc__,
+    cases=lambda options: [case for part in planned(options) for case in part],
+    page=page,
+    options={
+        "--controls": {"type": int, "default": 5, "help": "seeds of the one LLM of as many parameters"},
+        "--nulls": {"type": int, "default": 3, "help": "seeds of the stream without domains"},
+        "--notes": {"type": Path, "metavar": "FILE.jsonl", "help": "write the stream there, and stop"},
+    },
+    seeds=range(10),
+)
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser("clinic", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10, help="of the ensemble")
-    parser.add_argument("--controls", type=int, default=5, help="seeds of the one LLM of as many parameters")
-    parser.add_argument("--nulls", type=int, default=3, help="seeds of the stream without domains")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/clinic"))
-    parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
-    parser.add_argument("--notes", type=Path, metavar="FILE.jsonl", help="write the stream there, and stop")
-    arguments = parser.parse_args()
+    options, _ = STUDY.parsed()
+    if not options.notes:
+        return STUDY.main()
     with one_line(OSError):
-        if arguments.notes:
-            write_notes(clinic(0), arguments.notes)
-            print(arguments.notes)
-            return
-        ensembles = [
-            measure.run("ensemble", s, 32, arguments.workdir, PHASES) for s in range(arguments.seeds)
-        ]
-        wide = measure.width_of(3 * measure.parameters(32))
-        controls = [measure.run("one", s, wide, arguments.workdir, PHASES) for s in range(arguments.controls)]
-        nulls = [measure.run("null", s, 32, arguments.workdir, NULL) for s in range(arguments.nulls)]
-        figures = page.summary(ensembles, controls, nulls)
-        command = shlex.join(["python", "-m", "experiments.clinic", *sys.argv[1:]])
-        pictures = {"tree": page.growth(ensembles[0]), "curves": page.curves(ensembles[0], controls[0])}
-        print(
-            study.write(
-                arguments.out, "clinic", title=TITLE, body=page.body(figures), command=command,
-                seeds=range(arguments.seeds), figures=figures, pictures=pictures,
-            )
-        )  # fmt: skip
+        write_notes(clinic(0), options.notes)
+        print(options.notes)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,5 @@ def kinds_of(note: Note, tokenizer: Tokenizer) -> list[str]:
 
 def nmi(pairs: Sequence[tuple[int, str]]) -> float:
     """Return the normalised mutual information of block and kind."""
-    blocks, kinds = zip(*pairs, strict=True)
-    return normalised_information(
-        contingency(np.array(blocks), np.array([KINDS.index(kind) for kind in kinds]))
-    )
+    blocks, kinds = np.array([(block, KINDS.index(kind)) for block, kind in pairs]).T
+    return normalised_information(contingency(blocks, kinds))

@@ -1,4 +1,4 @@
-"""One run of one condition, and what is measured on it. A run that was measured before is read from its folder."""
+"""One run of one condition, and what is measured on it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from experiments.cases import Case, Figures, Store
 from experiments.clinic.alignment import kinds_of, nmi
 from experiments.clinic.setting import BATCH, VOCABULARY, Clinic, clinic, settings
 from experiments.clinic.world import DOMAINS, Note
-from experiments.pool import measured_once
 from localist_jax import config
 from localist_jax.data import Tokenizer
 from localist_jax.hierarchy import signature
@@ -33,22 +33,23 @@ from localist_jax.training.state import TrainState
 OPENING = 16  # tokens of a document by which its signature is read
 
 
-def run(condition: str, seed: int, width: int, root: Path, phases) -> dict[str, Any]:
-    """Streams a clinic through an ensemble, or through one LLM.
+def case_of(condition: str, seed: int, width: int, phases) -> Case:
+    """Return the case of a clinic that is streamed through an ensemble, or through one LLM.
 
     Args:
       condition: "ensemble" recruits; "one" does not; "null" recruits, on a stream without domains.
       seed: of facts, stream and parameters.
       width: of each LLM.
-      root: folder of all runs.
       phases: of the stream (`setting.PHASES`).
     """
-    folder, chosen = root / f"{condition}{width}_seed{seed}", settings(seed, width)
-    about = {"settings": chosen.to_dict(), "condition": condition, "phases": phases}
-    return measured_once(folder, about, lambda: _run(condition, chosen, folder, phases))
+    about = {"condition": condition, "phases": phases, "config": settings(seed, width).to_dict()}
+    return Case(f"{condition}/seed{seed}", about, measured, cost=sum(sessions for sessions, _ in phases))
 
 
-def _run(condition: str, chosen: config.Config, folder: Path, phases) -> dict[str, Any]:
+def measured(store: Store, asked: Case) -> Figures:
+    """Return the figures of a run."""
+    condition, phases, folder = asked.settings["condition"], asked.settings["phases"], store.own(asked)
+    chosen = config.resolve(asked.settings["config"])
     case = clinic(chosen.train.seed, phases)
     ends = np.cumsum([sessions * len(case.notes) // sum(n for n, _ in phases) for sessions, _ in phases])
     recruiter, result = streamed(case, chosen, folder, condition != "one", ends.tolist())

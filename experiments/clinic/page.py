@@ -11,11 +11,22 @@ from matplotlib.figure import Figure
 
 from experiments.clinic import measure
 from experiments.clinic.world import DOMAINS, World
+from experiments.study import Page
 from localist_jax.report import figures as drawing
 from localist_jax.report import study
 
+TITLE = "One LLM becomes a clinic's three"
 COLOURS = dict(zip(DOMAINS, (drawing.BLUE, drawing.ORANGE, drawing.GREEN), strict=True))
 Result = Mapping[str, Any]
+
+
+def page_of(
+    ensembles: Sequence[Result], controls: Sequence[Result], nulls: Sequence[Result], seeds: Sequence[int]
+) -> Page:
+    """Return the page of the runs of each condition; those of the ensemble have all seeds."""
+    figures = summary(ensembles, controls, nulls)
+    pictures = {"tree": growth(ensembles[0]), "curves": curves(ensembles[0], controls[0])}
+    return Page(TITLE, body(figures), seeds, figures, pictures)
 
 
 def summary(

@@ -7,6 +7,7 @@ in what the gates may be.
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -112,16 +113,10 @@ def _fixed(c: Config, locality: float) -> Config:
 
 
 def fitted(settings: Config, control: str, batches: Sequence[Batch], share: float) -> int:
-    """The smallest window, or run of neighbours, whose open share over all layers is at least `share`."""
+    """Return the smallest window, or run of neighbours, whose open share over all layers is at least `share`."""
     smallest = 1 if control == "window" else -(-settings.data.context // (settings.model.blocks - 1))
-    low, high = smallest, settings.data.context
-    while low < high:
-        middle = (low + high) // 2
-        if _share_of(settings, control, batches, middle) >= share:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    sizes = range(smallest, settings.data.context)
+    return smallest + bisect_left(sizes, share, key=lambda size: _share_of(settings, control, batches, size))
 
 
 def _share_of(settings: Config, control: str, batches: Sequence[Batch], size: int) -> float:

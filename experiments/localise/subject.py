@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -233,11 +234,8 @@ def window_of(share: float, context: int, sink: int) -> tuple[int, float]:
         _, always, total = pair_counts(block, positions, ones, size, 2)
         return float(always / total)
 
-    low, high = 1, context
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if opened(middle) >= share else (middle + 1, high)
-    size = min((max(1, low - 1), low), key=lambda size: abs(opened(size) - share))
+    enough = 1 + bisect_left(range(1, context), share, key=opened)
+    size = min((max(1, enough - 1), enough), key=lambda size: abs(opened(size) - share))
     return size, opened(size)
 
 

@@ -9,55 +9,44 @@ done before is not done again. Writes `order_and_shift.md`, `.json` and pictures
 
 from __future__ import annotations
 
-import argparse
-import os
-import shlex
-import sys
-from pathlib import Path
-
-from experiments.order_and_shift import page, runs
-from experiments.pool import Job, Pool
-from localist_jax.errors import one_line
-from localist_jax.report import study
-
-TITLE = "In which order domains come, and how"
+from experiments.cases import Case, Results
+from experiments.order_and_shift import base, runs, texts
+from experiments.order_and_shift.page import page_of
+from experiments.study import Options, Page, Study
+from experiments.workers import Pool
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser("order_and_shift", description=__doc__.splitlines()[0])
-    parser.add_argument("--orders", type=int, default=6, help="random orders of the seven domains")
-    parser.add_argument("--seeds", type=int, default=2, help="of the other streams")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/order_and_shift"))
-    parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
-    parser.add_argument("--workers", type=int, default=0, help="runs at a time; default: one per core")
-    arguments = parser.parse_args()
-    with one_line():
-        runs.prepare(arguments.workdir)
-        wanted = [
-            (name, condition, seed)
-            for name in runs.STREAMS
-            for condition in runs.conditions(name)
-            for seed in range(arguments.orders if name == "order" else arguments.seeds)
-        ]
-        wanted.sort(key=lambda which: (runs.CONDITIONS.index(which[1]), which[2]))  # the ensembles first
-        jobs: list[Job] = [(which, runs.job, (arguments.workdir, *which)) for which in wanted]
-        with Pool(arguments.workers or len(os.sched_getaffinity(0))) as pool:
-            found = dict(pool.results(jobs, "order_and_shift"))
-        results: dict[tuple[str, str], list[dict]] = {}
-        for name, condition, seed in sorted(found):
-            results.setdefault((name, condition), []).append(found[name, condition, seed])
-        figures = page.summary(results)
-        grown = results["order", "recruits"][page.shown(figures)]
-        print(
-            study.write(
-                arguments.out, "order_and_shift", title=TITLE, body=page.body(figures), figures=figures,
-                command=shlex.join(["python", "-m", "experiments.order_and_shift", *sys.argv[1:]]),
-                seeds=range(max(arguments.orders, arguments.seeds)),
-                pictures={"tree": page.tree(grown), "saved": page.saved(results)},
-            )
-        )  # fmt: skip
+def planned(options: Options) -> dict[tuple[str, str, int], Case]:
+    """Return the runs by stream, condition and seed, those of the ensembles first."""
+    first = base.case_of(runs.WIDTH)
+    wanted = [
+        (name, condition, seed)
+        for name in runs.STREAMS
+        for condition in runs.conditions(name)
+        for seed in (range(options.orders) if name == "order" else options.seeds)
+    ]
+    wanted.sort(key=lambda which: (runs.CONDITIONS.index(which[1]), which[2]))
+    return {which: runs.case_of(*which, first) for which in wanted}
 
+
+def page(options: Options, found: Results) -> Page:
+    """Return the page of what was measured."""
+    results: dict[tuple[str, str], list[dict]] = {}
+    for (name, condition, _), case in sorted(planned(options).items()):
+        results.setdefault((name, condition), []).append(found[case.name])
+    return page_of(results, sorted({*range(options.orders), *options.seeds}))
+
+
+STUDY = Study(
+    "order_and_shift",
+    __doc__,
+    cases=lambda options: [base.case_of(runs.WIDTH), *planned(options).values()],
+    page=page,
+    options={"--orders": {"type": int, "default": 6, "help": "random orders of the seven domains"}},
+    seeds=(0, 1),  # of the other streams
+    pool=lambda options: Pool(options.workers),
+    data=lambda bench, case: texts.fingerprint(),
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

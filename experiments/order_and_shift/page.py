@@ -5,27 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.agreement import normalised_information
 from experiments.clinic.page import growth
 from experiments.clinic.setting import BATCH, CONTEXT
 from experiments.order_and_shift import runs
 from experiments.order_and_shift.base import STEPS
 from experiments.order_and_shift.texts import DOMAINS, SESSION
-from localist_jax import bits
+from experiments.study import Page
 from localist_jax.report import figures as drawing
 from localist_jax.report import study
 
 Result = Mapping[str, Any]
 Results = Mapping[tuple[str, str], Sequence[Result]]  # by stream and condition: one for each seed
+TITLE = "In which order domains come, and how"
 COLOURS = dict(zip(
     DOMAINS,
     (drawing.BLUE, drawing.GREEN, drawing.ORANGE, drawing.PURPLE, drawing.RED, drawing.INK, "#00838f"),
     strict=True,
 ))  # fmt: skip
+
+
+def page_of(results: Results, seeds: Sequence[int]) -> Page:
+    """Return the page."""
+    figures = summary(results)
+    pictures = {"tree": tree(results["order", "recruits"][shown(figures)]), "saved": saved(results)}
+    return Page(TITLE, body(figures), seeds, figures, pictures)
 
 
 def summary(results: Results) -> dict[str, Any]:
@@ -98,11 +106,8 @@ def _worse_at_births(result: Result) -> list[float]:
 
 
 def agreement(served: Mapping[str, Sequence[int]]) -> float:
-    """NMI of domain and LLM over held-out pieces; 0 where there is one of either."""
-    counts = np.asarray(list(served.values()), float)
-    joint = jnp.asarray(counts / counts.sum())
-    one, other = float(bits.entropy(joint.sum(0))), float(bits.entropy(joint.sum(1)))
-    return 2 * float(bits.mutual_information(joint)) / (one + other) if min(one, other) > 0 else 0.0
+    """Return the NMI of domain and LLM over held-out pieces; 0 where there is one of either."""
+    return normalised_information(np.asarray(list(served.values())))
 
 
 def body(f: Mapping[str, Any]) -> str:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.cases import Case, Figures, Store
 from experiments.clinic import measure
 from experiments.clinic.setting import Clinic
-from experiments.order_and_shift.base import folder_of, pretrained, settings
-from experiments.order_and_shift.texts import BOOKS, DOMAINS, MIXED, SESSION, Library
-from experiments.pool import measured_once
+from experiments.order_and_shift import base
+from experiments.order_and_shift.base import settings
+from experiments.order_and_shift.texts import BOOKS, DOMAINS, MIXED, SESSION
 from localist_jax import config
 from localist_jax.hierarchy.recruiter import MemberRecruiter
 from localist_jax.hierarchy.signature import Division
 from localist_jax.locality import Dial
-from localist_jax.training.run import is_ensemble
 from localist_jax.training.state import TrainState
 
 FIRST, EACH = 8, 6  # sessions of the first domain, and of the time when each other one is new
@@ -42,7 +40,7 @@ CONDITIONS = ("recruits", "one", "told")  # an ensemble; its base alone; an LLM 
 
 
 def conditions(name: str) -> tuple[str, ...]:
-    """Return the conditions that a stream is run under."""
+    """What a stream is run with."""
     return CONDITIONS[:1] if name in ("mixed", "one book", NULL) else CONDITIONS
 
 
@@ -90,42 +88,36 @@ class Blind(MemberRecruiter):
         return parent, AtRandom("hard", salt, 0.0, share, excess_bits=1e6, explained=0.0, ways=1)
 
 
-_library = functools.cache(Library)
+def case_of(name: str, condition: str, seed: int, first: Case) -> Case:
+    """Return the case of a stream under a condition; `first` trains the base."""
+    about = {
+        "stream": name, "condition": condition, "sessions": sessions(name, seed),
+        "config": settings(seed, WIDTH).to_dict(),
+    }  # fmt: skip
+    return Case(f"{name.replace(' ', '-')}/{condition}/seed{seed}", about, measured, after=(first,))
 
 
-def prepare(root: Path) -> None:
-    """Train the base, unless it was trained before."""
-    if not is_ensemble(folder_of(_library(), WIDTH, root)):
-        pretrained(_library(), WIDTH, root)
-
-
-def job(root: Path, name: str, condition: str, seed: int) -> dict[str, Any]:
-    """One run; read from its folder if it was done before."""
-    folder = root / f"{name.replace(' ', '_')}_{condition}_seed{seed}"
-    stream, chosen = sessions(name, seed), settings(seed, WIDTH)
-    about = {"settings": chosen.to_dict(), "condition": condition, "stream": name, "sessions": stream}
-    return measured_once(folder, about, lambda: _job(root, folder, name, condition, seed))
-
-
-def _job(root: Path, folder: Path, name: str, condition: str, seed: int) -> dict[str, Any]:
-    stream, chosen = sessions(name, seed), settings(seed, WIDTH)
-    case, base = _library().case(stream, seed), pretrained(_library(), WIDTH, root)
+def measured(store: Store, asked: Case) -> Figures:
+    """Return the figures of one run."""
+    name, condition, stream = (asked.settings[key] for key in ("stream", "condition", "sessions"))
+    chosen, start = config.resolve(asked.settings["config"]), base.read(store.own(asked.after[0]))
+    case = base.library().case(stream, chosen.train.seed)
     if condition == "told":
-        result = _told(case, chosen, base)
+        result = _told(case, chosen, start)
     else:
         recruiter, result = measure.streamed(
-            case, chosen, folder, condition == "recruits", [len(case.notes)], base,
+            case, chosen, store.own(asked), condition == "recruits", [len(case.notes)], start,
             Blind if name == NULL else MemberRecruiter,
         )  # fmt: skip
         result["served"] = {d: row["members"] for d, row in measure.held_out(recruiter, case).items()}
     return result | {"sessions": stream}
 
 
-def _told(case: Clinic, chosen: config.Config, base: TrainState) -> dict[str, Any]:
+def _told(case: Clinic, chosen: config.Config, start: TrainState) -> dict[str, Any]:
     """An LLM for each domain, which alone codes its pieces and learns from them; it begins as the first one is then."""
     engine = measure.engine_of(case.tokenizer, chosen.replace(train={"seed": 0}))
     first, dial = case.notes[0][0].domain, Dial(1.0)
-    states = {first: base}
+    states = {first: start}
     curve: list[list[Any]] = []
     for number, notes in enumerate(case.notes, 1):
         domain, batch = notes[0].domain, case.batch(notes)

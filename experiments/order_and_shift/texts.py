@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import cases
 from experiments.clinic.setting import BATCH, CONTEXT, HELD_OUT, VOCABULARY, Clinic
 from experiments.clinic.world import Note
 from localist_jax import config
@@ -27,6 +29,26 @@ READ = {"train": 1_000_000, "held out": 60_000}  # characters of each domain at 
 LEARNED = 400_000  # characters of each domain that the tokenizer is made from
 
 
+def files_of_domains() -> dict[str, list[Path]]:
+    """Return the files of each domain.
+
+    Raises:
+      CorpusError: the folder of the corpora is not there.
+    """
+    root = Path(os.environ.get(ROOT_VARIABLE, ""))
+    if not (root / "openstax").is_dir() or not (root / LAW).is_dir():
+        raise CorpusError(f"order_and_shift: set {ROOT_VARIABLE} to a folder with openstax/ and {LAW}/")
+    files = {book: [root / "openstax" / f"{book}.jsonl"] for book in BOOKS}
+    return {**files, LAW: sorted((root / LAW).glob("*.jsonl"))}
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Return what tells all texts that are read, general text too, from others."""
+    general = corpora.load(config.Data(corpus="wikitext-2")).digest
+    return general + cases.fingerprint(file for files in files_of_domains().values() for file in files)
+
+
 class Library:
     """Pieces of text of every domain, general text to begin with, and one tokenizer for all.
 
@@ -35,11 +57,7 @@ class Library:
     """
 
     def __init__(self) -> None:
-        root = Path(os.environ.get(ROOT_VARIABLE, ""))
-        if not (root / "openstax").is_dir() or not (root / LAW).is_dir():
-            raise CorpusError(f"order_and_shift: set {ROOT_VARIABLE} to a folder with openstax/ and {LAW}/")
-        texts = {book: _texts([root / "openstax" / f"{book}.jsonl"]) for book in BOOKS}
-        texts[LAW] = _texts(sorted((root / LAW).glob("*.jsonl")))
+        texts = {domain: _texts(files) for domain, files in files_of_domains().items()}
         learned = [text for both in texts.values() for text in _at_most(both["train"], LEARNED)]
         self.tokenizer = Tokenizer.train(learned, VOCABULARY)
         self._pieces = {

@@ -1,25 +1,11 @@
-"""Results of studies are kept by what they depend on: other settings, texts or tokenizers have results of their own."""
+"""A model of the rules' study is trained on the text that is given, not on one of an earlier call."""
 
 import dataclasses
-import types
 from pathlib import Path
 
 import pytest
 
-from experiments.order_and_shift import base
 from experiments.rule_compliance import measure
-
-
-def test_a_base_of_other_settings_or_tokenizer_has_another_folder(tmp_path, monkeypatch):
-    def library(fingerprint):
-        return types.SimpleNamespace(tokenizer=types.SimpleNamespace(fingerprint=fingerprint))
-
-    one = base.folder_of(library("a"), 64, tmp_path)
-    assert base.folder_of(library("a"), 64, tmp_path) == one
-    others = {base.folder_of(library("b"), 64, tmp_path), base.folder_of(library("a"), 32, tmp_path)}
-    monkeypatch.setattr(base, "STEPS", 5)
-    others.add(base.folder_of(library("a"), 64, tmp_path))
-    assert len({one, *others}) == 4
 
 
 @pytest.mark.parametrize("text", ["a b c", "a b d"])
