@@ -51,7 +51,7 @@ STUDY = Study(
 
 def main() -> None:
     """Entry point."""
-    options, _ = STUDY.parsed()
+    options = STUDY.parsed()
     if not options.notes:
         return STUDY.main()
     with one_line(OSError):

@@ -1,4 +1,4 @@
-"""What is trained: the dialled model, its two ends, schedules, and controls at the same open share.
+"""The conditions that are trained: the dialled model, its two ends, schedules, and controls at the same open share.
 
 Every condition has the same architecture, parameters, data and steps; they differ in the dial of training and
 in what the gates may be.

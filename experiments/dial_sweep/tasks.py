@@ -1,4 +1,4 @@
-"""What the conditions are compared on, at three sizes: a probe for CPU cores, minutes and an hour or so of one GPU."""
+"""The tasks of the comparison, at three sizes: a probe for CPU cores, minutes and an hour or so of one GPU."""
 
 from __future__ import annotations
 
