@@ -1,4 +1,4 @@
-"""What every condition of the clinic shares: model, tokenizer, stream, and the batches that they are measured on."""
+"""Model, tokenizer, stream and batches, which every condition of the clinic shares."""
 
 from __future__ import annotations
 

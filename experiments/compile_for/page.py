@@ -1,4 +1,4 @@
-"""What compiling for a topology says: figures, a few lines for people, and the study's page."""
+"""The results of compiling for a topology: figures, a few lines for people, and the study's page."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def figures(shapes: Shapes, topology: str, lowered: Lowered, compiled: ahead.Com
 
 
 def bounds(found: Figures, chip: ahead.Chip) -> Figures:
-    """What the chip's published figures allow at best: everything overlaps, and nothing moves that need not.
+    """Return what the chip's published figures allow at best: everything overlaps, and nothing moves that need not.
 
     Memory is charged with the state and inputs alone, which every call must read or write: what the instructions move
     is an estimate and no bound.
@@ -83,7 +83,7 @@ def bounds(found: Figures, chip: ahead.Chip) -> Figures:
 
 
 def advice(shapes: Shapes, compiled: ahead.Compiled, chip: ahead.Chip | None) -> str:
-    """What to change so that a program fits."""
+    """Return what to change so that a program fits."""
     if not compiled.over or chip is None:
         return "this is no lack of memory: see the error"
     c, mesh = shapes.settings, shapes.mesh.shape

@@ -53,7 +53,7 @@ class Domains:
 
 
 def settings() -> config.Config:
-    """Of every member."""
+    """Return the configuration of every member."""
     return config.Config(
         data=config.Data(context=CONTEXT, batch=BATCH, vocab_size=512),
         model=config.Model(

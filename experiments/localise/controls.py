@@ -1,4 +1,4 @@
-"""What else could be open at the same share: other gates, other blocks, other text, and the bound of best keys."""
+"""Controls at the same open share: other gates, other blocks, other text, and the bound of best keys."""
 
 from __future__ import annotations
 

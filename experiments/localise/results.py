@@ -55,7 +55,7 @@ class Code:
 
 
 class Results:
-    """What was measured, by the names of the cases; `code` and its kin give None for what was not.
+    """The results by the names of the cases; `code` and its kin give None for what was not.
 
     Args:
       found: the figures.

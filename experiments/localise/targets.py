@@ -1,4 +1,4 @@
-"""What was hoped for before anything was measured, and whether the figures reach it."""
+"""The targets, set before anything was measured, and whether the figures reach it."""
 
 from __future__ import annotations
 

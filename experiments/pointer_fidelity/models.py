@@ -17,7 +17,7 @@ COPIES = 10  # of each story of the training file, with words in other roles
 
 
 def settings(task: int, seed: int, steps: int) -> Config:
-    """Of a task's model."""
+    """Return the configuration of a task's model."""
     return resolve(
         {
             "data": {"corpus": "babi", "vocab_size": 512, "context": CONTEXT[task], "batch": 16, "valid_rows": 128},

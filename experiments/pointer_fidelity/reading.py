@@ -1,4 +1,4 @@
-"""What a model answers and where it looks, at any dial and under any rule: one compiled function for all of it."""
+"""The answers of a model and where it looks, at any dial and under any rule: one compiled function for all of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH = 20
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Of some cases: the answers given, and attention at the moment of the answer.
+    """The answers given to some cases, and attention at the moment of the answer.
 
     Attributes:
       answers: int [C].

@@ -1,4 +1,4 @@
-"""What a trial and a birth cost, in ordinary training steps of the study's own model."""
+"""The cost of a trial and of a birth, in ordinary training steps of the study's own model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a recruiter do with streams that try to mislead it?
+"""How does a recruiter fare with streams that try to mislead it?
 
     python -m experiments.recruitment_stress
 

@@ -80,7 +80,7 @@ def trained(settings: Config, folder: Path, name: str) -> Run:
 
 
 def figures_of(run: Run, name: str) -> dict[str, Any]:
-    """What was decided, and what it came to."""
+    """Return what was decided, and what it came to."""
     records = chronicle.read(run.workdir)
     seen = [r for r in journal.read(run.workdir / "metrics.jsonl") if r["kind"] == "signs"]
     named = {"ambiguous_routing", "ambiguous_attention", "unstable_assignment", "unstable_recruitment"}
@@ -132,7 +132,7 @@ def most_blocks(records: list[chronicle.Record]) -> int:
 
 
 def kept_blocks(run: Run, name: str, share: float) -> dict[str, float]:
-    """Of positions whose word was left alone while others were replaced: how many kept their block, and bits lost."""
+    """Return how many positions kept their block while other words were replaced, and the bits lost."""
     world, prepared, words = stream(run.settings, name)
     noisy, changed = streams.perturbed(words, share, len(world.words), run.settings.train.seed)
     _, ids = one_token_each(world.words)
