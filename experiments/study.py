@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import fnmatch
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,17 @@ from localist_jax.report import study as report
 
 RECORDS = Path("docs/measurements")
 Options = argparse.Namespace
+
+
+def number(default: int, about: str) -> dict[str, Any]:
+    """Return what `add_argument` takes for a number."""
+    return {"type": int, "default": default, "help": about}
+
+
+def some_of(choices: Iterable[Any], about: str = "", least: str = "+") -> dict[str, Any]:
+    """Return what `add_argument` takes for some of these choices; all of them by default."""
+    known = list(choices)
+    return {"nargs": least, "type": type(known[0]), "choices": known, "default": known, "help": about}
 
 
 @dataclasses.dataclass(frozen=True)

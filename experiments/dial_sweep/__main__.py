@@ -17,7 +17,7 @@ from experiments.dial_sweep.conditions import VARIANTS
 from experiments.dial_sweep.page import page_of
 from experiments.dial_sweep.runs import Plan, fingerprint
 from experiments.dial_sweep.tasks import TASKS
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, number, some_of
 from experiments.workers import Pool
 
 WORKERS = {"cpu": 0, "gpu-minutes": 0, "gpu": 1}  # by scale; 0: one per core
@@ -50,14 +50,9 @@ STUDY = Study(
     page=page,
     options={
         "--scale": {"choices": list(WORKERS), "default": "cpu", "help": "size of models and data"},
-        "--tasks": {"nargs": "+", "choices": list(TASKS), "default": list(TASKS)},
-        "--variants": {
-            "nargs": "*",
-            "choices": list(VARIANTS),
-            "default": list(VARIANTS),
-            "help": "changes to any-dial, most with one seed",
-        },
-        "--steps": {"type": int, "default": 0, "help": "training steps; default: as the scale says"},
+        "--tasks": some_of(TASKS),
+        "--variants": some_of(VARIANTS, "changes to any-dial, most with one seed", least="*"),
+        "--steps": number(0, "training steps; default: as the scale says"),
     },
     seeds=(0, 1, 2),
     pool=pool,

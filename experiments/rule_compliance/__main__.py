@@ -16,7 +16,7 @@ from typing import Any
 from experiments.cases import Case, Results
 from experiments.rule_compliance import page, parts
 from experiments.rule_compliance.personal import fingerprint
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, number, some_of
 
 ABOUT = ("seconds", "made_on")  # what the store says of a result
 
@@ -107,27 +107,18 @@ def page_of(options: Options, found: Results) -> Page:
     return Page(page.TITLE, page.body(figures), options.seeds, figures, {"price": page.picture(figures)})
 
 
-def _number(default: int, about: str) -> dict[str, Any]:
-    return {"type": int, "default": default, "help": about}
-
-
 STUDY = Study(
     "rule_compliance",
     __doc__,
     cases=cases,
     page=page_of,
     options={
-        "--generations": _number(100_000, "under both sides of the rules, in all"),
-        "--others": _number(4096, "generations of each other condition and seed"),
-        "--personal": _number(1024, "the same, on personal data; 0: none"),
-        "--files": _number(10_000, "damaged rule files"),
-        "--steps": _number(600, "of training"),
-        "--parts": {
-            "nargs": "+",
-            "choices": parts.PARTS,
-            "default": list(parts.PARTS),
-            "help": "others: their figures on record are kept",
-        },
+        "--generations": number(100_000, "under both sides of the rules, in all"),
+        "--others": number(4096, "generations of each other condition and seed"),
+        "--personal": number(1024, "the same, on personal data; 0: none"),
+        "--files": number(10_000, "damaged rule files"),
+        "--steps": number(600, "of training"),
+        "--parts": some_of(parts.PARTS, "others: their figures on record are kept"),
     },
     seeds=(0, 1),
     data=lambda bench, case: fingerprint() if case.name.startswith("personal/") else "",

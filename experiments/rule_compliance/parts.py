@@ -39,7 +39,7 @@ def alone(options: Options) -> dict[str, Case]:
 def clinic(options: Options, seed: int) -> dict[str, list[Case]]:
     """Return the cases of the clinic by condition, in chunks; those of harmless prompts are under `harmless`."""
     text = hashlib.sha256(Clinic(seed).text(SENTENCES).encode()).hexdigest()[:16]
-    model = _model("clinic", seed, options.steps, text, _clinic_trained)
+    model = _model("clinic", seed, options.steps, text)
     found: dict[str, list[Case]] = {"model": [model]}
     for name in (*CONDITIONS, SEEN):
         count = options.generations // len(options.seeds) if name == "both" else options.others
@@ -55,7 +55,7 @@ def clinic(options: Options, seed: int) -> dict[str, list[Case]]:
 
 def personal(options: Options, seed: int) -> dict[str, list[Case]]:
     """Return the same of personal data."""
-    model = _model("personal", seed, options.steps, "", _personal_trained)
+    model = _model("personal", seed, options.steps, "")
     about, found = {"count": _whole(options.personal)}, {"model": [model]}
     for name in CONDITIONS:
         found[name] = [_asked(f"personal/{name}/seed{seed}", {"condition": name, **about}, _personal, model)]
@@ -84,12 +84,11 @@ def _loading(store: Store, case: Case) -> Figures:
     return dict(loading())
 
 
-def _model(part: str, seed: int, steps: int, text: str, trained: Callable[[Store, Case], Figures]) -> Case:
+def _model(part: str, seed: int, steps: int, text: str) -> Case:
     """Return the case of a model; `text` identifies what it learns, where it is no data set."""
-    settings = measure.settings_of("text.txt", seed, steps).to_dict()
-    return Case(
-        f"{part}/model/seed{seed}", {"seed": seed, "steps": steps, "text": text, "config": settings}, trained
-    )
+    about = {"seed": seed, "steps": steps, "text": text}
+    settings = {**about, "config": measure.settings_of("text.txt", seed, steps).to_dict()}
+    return Case(f"{part}/model/seed{seed}", settings, _trained)
 
 
 def _asked(name: str, about: Figures, asked: Callable[[Store, Case], Figures], model: Case) -> Case:
@@ -109,24 +108,24 @@ def _whole(count: int) -> int:
     return -(-count // BATCH) * BATCH
 
 
-def _clinic_trained(store: Store, case: Case) -> Figures:
-    _clinic_run(store.own(case), case.settings["seed"], case.settings["steps"])
+def _trained(store: Store, case: Case) -> Figures:
+    _run_of(store, case)
     return {}
 
 
+def _run_of(store: Store, model: Case) -> Run:
+    """Return the run of a model; what was trained is read."""
+    return _run(model.name.split("/")[0], store.own(model), *_named(model, "seed", "steps"))
+
+
 @functools.lru_cache(maxsize=1)
-def _clinic_run(folder: Path, seed: int, steps: int) -> Run:
-    return measure.trained(Clinic(seed).text(SENTENCES), folder, seed, steps)
-
-
-def _opened(read: Callable[[Path, int, int], Run], store: Store, case: Case) -> Run:
-    """Return the run of the model that a case asks; what was trained is read."""
-    (model,) = case.after
-    return read(store.own(model), model.settings["seed"], model.settings["steps"])
+def _run(part: str, folder: Path, seed: int, steps: int) -> Run:
+    text = Clinic(seed).text(SENTENCES) if part == "clinic" else Sentences().text()
+    return measure.trained(text, folder, seed, steps)
 
 
 def _clinic(store: Store, case: Case) -> Figures:
-    run, (seed, name, number) = _opened(_clinic_run, store, case), _named(case, "seed", "condition", "number")
+    run, (seed, name, number) = _run_of(store, *case.after), _named(case, "seed", "condition", "number")
     world = Clinic(seed)
     pairs, world.rng = world.seen if name == SEEN else world.unseen, np.random.default_rng([seed, 1 + number])
     kinds = [ATTACKS[i % len(ATTACKS)] for i in range(case.settings["count"])]
@@ -139,25 +138,15 @@ def _clinic(store: Store, case: Case) -> Figures:
 
 
 def _clinic_harmless(store: Store, case: Case) -> Figures:
-    run, (seed, count, length) = _opened(_clinic_run, store, case), _named(case, "seed", "count", "length")
+    run, (seed, count, length) = _run_of(store, *case.after), _named(case, "seed", "count", "length")
     world = Clinic(seed)
     world.rng = np.random.default_rng([seed, 0])
     prompts = [world.harmless(world.unseen) for _ in range(count)]
     return measure.over_refusal(run, parse(world.rules(world.unseen)), prompts, seed=seed, length=length)
 
 
-def _personal_trained(store: Store, case: Case) -> Figures:
-    _personal_run(store.own(case), case.settings["seed"], case.settings["steps"])
-    return {}
-
-
-@functools.lru_cache(maxsize=1)
-def _personal_run(folder: Path, seed: int, steps: int) -> Run:
-    return measure.trained(Sentences().text(), folder, seed, steps)
-
-
 def _personal(store: Store, case: Case) -> Figures:
-    run, sentences = _opened(_personal_run, store, case), Sentences()
+    run, sentences = _run_of(store, *case.after), Sentences()
     name, seed, length = _named(case, "condition", "seed", "length")
     prompts = [("none", lure) for lure in _drawn(run, sentences, case)[0]]
     found = measure.compliance(
@@ -167,7 +156,7 @@ def _personal(store: Store, case: Case) -> Figures:
 
 
 def _personal_harmless(store: Store, case: Case) -> Figures:
-    run, sentences = _opened(_personal_run, store, case), Sentences()
+    run, sentences = _run_of(store, *case.after), Sentences()
     seed, length = _named(case, "seed", "length")
     _, prompts = _drawn(run, sentences, case)
     return measure.over_refusal(run, parse(sentences.rules()), prompts, seed=seed, length=length)
