@@ -1,6 +1,6 @@
-"""What does one set of weights do at each dial? With controls, on a corpus of real text.
+"""Measure what one set of weights does at each dial. With controls, on a corpus of real text.
 
-    python -m experiments.first_model runs/wikitext2_small/seed0 runs/wikitext2_small/seed1
+    python -m experiments.first_model --runs runs/wikitext2_small/seed0 runs/wikitext2_small/seed1
 
 Takes finished runs that differ in their seed alone. Measures each on its whole validation split at four
 dials; at λ=1 also with all gates closed and with the gates shuffled within each head, two nulls for what
@@ -10,16 +10,15 @@ and resumes a short run to see whether it ends bit for bit where an unbroken one
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import functools
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.cases import Case, Figures, Results, fingerprint
+from experiments.study import Options, Page, Study
 from localist_jax.data import train_batches, valid_batches
-from localist_jax.errors import one_line
 from localist_jax.locality import Dial
 from localist_jax.report import figures, study
 from localist_jax.report.page import SWEEP_COLUMNS
@@ -43,51 +43,54 @@ TIMED_STEPS = 40
 RESUME = {"steps": 12, "log_every": 1, "eval_every": 6, "save_every": 4, "keep": 2}
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser("first_model", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, one per seed")
-    parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
-    arguments = parser.parse_args()
-    with one_line():
-        runs = [Run.open(path) for path in arguments.runs]
-        _check_alike(runs)
-        command = shlex.join(["python", "-m", "experiments.first_model", *sys.argv[1:]])
-        print(study_of(runs, arguments.out, command))
+@functools.cache
+def opened(paths: tuple[Path, ...]) -> list[Run]:
+    """Return the runs.
 
-
-def _check_alike(runs: Sequence[Run]) -> None:
+    Raises:
+      ValueError: they differ in more than their seed.
+    """
+    runs = [Run.open(path) for path in paths]
     seeds = [run.settings.train.seed for run in runs]
     if len(set(seeds)) < 2 or len({run.settings.replace(train={"seed": 0}) for run in runs}) > 1:
         raise ValueError(f"first_model: needs runs that differ in their seed alone, got seeds {seeds}")
+    return runs
 
 
-def study_of(runs: Sequence[Run], out: Path, command: str) -> Path:
-    """Measures the runs and writes `first_model.md`, `.json` and pictures into `out`."""
-    swept = []
-    for run in runs:
-        _say(f"seed {run.settings.train.seed}: {len(LOCALITIES)} dials and two nulls")
-        swept.append(_measure(run))
-    _say("twenty dials, speed, kill and resume")
-    first = runs[0]
+def cases(options: Options) -> list[Case]:
+    """Return a case for each run, and those of the first run alone."""
+    dials = [Case(f"dials/{nth}", {"run": nth}, _dials, cost=3.0) for nth in range(len(options.runs))]
+    return [*dials, *(Case(name, {}, _first) for name in FIRST)]
+
+
+def _dials(runs: Sequence[Run], case: Case) -> Figures:
+    return _measure(runs[case.settings["run"]])
+
+
+def _first(runs: Sequence[Run], case: Case) -> Figures:
+    return {case.name: FIRST[case.name](runs[0])}
+
+
+def page(options: Options, found: Results) -> Page:
+    """Return the page of what was measured."""
+    runs = opened(tuple(options.runs))
+    swept, first = [found[f"dials/{nth}"] for nth in range(len(runs))], runs[0]
     values: dict[str, Any] = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(first.state.params)),
         "training_tokens": first.settings.train.steps
         * first.settings.data.batch
         * first.settings.data.context,
         "validation_tokens": swept[0]["tokens"],
-        "compile_count_of_20_dials": compile_count(first),
-        "tokens_per_second": round(tokens_per_second(first)),
-        "resume_exact": resumes_exactly(first),
+        **{name: found[name][name] for name in FIRST},
         "kkt_residual_over_price": [_kkt(run) for run in runs],
     }
     for value in LOCALITIES:
         for name, _, _ in SWEEP_COLUMNS:
-            values[f"{name}@{value:g}"] = [row[value][name] for row in swept]
+            values[f"{name}@{value:g}"] = [row[f"{value:g}"][name] for row in swept]
     for null in ("gates closed", "gates shuffled"):
         values[f"bits_per_token@1, {null}"] = [row[null] for row in swept]
     pictures = {
-        "dial": figures.dial_curves([swept[0][value] for value in LOCALITIES]),
+        "dial": figures.dial_curves([swept[0][f"{value:g}"] for value in LOCALITIES]),
         "gates": figures.gate_maps(
             np.asarray(at_path(first.state.params, GATES)),
             np.asarray(first.state.blocks.active),
@@ -95,19 +98,17 @@ def study_of(runs: Sequence[Run], out: Path, command: str) -> Path:
         ),
         "training": figures.training_curves(journal.read(first.workdir / "metrics.jsonl")),
     }
-    return study.write(
-        out, "first_model", title="A first any-dial model", body=_body(first, values), command=command,
-        seeds=[run.settings.train.seed for run in runs], figures=values, pictures=pictures,
-    )  # fmt: skip
+    seeds = [run.settings.train.seed for run in runs]
+    return Page("A first any-dial model", _body(first, values), seeds, values, pictures)
 
 
-def _measure(run: Run) -> dict[Any, Any]:
-    """Figures by λ, and the two nulls' code lengths at λ=1, over the whole validation split."""
+def _measure(run: Run) -> Figures:
+    """Return figures by λ, and the two nulls' code lengths at λ=1, over the whole validation split."""
     batches = valid_batches(run.data.valid, run.settings.data.batch, 0)
     blocks, params = run.state.blocks, run.state.params
     gates = np.asarray(at_path(params, GATES))
-    found: dict[Any, Any] = {
-        row["locality"]: row for row in run.evaluator.sweep(params, blocks, batches, LOCALITIES)
+    found: Figures = {
+        f"{row['locality']:g}": row for row in run.evaluator.sweep(params, blocks, batches, LOCALITIES)
     }
     rng = np.random.default_rng(run.settings.train.seed)
     nulls = {"gates closed": np.zeros_like(gates), "gates shuffled": _shuffled(gates, rng)}
@@ -251,9 +252,27 @@ own.
 """
 
 
-def _say(text: str) -> None:
-    print(f"first_model: {text}", file=sys.stderr, flush=True)
-
+FIRST: dict[str, Callable[[Run], Any]] = {  # figures of the first run alone
+    "compile_count_of_20_dials": compile_count,
+    "tokens_per_second": lambda run: round(tokens_per_second(run)),
+    "resume_exact": resumes_exactly,
+}
+STUDY = Study(
+    "first_model",
+    __doc__ or "",
+    cases=cases,
+    page=page,
+    options={
+        "--runs": {
+            "nargs": "+",
+            "type": Path,
+            "required": True,
+            "help": "folders of finished runs, one per seed",
+        }
+    },
+    bench=lambda options: opened(tuple(options.runs)),
+    data=lambda runs, case: fingerprint([runs[case.settings.get("run", 0)].workdir / "metrics.jsonl"]),
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

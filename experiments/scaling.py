@@ -8,7 +8,6 @@ published bandwidths, and names each assumption. Nothing is measured on a TPU.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from localist_jax.errors import one_line
+from experiments.cases import Case, Figures, Results, fingerprint
+from experiments.study import Options, Page, Study
 from localist_jax.parallel import ahead
 from localist_jax.report import study
 
@@ -138,30 +138,37 @@ def picture(curves: dict[str, list[Point]]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Reads what was compiled, writes the page."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/measurements"), help="folder of the studies")
-    out = parser.parse_args().out
-    with one_line():
-        source = out / "compile_for.json"
-        if not source.exists():
-            raise ValueError(
-                f"{source}: is not there; python -m experiments.compile_for --out={out} makes it"
-            )
-        compiled = json.loads(source.read_text(encoding="utf-8"))["figures"]
-        curves = {
-            f"{key.split()[0]} on {kind}": [predict(one, kind, n) for n in CHIPS]
-            for key, one in compiled.items()
-            if key.endswith("train") and one["fits"] and (kind := key.split()[1].partition(":")[0]) in SLICE
-        }
-        figures = {name: [dataclasses.asdict(p) for p in points] for name, points in curves.items()}
-        text = body(curves)
-        print(text)
-        study.write(
-            out, "scaling", title="Scaling on paper", body=text, command="python -m experiments.scaling",
-            seeds=(), figures=figures, pictures={"tokens": picture(curves)},
-        )  # fmt: skip
+def source(options: Options) -> Path:
+    """Return what was compiled.
+
+    Raises:
+      ValueError: nothing was.
+    """
+    path = options.out / "compile_for.json"
+    if not path.exists():
+        raise ValueError(
+            f"{path}: is not there; python -m experiments.compile_for --out={options.out} makes it"
+        )
+    return path
+
+
+def predicted(path: Path, case: Case) -> Figures:
+    """Return the points of each training step that was compiled and fits, by configuration and kind of chip."""
+    compiled = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    return {
+        f"{key.split()[0]} on {kind}": [
+            dataclasses.asdict(predict(one, kind, n)) for n in case.settings["chips"]
+        ]
+        for key, one in compiled.items()
+        if key.endswith("train") and one["fits"] and (kind := key.split()[1].partition(":")[0]) in SLICE
+    }
+
+
+def page(options: Options, found: Results) -> Page:
+    """Return the page of what was predicted."""
+    figures = {name: points for name, points in found["curves"].items() if name not in ("seconds", "made_on")}
+    curves = {name: [Point(**point) for point in points] for name, points in figures.items()}
+    return Page("Scaling on paper", body(curves), (), figures, {"tokens": picture(curves)})
 
 
 TEXT = """How do step time and memory of one LLM go with the number of chips, if every chip keeps its rows? A prediction
@@ -190,5 +197,14 @@ was used.
 8. Input, logging and checkpoints cost nothing beside the step."""
 
 
+STUDY = Study(
+    "scaling",
+    __doc__ or "",
+    cases=lambda options: [Case("curves", {"chips": CHIPS}, predicted)],
+    page=page,
+    bench=source,
+    data=lambda path, case: fingerprint([path]),
+)
+
 if __name__ == "__main__":
-    main()
+    STUDY.main()

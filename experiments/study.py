@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import fnmatch
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,20 @@ RECORDS = Path("docs/measurements")
 Options = argparse.Namespace
 
 
+def number(default: int, about: str) -> dict[str, Any]:
+    """Return what `add_argument` takes for a number."""
+    return {"type": int, "default": default, "help": about}
+
+
+def some_of(choices: Iterable[Any], about: str = "", least: str = "+") -> dict[str, Any]:
+    """Return what `add_argument` takes for some of these choices; all of them by default."""
+    known = list(choices)
+    return {"nargs": least, "type": type(known[0]), "choices": known, "default": known, "help": about}
+
+
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What a study has to say.
+    """The page of a study.
 
     Attributes:
       title, body, seeds, figures, pictures: as `localist_jax.report.study.write` takes them.
@@ -88,7 +99,7 @@ class Study:
 
     def main(self, words: Sequence[str] | None = None) -> None:
         """Run the program: measure what is not there yet, and write the page."""
-        options, command = self.parsed(words)
+        options = self.parsed(words)
         with one_line():
             cases, store = self.cases(options), Store(options.workdir, self.version)
             wanted = self.selected(cases, options.cases)
@@ -98,10 +109,10 @@ class Study:
             if not options.page:
                 self.measure(options, wanted, store)
             results = self.results(store, cases)
-            print(self.page(options, results).write(options.out, self.name, command))
+            print(self.page(options, results).write(options.out, self.name, options.command))
 
-    def parsed(self, words: Sequence[str] | None = None) -> tuple[Options, str]:
-        """Return the options, and the command by which the same is measured again."""
+    def parsed(self, words: Sequence[str] | None = None) -> Options:
+        """Return the options, with the `command` by which the same is measured again."""
         parser = argparse.ArgumentParser(self.name, description=self.about.splitlines()[0])
         add = parser.add_argument
         own = [add(flag, **about) for flag, about in self.options.items()]
@@ -130,7 +141,8 @@ class Study:
                 said += [action.option_strings[0], *map(str, value)]
             elif value != parser.get_default(action.dest):
                 said.append(action.option_strings[0] + ("" if value is True else f"={value}"))
-        return options, shlex.join(["python", "-m", f"experiments.{self.name}", *said])
+        options.command = shlex.join(["python", "-m", f"experiments.{self.name}", *said])
+        return options
 
     def selected(self, cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
         """Return the cases that fit one of the patterns, and those that they need; all without patterns.

@@ -31,7 +31,7 @@ def told(block_of: Callable[[jax.Array, Any], jax.Array]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def telling(block_of: Callable[[jax.Array, Any], jax.Array]) -> Iterator[None]:
-    """Do what `told` does, for functions that are compiled within it alone."""
+    """Do as `told`, for functions that are compiled in here alone."""
     segments: list[Any] = [None]
 
     def instead(call, arguments, options, context):

@@ -65,7 +65,7 @@ class Here(contextlib.nullcontext):
 
 
 class Progress:
-    """What is left of some cases, and what became of the others.
+    """The state of some cases: those that are left, and what became of the others.
 
     Args:
       label: of the lines on standard error.

@@ -15,7 +15,7 @@ from experiments.cases import Case, Results
 from experiments.clinic import measure
 from experiments.clinic.page import page_of
 from experiments.clinic.setting import NULL, PHASES, clinic, write_notes
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, number
 from localist_jax.errors import one_line
 
 
@@ -41,8 +41,8 @@ STUDY = Study(
     cases=lambda options: [case for part in planned(options) for case in part],
     page=page,
     options={
-        "--controls": {"type": int, "default": 5, "help": "seeds of the one LLM of as many parameters"},
-        "--nulls": {"type": int, "default": 3, "help": "seeds of the stream without domains"},
+        "--controls": number(5, "seeds of the one LLM of as many parameters"),
+        "--nulls": number(3, "seeds of the stream without domains"),
         "--notes": {"type": Path, "metavar": "FILE.jsonl", "help": "write the stream there, and stop"},
     },
     seeds=range(10),
@@ -51,7 +51,7 @@ STUDY = Study(
 
 def main() -> None:
     """Entry point."""
-    options, _ = STUDY.parsed()
+    options = STUDY.parsed()
     if not options.notes:
         return STUDY.main()
     with one_line(OSError):

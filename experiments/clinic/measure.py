@@ -132,7 +132,7 @@ def _nearly(recruiter: MemberRecruiter) -> int:
 
 
 def parameters(width: int) -> int:
-    """Return the number of parameters of one LLM."""
+    """Return how many parameters one LLM has."""
     chosen = settings(0, width)
     state = boxed_state(Transformer(chosen.model, VOCABULARY), chosen)
     return sum(x.size for x in jax.tree.leaves(nn.unbox(state.params)))

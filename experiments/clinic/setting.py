@@ -1,4 +1,4 @@
-"""The setting that all conditions of the clinic share: model, tokenizer, stream, and batches to measure on."""
+"""Model, tokenizer, stream and batches, which every condition of the clinic shares."""
 
 from __future__ import annotations
 

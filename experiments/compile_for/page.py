@@ -83,7 +83,7 @@ def bounds(found: Figures, chip: ahead.Chip) -> Figures:
 
 
 def advice(shapes: Shapes, compiled: ahead.Compiled, chip: ahead.Chip | None) -> str:
-    """Say what to change so that a program fits."""
+    """Return what to change so that a program fits."""
     if not compiled.over or chip is None:
         return "this is no lack of memory: see the error"
     c, mesh = shapes.settings, shapes.mesh.shape

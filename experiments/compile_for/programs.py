@@ -83,12 +83,12 @@ class Shapes:
 
     @property
     def parameters(self) -> int:
-        """Return the number of parameters of one LLM."""
+        """Return how many parameters one LLM has."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
 
     @property
     def used_parameters(self) -> int:
-        """Return the parameters that one position meets: its own block's units, and no table of embeddings."""
+        """Return how many parameters one position meets: its own block's units only, and no table of embeddings."""
         c, p = self.settings.model, self.state.params
         units = sum(leaf.size for leaf in jax.tree.leaves(p["localist"].get("units", {})))
         gates = p["localist"]["attention"]["gates"].size
@@ -96,7 +96,7 @@ class Shapes:
         return self.parameters - gates - table - round(units * (1 - 1 / c.block_capacity))
 
     def attention_flops(self, queries: int, products: int, cached: bool = False) -> float:
-        """Return the operations of `products` products over all layers: all causal pairs, or a window in perception.
+        """Return the operations of `products` products over all layers: causal pairs in localist ones, else the window.
 
         Args:
           queries: of all specialists.

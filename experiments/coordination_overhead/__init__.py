@@ -1,1 +1,1 @@
-"""What does it cost to have many LLMs?"""
+"""The study of the cost of having many LLMs."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from experiments.cases import Case, Results
 from experiments.coordination_overhead.measure import case_of
 from experiments.coordination_overhead.page import page_of
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, number
 
 
 def cases(options: Options) -> list[Case]:
@@ -31,9 +31,9 @@ STUDY = Study(
     cases=cases,
     page=page,
     options={
-        "--most": {"type": int, "default": 64, "help": "LLMs"},
-        "--steps": {"type": int, "default": 30, "help": "of training each LLM"},
-        "--rounds": {"type": int, "default": 1, "help": "of timing, each over all M"},
+        "--most": number(64, "LLMs"),
+        "--steps": number(30, "of training each LLM"),
+        "--rounds": number(1, "of timing, each over all M"),
     },
     seeds=(0, 1),
     quick={"seeds": [0], "most": 2, "steps": 2},

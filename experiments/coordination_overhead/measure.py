@@ -1,4 +1,4 @@
-"""What is measured of many LLMs: how well they code together, and how fast they answer."""
+"""The measurements of many LLMs: how well they code together, and how fast they answer."""
 
 from __future__ import annotations
 

@@ -4,74 +4,61 @@
 
 Trains every condition on every task with several seeds, measures them over the dial, and writes
 `dial_sweep.md`, `.json` and pictures. Runs are kept in --workdir: what was trained is not trained again, what was
-interrupted goes on. A task whose corpus is missing is left out, with a line that says where to get it.
+interrupted goes on. A task whose corpus is missing is left out, with a line that says where to get it; the page is of
+whole seeds alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import shlex
-import sys
-from pathlib import Path
 
+from experiments.cases import Case, Results
 from experiments.dial_sweep.conditions import VARIANTS
-from experiments.dial_sweep.study import Study, all_runs, available, kept_runs
+from experiments.dial_sweep.page import page_of
+from experiments.dial_sweep.runs import Plan, fingerprint
 from experiments.dial_sweep.tasks import TASKS
-from localist_jax.errors import one_line
+from experiments.study import Options, Page, Study, number, some_of
+from experiments.workers import Pool
 
 WORKERS = {"cpu": 0, "gpu-minutes": 0, "gpu": 1}  # by scale; 0: one per core
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser("dial_sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=list(WORKERS), default="cpu", help="size of models and data")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--variants",
-        nargs="*",
-        choices=list(VARIANTS),
-        default=list(VARIANTS),
-        help="changes to any-dial, most with one seed",
-    )
-    parser.add_argument("--steps", type=int, default=0, help="training steps; default: as the scale says")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/dial_sweep"))
-    parser.add_argument("--out", type=Path, default=Path("docs/measurements"))
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        help="runs at a time; default: one per core, or one with --scale gpu",
-    )
-    parser.add_argument(
-        "--kept",
-        action="store_true",
-        help="train nothing: the page of what earlier calls measured, whole seeds alone",
-    )
-    arguments = parser.parse_args()
-    with one_line():
-        study = Study(arguments.workdir, arguments.scale, arguments.steps)
-        tasks = available(study, arguments.tasks)
-        if not tasks:
-            raise ValueError("dial_sweep: no task is left; see the lines above")
-        wanted = study, tasks, arguments.seeds, arguments.variants
-        if arguments.kept:
-            results, texts = kept_runs(*wanted)
-        else:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            on_gpu = arguments.scale != "cpu"
-            if on_gpu:  # workers share its memory
-                os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-            workers = arguments.workers or WORKERS[arguments.scale] or cores
-            results, texts = all_runs(*wanted, workers, own_cores=not on_gpu)
-        from experiments.dial_sweep import page
+def cases(options: Options) -> list[Case]:
+    """Return the cases of the tasks that were asked for."""
+    return Plan(options.scale, options.steps).all(options.tasks, options.seeds, options.variants)
 
-        command = shlex.join(["python", "-m", "experiments.dial_sweep", *sys.argv[1:]])
-        settings = {task: study.settings(task, "any", arguments.seeds[0]) for task in results}
-        print(page.write(results, texts, settings, arguments.out, command))
 
+def page(options: Options, found: Results) -> Page:
+    """Return the page of the seeds that are whole."""
+    plan = Plan(options.scale, options.steps)
+    results, texts = plan.whole(options.tasks, options.seeds, options.variants, found)
+    return page_of(results, texts, {task: plan.settings(task, options.seeds[0]) for task in results})
+
+
+def pool(options: Options) -> Pool:
+    """Return the workers; on a GPU they share its memory."""
+    on_gpu = options.scale != "cpu"
+    if on_gpu:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return Pool(options.workers or WORKERS[options.scale], own_cores=not on_gpu)
+
+
+STUDY = Study(
+    "dial_sweep",
+    __doc__,
+    cases=cases,
+    page=page,
+    options={
+        "--scale": {"choices": list(WORKERS), "default": "cpu", "help": "size of models and data"},
+        "--tasks": some_of(TASKS),
+        "--variants": some_of(VARIANTS, "changes to any-dial, most with one seed", least="*"),
+        "--steps": number(0, "training steps; default: as the scale says"),
+    },
+    seeds=(0, 1, 2),
+    pool=pool,
+    data=lambda bench, case: fingerprint(case.settings["task"]),
+    partial=True,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

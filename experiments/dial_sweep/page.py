@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from experiments.dial_sweep import pictures
 from experiments.dial_sweep.babi import TASKS as BABI_TASKS
 from experiments.dial_sweep.conditions import ALL, CONDITIONS, VARIANTS
 from experiments.dial_sweep.tasks import TASKS
+from experiments.study import Page
 from localist_jax.config import Config
 from localist_jax.report import study
 
@@ -146,16 +146,13 @@ def _babi(table: Table) -> dict[str, Any]:
     }
 
 
-def write(
-    results: dict[str, Any], texts: dict[int, dict], settings: dict[str, Config], out: Path, command: str
-) -> Path:
-    """Writes `dial_sweep.md`, `dial_sweep.json` and the pictures; returns the page's path.
+def page_of(results: dict[str, Any], texts: dict[int, dict], settings: dict[str, Config]) -> Page:
+    """Return the page.
 
     Args:
       results: figures by task, condition and seed.
       texts: samples by seed.
       settings: of any-dial, by task.
-      out, command: where to, and what makes it again.
     """
     named = figures_of(results)
     seeds = sorted({seed for by_condition in results.values() for seed in by_condition["any"]})
@@ -178,10 +175,7 @@ def write(
             }
             for value in next(iter(texts.values()))
         }
-    return study.write(
-        out, "dial_sweep", title="The dial study", body="\n".join(body), command=command, seeds=seeds,
-        figures=named, pictures=shown,
-    )  # fmt: skip
+    return Page("The dial study", "\n".join(body), seeds, named, shown)
 
 
 def _introduction(seeds: list[int]) -> str:
@@ -198,7 +192,7 @@ def _introduction(seeds: list[int]) -> str:
 
 
 def _size(settings: Config, seeds: list[int], all_seeds: list[int]) -> str:
-    """Say what was trained on what, and with which seeds if not with all."""
+    """Return what was trained on what, and with which seeds if not with all."""
     model, data, train = settings.model, settings.data, settings.train
     fewer = "" if seeds == all_seeds else f" Seeds {', '.join(map(str, seeds))} alone."
     return (

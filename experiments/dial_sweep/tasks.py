@@ -1,4 +1,4 @@
-"""The tasks, at three sizes: a probe for CPU cores, minutes of one GPU, and an hour or so of it."""
+"""The tasks of the comparison, at three sizes: a probe for CPU cores, minutes and an hour or so of one GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does λ=1 cost a pretrained LLM that calibration made localist, beside a window and other controls?
+"""How much does λ=1 cost a pretrained LLM that calibration made localist, beside a window and other controls?
 
     LOCALIST_DATA=… python -m experiments.localise
 

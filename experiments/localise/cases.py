@@ -60,7 +60,7 @@ QUICK = Extent(
 
 
 class Bench:
-    """A workbench for cases: the subject, a reader, and the condition that was made last."""
+    """The workbench that cases are measured with: the subject, a reader, and the condition that was made last."""
 
     def __init__(self, checkpoint: str | Path, folder: Path, extent: Extent):
         self.subject, self.reader, self.extent = Subject(checkpoint, folder, extent.sizes), Reader(), extent

@@ -55,7 +55,7 @@ class Code:
 
 
 class Results:
-    """The figures of the cases that were measured, by name; `code` and its kin give None for the others.
+    """The results by the names of the cases; `code` and its kin give None for what was not.
 
     Args:
       found: the figures.

@@ -1,4 +1,4 @@
-"""The targets that were set before anything was measured, and whether the figures reach them."""
+"""The targets, set before anything was measured, and whether the figures reach it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from experiments.cases import Case, Results
 from experiments.order_and_shift import base, runs, texts
 from experiments.order_and_shift.page import page_of
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, number
 from experiments.workers import Pool
 
 
@@ -42,7 +42,7 @@ STUDY = Study(
     __doc__,
     cases=lambda options: [base.case_of(runs.WIDTH), *planned(options).values()],
     page=page,
-    options={"--orders": {"type": int, "default": 6, "help": "random orders of the seven domains"}},
+    options={"--orders": number(6, "random orders of the seven domains")},
     seeds=(0, 1),  # of the other streams
     pool=lambda options: Pool(options.workers),
     data=lambda bench, case: texts.fingerprint(),

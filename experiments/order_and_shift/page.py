@@ -177,7 +177,7 @@ def shown(f: Mapping[str, Any]) -> int:
 
 
 def verdict(f: Mapping[str, Any]) -> str:
-    """Say what fell short, from the figures."""
+    """Return what fell short, from the figures."""
     worth = [
         (name, np.mean(row["bits_per_token_one"]), np.mean(row["bits_per_token_recruits"]),
          np.mean(row["bits_per_token_told"]))
@@ -211,7 +211,7 @@ def _taken(served: Mapping[str, Sequence[int]], domain: str) -> list[int]:
 
 
 def tree(result: Result) -> Figure:
-    """Draw when the LLMs of one stream were born, and of whom."""
+    """Return the tree of the LLMs of one stream."""
     return growth(result, {d: COLOURS[d] for d in dict.fromkeys(result["sessions"])})
 
 

@@ -40,7 +40,7 @@ CONDITIONS = ("recruits", "one", "told")  # an ensemble; its base alone; an LLM 
 
 
 def conditions(name: str) -> tuple[str, ...]:
-    """What a stream is run with."""
+    """Return the conditions that a stream is run under."""
     return CONDITIONS[:1] if name in ("mixed", "one book", NULL) else CONDITIONS
 
 

@@ -12,7 +12,7 @@ from experiments.cases import Results
 from experiments.pointer_fidelity.measure import case_of
 from experiments.pointer_fidelity.models import CONTEXT
 from experiments.pointer_fidelity.page import page_of
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, number, some_of
 from experiments.workers import Pool
 
 
@@ -31,10 +31,7 @@ STUDY = Study(
     __doc__,
     cases=lambda options: [case_of(t, s, options.steps) for t in options.tasks for s in options.seeds],
     page=page,
-    options={
-        "--tasks": {"nargs": "+", "type": int, "default": list(CONTEXT), "choices": list(CONTEXT)},
-        "--steps": {"type": int, "default": 2500, "help": "of training"},
-    },
+    options={"--tasks": some_of(CONTEXT), "--steps": number(2500, "of training")},
     seeds=(0, 1),
     quick={"tasks": [1], "seeds": [0], "steps": 50},
     pool=lambda options: Pool(options.workers),

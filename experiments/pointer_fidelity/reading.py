@@ -1,4 +1,4 @@
-"""Read what a model answers and where it looks, at any dial and under any rule, by one compiled function."""
+"""The answers of a model and where it looks, at any dial and under any rule: one compiled function for all of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH = 20
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The answers to some cases, and the attention at the moment of each answer.
+    """The answers given to some cases, and attention at the moment of the answer.
 
     Attributes:
       answers: int [C].

@@ -11,7 +11,7 @@ from __future__ import annotations
 from experiments.cases import Case, Results
 from experiments.recruitment_recovery import costs, nulls, runs
 from experiments.recruitment_recovery.page import page_of
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, number
 from experiments.workers import Pool
 
 
@@ -54,9 +54,9 @@ STUDY = Study(
             "nargs": "+",
             "default": ["2", "4", "8"],
             "metavar": "K*[:S]",
-            "help": "of each world; S: only the first S seeds",
+            "help": "S: the first S seeds",
         },
-        "--streams": {"type": int, "default": 100, "help": "with nothing to find"},
+        "--streams": number(100, "with nothing to find"),
     },
     seeds=(2, 3),
     pool=lambda options: Pool(options.workers),

@@ -1,4 +1,4 @@
-"""The costs of a trial and of a birth, in ordinary training steps of the study's own model."""
+"""The cost of a trial and of a birth, in ordinary training steps of the study's own model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a recruiter do with streams that try to mislead it?
+"""How does a recruiter fare with streams that try to mislead it?
 
     python -m experiments.recruitment_stress
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from experiments.cases import Results
 from experiments.recruitment_stress import runs, streams
 from experiments.recruitment_stress.page import page_of
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, some_of
 from experiments.workers import Pool
 
 
@@ -25,7 +25,7 @@ STUDY = Study(
     __doc__,
     cases=lambda options: [runs.case(name, seed) for seed in options.seeds for name in options.streams],
     page=page,
-    options={"--streams": {"nargs": "+", "choices": list(streams.SAID), "default": list(streams.SAID)}},
+    options={"--streams": some_of(streams.SAID)},
     seeds=(0, 1),
     pool=lambda options: Pool(options.workers),
 )

@@ -132,7 +132,7 @@ def most_blocks(records: list[chronicle.Record]) -> int:
 
 
 def kept_blocks(run: Run, name: str, share: float) -> dict[str, float]:
-    """Replace words; return how many of the other positions kept their block, and the bits lost."""
+    """Return how many positions kept their block while other words were replaced, and the bits lost."""
     world, prepared, words = stream(run.settings, name)
     noisy, changed = streams.perturbed(words, share, len(world.words), run.settings.train.seed)
     _, ids = one_token_each(world.words)

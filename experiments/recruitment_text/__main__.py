@@ -12,7 +12,7 @@ from __future__ import annotations
 from experiments.cases import Case, Results
 from experiments.recruitment_text import books, runs
 from experiments.recruitment_text.page import page_of
-from experiments.study import Options, Page, Study
+from experiments.study import Options, Page, Study, some_of
 from experiments.workers import Pool
 
 ALL = (*runs.CONDITIONS, *runs.NULLS)
@@ -48,7 +48,7 @@ STUDY = Study(
     __doc__,
     cases=cases,
     page=page,
-    options={"--corpora": {"nargs": "+", "choices": list(books.SHELVES), "default": list(books.SHELVES)}},
+    options={"--corpora": some_of(books.SHELVES)},
     seeds=(0, 1),  # each is another order of the books
     pool=lambda options: Pool(options.workers),
     data=lambda bench, case: books.fingerprint(case.settings["corpus"]),

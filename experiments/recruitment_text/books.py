@@ -26,7 +26,7 @@ SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A piece of text of as many tokens as a row holds, and the chapter that it is from."""
+    """Tokens that fill a row, and the chapter that they are from."""
 
     ids: Int32[np.ndarray, " T"]
     chapter: str
@@ -34,7 +34,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """The batches that a run reads, and those that it is examined on.
+    """The text that a run reads, and the text that it is examined on.
 
     Attributes:
       prepared: rows in their order, and all books' held-out pieces one after another; each row is one segment, whose

@@ -70,7 +70,7 @@ def _figures(results: Results, corpora: Sequence[str]) -> dict[str, Any]:
 
 
 def _told(moves: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the decisions, without curves and without surveys that proposed nothing."""
+    """Return what was decided, without curves and surveys that proposed nothing."""
     kept = ("step", "kind", "reason", "trial", "block", "parent", "share", "llr_bits", "threshold_bits", "placebo_bits",
             "surprise_bits", "surprise_threshold_bits")  # fmt: skip
     return [{k: m[k] for k in kept if k in m} for m in moves if m["kind"] != "quiet"]

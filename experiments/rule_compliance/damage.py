@@ -1,4 +1,4 @@
-"""Damaged rule files: each is read, verified and injected; then the old set is in force or the whole new one."""
+"""The effect of damaged rule files: read, verified and injected; in force is the old set or the whole new one."""
 
 from __future__ import annotations
 

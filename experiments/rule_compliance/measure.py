@@ -1,10 +1,9 @@
-"""Measurements of texts: how many violate, what they cost, whether promises are kept, whom rules hurt."""
+"""The measurements of texts: how many violate, what they cost, whether promises are kept, whom rules hurt."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -43,15 +42,10 @@ class Tally:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-def trained(text: str, folder: Path, seed: int, steps: int) -> Run:
-    """Return a small model of a text; another text has another folder."""
-    folder = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder.mkdir(parents=True, exist_ok=True)
-    corpus = folder / "text.txt"
-    if not corpus.is_file():
-        corpus.write_text(text, encoding="utf-8")
-    settings = config.Config(
-        data=config.Data(corpus=str(corpus), vocab_size=VOCABULARY, context=CONTEXT, batch=16, valid_rows=32),
+def settings_of(corpus: str, seed: int, steps: int) -> config.Config:
+    """Return the configuration of a model of a file."""
+    return config.Config(
+        data=config.Data(corpus=corpus, vocab_size=VOCABULARY, context=CONTEXT, batch=16, valid_rows=32),
         model=config.Model(
             layers=3, width=64, heads=2, kv_heads=2, head_size=32, feed_forward=128, blocks=6, block_capacity=6,
             block_units=8, window=4, perception_window=4,
@@ -60,6 +54,14 @@ def trained(text: str, folder: Path, seed: int, steps: int) -> Run:
         optimizer=config.Optimizer(learning_rate=6e-3),
         train=config.Train(steps=steps, seed=seed, eval_every=steps, save_every=steps),
     )  # fmt: skip
+
+
+def trained(text: str, folder: Path, seed: int, steps: int) -> Run:
+    """Return a small model of a text, trained, resumed or read; the folder is that of the text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = folder / "text.txt"
+    corpus.write_text(text, encoding="utf-8")
+    settings = settings_of(str(corpus), seed, steps)
     return train(settings, folder / "run", command="python -m experiments.rule_compliance")
 
 

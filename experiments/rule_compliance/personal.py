@@ -7,11 +7,14 @@ the sentences; forbidden phrases, prompts and the judge's values are of the seco
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from experiments import cases
 from localist_jax.data import corpora
 
 FILE = "synth_dataset_v2.json"
@@ -29,6 +32,20 @@ KINDS = (*PHRASES, *FORMS)
 ASKING = "name, card, account, number, phone, address, email, call, contact"
 
 
+@functools.cache
+def fingerprint() -> str:
+    """Return what tells the data set from others.
+
+    Raises:
+      CorpusError: it is not there.
+    """
+    return cases.fingerprint([_folder() / FILE])
+
+
+def _folder() -> Path:
+    return corpora.find("pii_synthetic", f"data/{FILE} of microsoft/presidio-research (MIT)")
+
+
 class Sentences:
     """The data set, in its two halves.
 
@@ -37,8 +54,7 @@ class Sentences:
     """
 
     def __init__(self):
-        folder = corpora.find("pii_synthetic", f"data/{FILE} of microsoft/presidio-research (MIT)")
-        self.all = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        self.all = json.loads((_folder() / FILE).read_text(encoding="utf-8"))
         self.held_out = self.all[len(self.all) // 2 :]
 
     def text(self) -> str:

@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
-import os
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import pool
+from experiments.cases import Results, Store
 from experiments.dial_sweep import babi, blimp, page, recall
+from experiments.dial_sweep.__main__ import STUDY
 from experiments.dial_sweep.conditions import CONDITIONS, fitted
 from experiments.dial_sweep.rows import one_each
-from experiments.dial_sweep.study import Study, available, kept_runs, run
+from experiments.dial_sweep.runs import Plan, fingerprint
 from experiments.dial_sweep.tasks import TASKS
 from localist_jax import config
 from localist_jax.data import corpora, valid_batches
@@ -20,7 +21,7 @@ from localist_jax.locality import Dial
 from localist_jax.model import Transformer, forward
 from localist_jax.parallel.mesh import make_mesh
 from localist_jax.training.evaluate import SWEEP
-from localist_jax.training.run import Run, abstract_state, fresh_state
+from localist_jax.training.run import abstract_state, fresh_state
 from localist_jax.training.state import GATES, at_path
 from localist_jax.training.step import make_train_step
 
@@ -118,10 +119,11 @@ def test_blimp_is_spaced_like_wikitext(corpus_root):
     assert blimp.pairs() == [(" He didn 't go , did he ?", " He didn 't went , did he ?")]
 
 
-def test_a_missing_corpus_is_left_out_with_a_line_that_says_where_it_belongs(tmp_path, monkeypatch, capsys):
+def test_a_missing_corpus_is_named_with_a_line_that_says_where_it_belongs(monkeypatch):
     monkeypatch.delenv(corpora.ROOT_VARIABLE, raising=False)
-    assert available(Study(tmp_path, "cpu"), ["babi", "recall"]) == ["recall"]
-    assert "put the folder en-10k of bAbI" in capsys.readouterr().err
+    assert fingerprint("recall") == ""
+    with pytest.raises(corpora.CorpusError, match="put the folder en-10k of bAbI"):
+        fingerprint("babi")
 
 
 # --- conditions --------------------------------------------------------------------------------------
@@ -189,73 +191,60 @@ def test_the_larger_scale_has_the_promised_size():
 # --- runs ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return Study(tmp_path_factory.mktemp("study"), "cpu", steps=2)
-
-
 @pytest.mark.slow
-def test_a_run_is_measured_once_and_kept(study, monkeypatch, capsys):
-    small_settings = {"cpu": small()}
-    monkeypatch.setitem(TASKS, "recall", dataclasses.replace(TASKS["recall"], settings=small_settings))
-    figures = run(study, "recall", "any", 0)
-    assert [row["locality"] for row in figures["rows"]] == list(SWEEP)
-    assert 0 <= figures["certified_share"] <= 1
-    assert 0 <= figures["rows"][0]["accuracy"] <= 1
+def test_a_run_is_measured_once_and_a_control_is_fitted_to_it(tmp_path, monkeypatch, capsys):
+    small_task = dataclasses.replace(TASKS["recall"], settings={"cpu": small()}, conditions=("any", "window"))
+    monkeypatch.setitem(TASKS, "recall", small_task)
+    here = dataclasses.replace(STUDY, pool=None)
+    words = ["--tasks", "recall", "--seeds", "0", "--steps", "2", f"--workdir={tmp_path}"]
+    options, store = here.parsed(words), Store(tmp_path)
+    planned = here.cases(options)
+    here.measure(options, planned, store)
+    any_dial, control = (store.figures(case) for case in planned)
+    assert [row["locality"] for row in any_dial["rows"]] == list(SWEEP)
+    assert 0 <= any_dial["certified_share"] <= 1
+    assert 0 <= any_dial["rows"][0]["accuracy"] <= 1
     with monkeypatch.context() as patch:
         patch.setattr("localist_jax.training.loop.train", _refuse)
-        assert run(study, "recall", "any", 0) == figures
-
-    with pytest.raises(ValueError, match="nothing whole is kept"):
-        kept_runs(study, ["recall"], [0], [])
-    assert "recall, seed 0: no dense, dense_above" in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        patch.setitem(TASKS, "recall", dataclasses.replace(TASKS["recall"], conditions=("any",)))
-        assert kept_runs(study, ["recall"], [0], []) == ({"recall": {"any": {0: figures}}}, {})
-
-    control = run(study, "recall", "window", 0)  # fitted to the open share of the run above
-    matched = next(row["open_share"] for row in figures["rows"] if row["locality"] == 1)
+        here.measure(options, planned, store)
+    matched = next(row["open_share"] for row in any_dial["rows"] if row["locality"] == 1)
     assert control["rows"][0]["open_share"] == pytest.approx(matched, abs=0.06)
+    found = Plan("cpu", 2).whole(["recall"], [0], [], Results(store, planned))
+    assert found == ({"recall": {"any": {0: any_dial}, "window": {0: control}}}, {})
 
 
 def _refuse(*_, **__):
     raise AssertionError("trained again")
 
 
-def test_what_is_printed_goes_to_the_log(tmp_path):
-    def loud(settings, folder):
-        os.write(2, b"from a library\n")
-
-    pool.train_and_measure(tmp_path, small(), loud, lambda run: {})
-    assert (tmp_path / "train.log").read_text() == "from a library\n"
-
-
-def test_a_folder_with_another_configuration_is_emptied(tmp_path):
-    old, new = small(), small(gates={"open_share_target": 0.3})
-    for settings in (old, new):
-        (tmp_path / "mark").touch() if settings is old else None
-        pool.train_and_measure(tmp_path, settings, _record, lambda run: {"x": 1})
-    assert not (tmp_path / "mark").exists()
-    assert pool.kept(tmp_path, old) is None
-    assert pool.kept(tmp_path, new) is not None
+def test_seeds_that_are_not_whole_are_left_out(tmp_path, capsys):
+    plan, store = Plan("cpu"), Store(tmp_path)
+    for name in ("any", "window"):
+        store.keep(plan.case("recall", name, 0), {}, 1.0)
+    found = Results(store, plan.all(["recall"], [0], []))
+    with pytest.raises(ValueError, match="no seed of any task is whole"):
+        plan.whole(["recall"], [0], [], found)
+    assert "recall, seed 0: no dense, dense_above, always" in capsys.readouterr().err
 
 
-def _record(settings, folder) -> Run:
-    (folder / "config.json").write_text(json.dumps({"config": settings.to_dict()}))
-    return None  # type: ignore[return-value]
+def test_what_waits_comes_after_what_it_needs_and_any_dial_first():
+    planned = Plan("cpu").all(["wikitext2", "recall"], [0, 1], ["power_1", "more_localist"])
+    names = [case.name for case in planned]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["cpu/wikitext2/any/seed0", "cpu/recall/any/seed0"]
+    assert names[-3:] == [
+        f"cpu/wikitext2/{x}" for x in ("power_1/seed0", "more_localist/seed0", "more_localist/seed1")
+    ]
+    assert all(names.index(before.name) < at for at, case in enumerate(planned) for before in case.after)
+    waiting = {case.settings["condition"] for case in planned if case.after}
+    assert waiting == {"window", "neighbours", "samples"}
 
 
-def test_workers_return_every_result_before_they_tell_of_a_failure(capsys):
-    def then(name, result):
-        return [("after " + name, divmod, (result[0], 2))] if name == "1" else []
-
-    found = {}
-    with pool.Pool(2) as workers:
-        jobs = [(str(i), divmod, (7, i)) for i in (0, 1, 2, 3)]
-        with pytest.raises(ZeroDivisionError):
-            found.update(workers.results(jobs, "test", then))
-    assert found == {"1": (7, 0), "after 1": (3, 1), "2": (3, 1), "3": (2, 1)}
-    assert "failed  0" in capsys.readouterr().err
+def test_a_control_depends_on_the_settings_that_it_is_fitted_with():
+    one, other = (Plan("cpu", steps).case("recall", "window", 0) for steps in (2, 3))
+    store = Store(Path("nowhere"))
+    assert store.key(one) != store.key(other)
+    assert one.name == other.name
 
 
 # --- the page --------------------------------------------------------------------------------------
@@ -313,7 +302,7 @@ def test_the_page_has_every_table_picture_and_named_figure(tmp_path):
     texts = {seed: {**{f"{x:g}": said for x in SWEEP}, "dense": said} for seed in (0, 1, 2)}
     del results["babi"]["window"][2]["made_on"]
     settings = {task: TASKS[task].at("gpu-minutes") for task in TASKS}
-    path = page.write(results, texts, settings, tmp_path, "the command")
+    path = page.page_of(results, texts, settings).write(tmp_path, "dial_sweep", "the command")
     text = path.read_text()
     assert "{" not in text.replace("{main}", "{")  # every picture found its place
     assert (

@@ -145,7 +145,7 @@ def test_a_model_is_measured_anew_with_other_stories(tmp_path, monkeypatch):
         "measured",
         lambda run, task, seed: {"baselines": {"uniform": 0.1, "recency": 0.3}, "by_dial": {}},
     )
-    options, _ = STUDY.parsed(["--quick", f"--workdir={tmp_path}"])
+    options = STUDY.parsed(["--quick", f"--workdir={tmp_path}"])
     here = dataclasses.replace(STUDY, pool=None)
     for data in ("a", "a", "b"):
         monkeypatch.setattr(babi, "fingerprint", lambda data=data: data)

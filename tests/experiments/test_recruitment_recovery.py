@@ -70,8 +70,8 @@ def test_no_delay_exceeds_the_bound_of_its_own_path():
 
 
 def test_a_world_may_be_asked_for_with_fewer_seeds():
-    options, command = STUDY.parsed(["--fields", "8", "16:1"])
+    options = STUDY.parsed(["--fields", "8", "16:1"])
     assert worlds(options) == {8: [2, 3], 16: [2]}
-    assert command == "python -m experiments.recruitment_recovery --fields 8 16:1"
+    assert options.command == "python -m experiments.recruitment_recovery --fields 8 16:1"
     names = [case.name for case in STUDY.cases(options)]
     assert len(set(names)) == len(names) == 4 * 3 + 2

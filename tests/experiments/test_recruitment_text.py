@@ -78,7 +78,7 @@ def test_shuffled_sentences_fill_the_same_rows(shelf):
 def test_the_page_is_of_the_corpora_that_are_whole(monkeypatch):
     shown = []
     monkeypatch.setattr(program, "page_of", lambda results, seeds: shown.append(results))
-    options, _ = program.STUDY.parsed(["--seeds", "0"])
+    options = program.STUDY.parsed(["--seeds", "0"])
     found = Results(Store(Path("nowhere")), program.cases(options))
     found.missing = [name for name in found.missing if "dc_code" in name]
     found.update({case.name: {} for case in program.cases(options) if case.name not in found.missing})

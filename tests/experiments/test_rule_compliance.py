@@ -1,13 +1,13 @@
 """The study of rules: its worlds are what they say, and damaged files neither crash nor load by half."""
 
-import argparse
 import json
 from dataclasses import asdict
 
 import pytest
 
+from experiments.cases import Results, Store
 from experiments.rule_compliance import __main__ as study
-from experiments.rule_compliance import page
+from experiments.rule_compliance import page, parts
 from experiments.rule_compliance.damage import broken_files
 from experiments.rule_compliance.measure import CONDITIONS, Tally
 from experiments.rule_compliance.personal import FILE, FORMS, Judge, Sentences
@@ -110,7 +110,7 @@ def test_the_page_says_what_was_counted(personal, tmp_path):
         counts = {
             attack: asdict(Tally(10, violating, tokens=50, bits=100.0, price_bits=25.0)) for attack in ATTACKS
         }
-        return study._total([counts, counts])
+        return parts.total([counts, counts])
 
     rows = {name: [part(0 if name == "both" else 7), part(0)] for name in CONDITIONS}
     figures = {
@@ -121,7 +121,7 @@ def test_the_page_says_what_was_counted(personal, tmp_path):
         "over_refusal_at_most": 0.5,
         "conditions": {"clinic": rows, "personal": rows if personal else {}},
         "refused": {key: [{"harmless": 9, "changed": 1, "cut": 1}] for key in ("clinic", "personal")},
-        "made": {p: {"command": "again" if p == "time" else "once", "date": "today"} for p in study.PARTS},
+        "made": {p: {"command": "again" if p == "time" else "once", "date": "today"} for p in parts.PARTS},
     }
     said = page.body(figures)
     assert "| no rules | 160 | 56 | 35.00 ± 35.00 |" in said
@@ -136,28 +136,34 @@ def test_the_page_says_what_was_counted(personal, tmp_path):
     page.picture(figures).savefig(tmp_path / "picture.svg")
 
 
-def test_a_part_is_measured_once(tmp_path):
-    kept, calls = study.Kept(tmp_path / "parts"), []
+def options(tmp_path, *words):
+    return study.STUDY.parsed([f"--workdir={tmp_path}", f"--out={tmp_path}", "--seeds", "0", *words])
 
-    def measured():
-        calls.append(1)
-        return {"figure": len(calls)}
 
-    assert [kept("a", {"count": n}, measured) for n in (1, 1, 2)] == [
-        {"figure": 1},
-        {"figure": 1},
-        {"figure": 2},
-    ]
+def test_a_model_is_trained_anew_when_its_text_has_changed(tmp_path, monkeypatch):
+    def model():
+        return parts.clinic(options(tmp_path), 0)["model"][0]
+
+    store, before = Store(tmp_path), model()
+    assert store.own(model()) == store.own(before)
+    monkeypatch.setattr(Clinic, "text", lambda self, count: "another text")
+    assert store.own(model()) != store.own(before)
+    (asked,) = parts.clinic(options(tmp_path), 0)["harmless"]
+    assert asked.after[0].settings == model().settings
+
+
+def test_every_case_has_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(Clinic, "text", lambda self, count: "a text")
+    planned = study.cases(options(tmp_path, "--generations", "5000"))
+    assert len({Store(tmp_path).path(case) for case in planned}) == len(planned)
+    both = [case for case in planned if case.name.startswith("clinic/both/seed0/")]
+    assert [case.settings["count"] for case in both] == [2048, 2048, 1024]
 
 
 def test_a_part_is_measured_alone_and_the_others_stay_on_record(tmp_path, monkeypatch):
-    def given(*parts):
-        return argparse.Namespace(
-            parts=list(parts), workdir=tmp_path, out=tmp_path, seeds=[0], personal=0, files=0
-        )
-
+    asked, store = options(tmp_path, "--parts", "time"), Store(tmp_path)
     with pytest.raises(ValueError, match="from which the other parts would come"):
-        study._recorded(given("time"))
+        study.recorded(asked)
     both = [{"all": asdict(Tally(generations=9, violating=1))}]
     figures = {
         "conditions": {"clinic": {"both": both}, "personal": {}},
@@ -167,13 +173,42 @@ def test_a_part_is_measured_alone_and_the_others_stay_on_record(tmp_path, monkey
     }
     about = {"command": "all", "date": "once", "figures": figures}
     (tmp_path / "rule_compliance.json").write_text(json.dumps(about))
-    monkeypatch.setattr(study, "times", lambda: {"decode_ms": 2.0})
-    monkeypatch.setattr(study, "loading", lambda: {"parse_ms_100_rules": 3.0})
-    found = study.measured(given("time"), study._recorded(given("time")), "some")
+    planned = study.cases(asked)
+    for case, row in zip(planned, ({"decode_ms": 2.0}, {"parse_ms_100_rules": 3.0}), strict=True):
+        store.keep(case, row, 1.0)
+    found = study.measured(asked, Results(store, planned))
     assert (found["decode_ms"], found["parse_ms_100_rules"], found["crashes"]) == (2.0, 3.0, 0)
     assert (found["generations"], found["forbid_violations"], found["over_refusal"]) == (9, 1, 0.25)
-    assert [found["made"][part]["command"] for part in study.PARTS] == ["all", "all", "all", "some"]
-    assert study._recorded(given(*study.PARTS)) == {}
+    again = "python -m experiments.rule_compliance --parts time --seeds 0"
+    assert [found["made"][part]["command"] for part in parts.PARTS] == ["all", "all", "all", again]
+    assert not {"seconds", "made_on"} & found.keys()
+    assert study.recorded(options(tmp_path)) == {}
+
+
+def test_the_page_goes_without_personal_data_but_not_without_the_clinic(tmp_path, monkeypatch):
+    monkeypatch.setattr(Clinic, "text", lambda self, count: "a text")
+    asked, store = options(tmp_path, "--generations", "300", "--others", "256"), Store(tmp_path)
+    planned = study.cases(asked)
+    counts = {kind: asdict(Tally(10, 1, tokens=50)) for kind in ATTACKS}
+    for case in planned:
+        if case.name.startswith("clinic/"):
+            row = (
+                {"harmless": 9, "changed": 1}
+                if "harmless" in case.name
+                else {}
+                if "model" in case.name
+                else counts
+            )
+            store.keep(case, row, 1.0)
+        elif not case.name.startswith("personal/"):
+            store.keep(case, {}, 1.0)
+    found = study.measured(asked, Results(store, planned))
+    assert found["conditions"]["personal"] == {}
+    assert found["conditions"]["clinic"][parts.SEEN][0]["all"]["generations"] == 10 * len(ATTACKS)
+    assert (found["harmless"], found["generations"]) == (9, 10 * len(ATTACKS))
+    store.path(planned[0]).unlink()
+    with pytest.raises(ValueError, match="1 cases, such as time/times, were not run"):
+        study.measured(asked, Results(store, planned))
 
 
 def test_the_set_for_timings_is_consistent():

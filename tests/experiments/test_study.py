@@ -140,10 +140,10 @@ def test_the_command_on_record_measures_the_same(tmp_path):
         "--workers=2",
         f"--workdir={tmp_path}",
     ]
-    options, command = smallest_study.STUDY.parsed(words)
-    assert command == "python -m experiments.smallest_study --quick --draws 10 20 --seeds 3"
+    options = smallest_study.STUDY.parsed(words)
+    assert options.command == "python -m experiments.smallest_study --quick --draws 10 20 --seeds 3"
     assert options.out == tmp_path
-    assert smallest_study.STUDY.parsed(["--quick"])[0].draws == [10]
+    assert smallest_study.STUDY.parsed(["--quick"]).draws == [10]
 
 
 def test_the_smallest_study_runs_in_workers(tmp_path, capsys):
