@@ -135,7 +135,7 @@ def _ours(name: str, path: Path):
         )  # fmt: skip
         return times, read_tokens._cache_size() - before  # type: ignore[attr-defined]
 
-    return answer, jax.__version__
+    return answer, f"JAX {jax.__version__}"
 
 
 def _transformers(name: str, path: Path):
@@ -296,9 +296,8 @@ def main(arguments: list[str] | None = None) -> None:
         figures = figures_of(answers) | {
             "calibrate_s": seconds, "first_token_second_start_s": second_start(paths["adopted"]),
         }  # fmt: skip
-    command = shlex.join(
-        ["python", "-m", "benchmarks.generation", *(sys.argv[1:] if arguments is None else arguments)]
-    )
+    asked = ["--quick"] * given.quick + (["--prompts", *given.prompts] if given.prompts else [])
+    command = shlex.join(["python", "-m", "benchmarks.generation", f"--rounds={given.rounds}", *asked])
     print(study.write(
         given.out, "llm_speed", title="Generation beside `transformers`", body=body(figures), command=command,
         seeds=(), figures=figures, pictures={},
