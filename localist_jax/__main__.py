@@ -46,13 +46,14 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     The command exits with status 2 and a line on standard error where a word is unknown.
     """
     parser = _parser()
-    arguments, rest = parser.parse_known_args(words)
-    changes = [word.removeprefix(CHANGE) for word in rest if word.startswith(CHANGE)]
-    unknown = [word for word in rest if not (word.startswith(CHANGE) and "changes" in arguments)]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    changes = [
+        word for word in words if word.startswith(CHANGE)
+    ]  # argparse would take one with a space for a file
+    arguments = parser.parse_args([word for word in words if word not in changes])
+    if changes and "changes" not in arguments:
+        parser.error(f"unrecognized arguments: {' '.join(changes)}")
     if changes:
-        arguments.changes = changes
+        arguments.changes = [word.removeprefix(CHANGE) for word in changes]
     return arguments
 
 

@@ -236,7 +236,8 @@ def test_report_measures_again(tiny_run):
             ["train", "--workdir", "{tmp}/x", "--config.model.layerz=3"],
             "config.model.layerz: unknown key; did you mean 'layers'",
         ),
-        (["train", "--workdir", "{tmp}/x", "--config.layers=3"], "expected section.field=value"),
+        (["train", "--workdir", "{tmp}/x", "--config.layers=3"], "expected --config.section.field=value"),
+        (["train", "--workdir", "{tmp}/x", "--config.data.corpus=/no where"], "/no where"),
         (
             ["train", "--workdir", "{tmp}/x", f"--config.train.seed={'9' * 20}"],
             "config.train.seed: expected at least 0",

@@ -83,7 +83,7 @@ PLAIN = {
     "train.seed",
 }  # fmt: skip
 WITH_ZERO = PLAIN | {
-    "data.valid_rows", "model.block_units", "model.neighbours", "model.perception_window",
+    "data.valid_rows", "model.block_units", "model.neighbours", "model.perception_window", "model.router_cells",
     "model.delta_rank", "model.unturned_every",
     "dial.power", "gates.gate_bits", "gates.flat_tolerance", "gates.settle", "router.noise", "router.usage_floor",
     "router.usage_weight", "router.doubt_weight", "router.switching_weight", "optimizer.warmup", "optimizer.final",

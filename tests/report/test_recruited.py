@@ -94,7 +94,7 @@ def test_words_say_what_was_wanting(record, words):
 def test_the_picture_shows_each_trial_beside_its_placebo_and_each_life():
     figure = figures.recruitment(STORY, 50, marks=[25])
     evidence, timeline = figure.axes
-    ends = [line.get_ydata()[-1] for line in evidence.lines if len(line.get_xdata()) == 4]
+    ends = [line.get_ydata()[-1] for line in evidence.lines if len(line.get_xdata()) == 5]
     assert ends == [8.0, 20.0, 8.0, 9.0, 8.0, 20.0]
     assert [t.get_text() for t in timeline.get_yticklabels()] == [
         "block 1", "block 3", "block 3", "surveys without a trial"
