@@ -72,6 +72,7 @@ def test_the_run_that_is_left(original, told, tmp_path):
     assert not (made.workdir / "search.npz").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_search_leaves_the_same_run(original, told, tmp_path, monkeypatch):
     whole = recruited(original, tmp_path / "whole")
     save, saved = frozen_job._save, []
