@@ -23,9 +23,8 @@ from localist_jax.locality.anchors import telling
 from localist_jax.model import forward
 from localist_jax.recruitment import chronicle, frozen_job
 from localist_jax.recruitment.cells import Partition
-from localist_jax.recruitment.frozen import BLOCK_OF_CELL, SearchState, put
+from localist_jax.recruitment.frozen import SearchState
 from localist_jax.training.run import Run
-from localist_jax.training.state import FILING, GATES
 
 CONTEXT, ROWS, TEST_ROWS = 1024, 80, 8
 NULL_ROWS, NULL_DOCUMENTS = 24, 400
@@ -166,8 +165,7 @@ def _rivals(state: SearchState) -> Iterator[tuple[str, Partition]]:
 def _blocks(search: frozen_job.Search, state: SearchState, partition: Partition) -> Blocks:
     """Return a function of batches to tokens and blocks, one after another."""
     one = search.recruiter.contender(state.seen, partition)
-    leaves = {GATES: one.found.gates, FILING: one.found.filing, BLOCK_OF_CELL: partition.block_of_cell}
-    params, c = put(search.fresh.params, leaves), search.settings.model
+    params, c = one.put_into(search.fresh.params), search.settings.model
 
     @jax.jit  # the layers above the router are never computed
     def routed(params, tokens):

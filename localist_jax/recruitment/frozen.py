@@ -86,6 +86,30 @@ class Contender:
     blocks: Blocks
     spent: list[float] = dataclasses.field(default_factory=list)
 
+    def put_into(self, params: PyTree) -> PyTree:
+        """Return parameters with this partition, filing and gates, in float32."""
+        leaves = {
+            GATES: self.found.gates,
+            FILING: self.found.filing,
+            BLOCK_OF_CELL: self.partition.block_of_cell,
+        }
+        for path, leaf in leaves.items():
+            params = with_leaf(params, path, jnp.asarray(leaf, jnp.float32))
+        return params
+
+
+def check_cost(terms: config.Recruitment) -> None:
+    """Check that parameters are paid for by prequential coding, the only way that fits a search.
+
+    Raises:
+      ValueError: another cost model.
+    """
+    if terms.cost != "prequential":
+        raise ValueError(
+            "recruitment.cost: expected 'prequential', since router, filing and gates follow from the text that was "
+            f"coded before; got {terms.cost!r}"
+        )
+
 
 class FrozenRecruiter:
     """The search for a partition of the cells that pays.
@@ -115,11 +139,7 @@ class FrozenRecruiter:
         settings: config.Config,
         concepts: Mapping[int, tuple[str, Sequence[int]]] | None = None,
     ):
-        if settings.recruitment.cost != "prequential":
-            raise ValueError(
-                "recruitment.cost: expected 'prequential', since router, filing and gates follow from the text that "
-                f"was coded before; got {settings.recruitment.cost!r}"
-            )
+        check_cost(settings.recruitment)
         self.passes, self._terms, self._seed = 0, settings.recruitment, settings.train.seed
         self._open_share = settings.gates.open_share_target
         self._config, self._params, self._read = model.config, params, read
@@ -161,9 +181,7 @@ class FrozenRecruiter:
     def code(self, contender: Contender, batch: Batch, dial: float = 1.0) -> float:
         """Return the bits that a batch takes at a dial λ."""
         self.passes += 1
-        found, owner = contender.found, contender.partition.block_of_cell
-        leaves = {GATES: found.gates, FILING: found.filing, BLOCK_OF_CELL: owner}
-        return float(self._bits(put(self._params, leaves), contender.blocks, batch, Dial(dial)))
+        return float(self._bits(contender.put_into(self._params), contender.blocks, batch, Dial(dial)))
 
     def _divide(self, state: SearchState, stream: Stream) -> tuple[SearchState, dict[str, Any]] | None:
         """Try the division that promises most; return None where there is none, or no row to try it on."""
@@ -181,9 +199,9 @@ class FrozenRecruiter:
         rows, placebos, reason = [first], list[Contender](), ""
         while not reason:
             saved = self._saved(incumbent, candidate, rows)
-            if saved >= threshold:
+            if saved >= threshold and not placebos:
                 parts = self._rivals(state, division)
-                placebos = placebos or [
+                placebos = [
                     self.contender(state.seen, state.partition.moved(cells, place)) for cells in parts
                 ]
             best = max([0.0, *(self._saved(incumbent, placebo, rows) for placebo in placebos)])
@@ -210,7 +228,7 @@ class FrozenRecruiter:
             "parent": division.parent,
             "trial": number,
             "reason": reason,
-            "tokens": sum(int(np.asarray(batch.scored).sum()) for batch in rows),
+            "tokens": _scored(rows),
             "share": round(float(size @ division.cells / (size @ mine)), 4),
             "share_of_text": round(float(size @ division.cells / size.sum()), 4),
             "cells": np.flatnonzero(division.cells).tolist(),
@@ -254,7 +272,7 @@ class FrozenRecruiter:
             "kind": "retired" if gone else "kept",
             "block": block,
             "parent": parent,
-            "tokens": sum(int(np.asarray(batch.scored).sum()) for batch in rows),
+            "tokens": _scored(rows),
             "llr_bits": round(saved, 2),
             "description_bits": round(description, 2),
         }
@@ -301,7 +319,10 @@ class FrozenRecruiter:
         return wanted[int(np.argmin(spent))], len(offered)
 
     def _rivals(self, state: SearchState, division: Division) -> list[np.ndarray]:
-        """Return random sets of the parent's cells with about as many positions; fewer where there are no more."""
+        """Return random sets of the parent's cells with about as many positions; fewer where there are no more.
+
+        Only a concept is tried with fewer than the terms ask for.
+        """
         size = state.seen.positions
         mine = state.partition.block_of_cell == division.parent
         cells, wanted = np.flatnonzero(mine), size @ division.cells
@@ -325,18 +346,15 @@ class FrozenRecruiter:
         return sum(incumbent.spent) - sum(contender.spent)
 
 
-def put(params: PyTree, leaves: Mapping[tuple[str, ...], Any]) -> PyTree:
-    """Return parameters with other leaves at these paths, in float32."""
-    for path, leaf in leaves.items():
-        params = with_leaf(params, path, jnp.asarray(leaf, jnp.float32))
-    return params
-
-
 def _row_bits(model: Transformer, params: PyTree, blocks: Blocks, batch: Batch, dial: Dial) -> jax.Array:
     dial = dial.broadcast(batch.tokens.shape[0], model.config.layers, model.config.heads)
     places = {"positions": batch.positions, "segments": batch.segments}
     out = forward(model, params, batch.tokens, dial, blocks, **places)
     return jnp.where(batch.scored, bits.code_length(out.logits, batch.targets), 0.0).sum()
+
+
+def _scored(rows: Sequence[Batch]) -> int:
+    return sum(int(np.asarray(batch.scored).sum()) for batch in rows)
 
 
 def _key(cells: np.ndarray) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,23 +23,22 @@ import numpy as np
 
 from localist_jax import config
 from localist_jax.adopt import localise
-from localist_jax.adopt.calibrate import PINNED, Look, MassReader, check, look, with_router
+from localist_jax.adopt.calibrate import PINNED, TOKENS_PER_BLOCK, Look, MassReader, check, look, with_router
 from localist_jax.data import Batch, Prepared, Rows, prepare
 from localist_jax.locality import Blocks
 from localist_jax.model import Transformer
 from localist_jax.recruitment import chronicle
 from localist_jax.recruitment.cells import Partition
-from localist_jax.recruitment.frozen import BLOCK_OF_CELL, FrozenRecruiter, SearchState, put
+from localist_jax.recruitment.frozen import FrozenRecruiter, SearchState, check_cost
 from localist_jax.recruitment.record import FILE
 from localist_jax.training.checkpoint import Checkpoints
 from localist_jax.training.journal import Journal, Records
 from localist_jax.training.progress import Progress, Stages, human_time
 from localist_jax.training.run import Run, fresh_state, write_json
-from localist_jax.training.state import FILING, GATES, TrainState
+from localist_jax.training.state import TrainState
 
 SEARCH, ASKED = "search.npz", "search.json"  # what a stopped search goes on from, and what was asked for
 CELLS, OPEN_SHARE = 256, 0.15
-POSITIONS_PER_CELL = 16  # fewer, and k-means has nothing to go by
 
 
 def settings_of(
@@ -79,10 +79,14 @@ class Search:
     """A search in its folder.
 
     Attributes:
+      run: whose blocks are sought.
+      settings, out: configuration and folder of the run that will be left.
       recruiter: decides.
       state: where the search begins, or goes on.
       stream: rows to try blocks on, one in a batch.
-      fresh: the training state of the run that will be left: trunk and router, but no blocks yet.
+      model, fresh: network and training state of the run that will be left: trunk and router, but no blocks yet.
+      prepared: the text.
+      concepts: name → token ids.
     """
 
     run: Run
@@ -126,8 +130,7 @@ def recruit(
     search = begin(run, settings, out, rows=rows, anchors=anchors)
     state = searched(search)
     best = search.recruiter.contender(state.seen, state.partition)
-    leaves = {GATES: best.found.gates, FILING: best.found.filing, BLOCK_OF_CELL: best.partition.block_of_cell}
-    step, params = jnp.asarray(state.rows, jnp.int32), put(search.fresh.params, leaves)
+    step, params = jnp.asarray(state.rows, jnp.int32), best.put_into(search.fresh.params)
     trained = dataclasses.replace(search.fresh, step=step, params=params, blocks=best.blocks)
     settings = search.settings.replace(train={"steps": max(1, state.rows)})
     made = Run(search.out, settings, search.model, run.tokenizer, trained, run.mesh, search.prepared)
@@ -149,9 +152,24 @@ def begin(
     rows: int = 0,
     anchors: Mapping[str, Sequence[str]] | None = None,
 ) -> Search:
-    """Return a search that is ready to decide: its survey is done, or it goes on; arguments as of `recruit`."""
-    out = Path(out)
-    concepts = {name: localise.tokens_of(run, name, words) for name, words in (anchors or {}).items()}
+    """Return a search that is ready to decide: its survey is done, or it goes on; arguments as of `recruit`.
+
+    Bad input leaves no folder behind.
+    """
+    out, there = Path(out), Path(out).exists()
+    try:
+        return _begun(run, settings, out, rows, anchors or {})
+    except ValueError:
+        if not there:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _begun(
+    run: Run, settings: config.Config, out: Path, rows: int, anchors: Mapping[str, Sequence[str]]
+) -> Search:
+    check_cost(settings.recruitment)
+    concepts = {name: localise.tokens_of(run, name, words) for name, words in anchors.items()}
     capacity = max(settings.model.anchor_capacity, sum(map(len, concepts.values())))
     settings = settings.replace(model={"anchor_capacity": capacity})
     asked = {"rows": rows, "concepts": concepts, "config": settings.to_dict()}
@@ -218,7 +236,7 @@ def _rows(rows: Rows, settings: config.Config, most: int) -> tuple[list[Batch], 
       ValueError: too few of them.
     """
     survey, length, cells = settings.recruitment.survey, rows.tokens.shape[1], settings.model.router_cells
-    if len(rows) <= survey or length * survey < POSITIONS_PER_CELL * cells:
+    if len(rows) <= survey or length * survey < TOKENS_PER_BLOCK * cells:
         raise ValueError(
             f"recruit: a survey of {survey} of {len(rows)} rows of {length} tokens is too little for {cells - 1} "
             "cells; give more text, set recruitment.survey, or ask for fewer --cells"

@@ -136,4 +136,4 @@ def test_what_cannot_be_is_said_in_one_line(original, tmp_path, options, words):
     assert status not in (0, None)
     assert words in heard
     assert "Traceback" not in heard
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
