@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import tokenizers
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 V, D, N, L, F = 288, 32, 4, 3, 48
@@ -109,3 +109,14 @@ def write(folder, variant, *, dtype="float32", shards=1, bos=True):
     index = {"metadata": {}, "weight_map": table}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def changed(folder, **keys):
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **keys}))
+
+
+def edited(folder, edit):
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors")
